@@ -1,0 +1,48 @@
+"""camtrain: train 3D CNNs so that they look at the right organ, and see every epoch where they look.
+
+Public names load on first use, so that `import camtrain` costs nothing and the command line can print its help
+without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. The order is the order of `dir(camtrain)` and of the documentation.
+_PUBLIC = {
+    "explain": "camtrain.cam.explaining",
+    "methods": "camtrain.cam.method_table",
+    "layers": "camtrain.cam.layer_table",
+    "LayerTap": "camtrain.cam.tap",
+    "OrganTable": "camtrain.anatomy.organ_table",
+    "OrganMaskLoss": "camtrain.losses.organ_mask",
+    "MaskLossCallback": "camtrain.callbacks.mask_loss",
+    "AttentionMonitor": "camtrain.callbacks.attention_monitor",
+    "InputError": "camtrain._errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from camtrain._errors import InputError
+    from camtrain.anatomy.organ_table import OrganTable
+    from camtrain.callbacks.attention_monitor import AttentionMonitor
+    from camtrain.callbacks.mask_loss import MaskLossCallback
+    from camtrain.cam.explaining import explain
+    from camtrain.cam.layer_table import layers
+    from camtrain.cam.method_table import methods
+    from camtrain.cam.tap import LayerTap
+    from camtrain.losses.organ_mask import OrganMaskLoss
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'camtrain' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,168 @@
+"""The batch contract: what a callback reads from any user's batch, checked once and in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camtrain._errors import InputError, nearest
+
+KEYS = ("image", "label", "organs", "has_organs", "id", "affine")
+Adapter = Callable[[Any], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch in the vocabulary of camtrain.
+
+    Attributes:
+        image: (B, C, *S) float, or None where a loss needs no image.
+        label: (B, L) float, NaN = unknown, or None when the batch has no labels.
+        organs: (B, 1, *S) integer ids, or None.
+        has_organs: (B,) bool; derived when the batch has no such key: organs present and not all zero.
+        ids: Case names, or None.
+        affine: (B, 4, 4) voxel to world in mm, or None.
+    """
+
+    image: Tensor | None
+    label: Tensor | None
+    organs: Tensor | None
+    has_organs: Tensor
+    ids: list[str] | None
+    affine: Tensor | None
+
+
+def read_batch(
+    batch: Any, keys: Mapping[str, str] | None = None, adapter: Adapter | None = None, outputs: int | None = None
+) -> Batch:
+    """Read a user's batch.
+
+    Args:
+        batch: Dict with the keys of the contract, or anything `adapter` understands.
+        keys: Contract word -> key in the user's batch, for example `{"image": "img"}`.
+        adapter: Callable that turns the batch into a dict with the contract's words.
+        outputs: Number of network outputs L; needed to one-hot encode class indices and to check the labels.
+
+    Returns:
+        The batch, as plain tensors (MONAI's MetaTensor ends here).
+
+    Raises:
+        InputError: The batch is no dict and no adapter was given, or a value breaks the contract.
+    """
+    words = _words(batch, keys or {}, adapter)
+    image = _plain(words.get("image"))
+    organs = _organs(_plain(words.get("organs")), image)
+    label = _label(_plain(words.get("label")), outputs)
+    size = next((len(t) for t in (image, label, organs) if t is not None), 0)
+    if label is not None and len(label) != size:
+        raise InputError(f"expected one label row per image, got {len(label)} rows for {size} images: check the batch")
+    device = next((t.device for t in (image, label, organs) if t is not None), None)
+    has_organs = _has_organs(words.get("has_organs"), organs, size, device)
+    ids = words.get("id")
+    return Batch(
+        image=image,
+        label=label,
+        organs=organs,
+        has_organs=has_organs,
+        ids=None if ids is None else [str(i) for i in ([ids] if isinstance(ids, str) else ids)],
+        affine=_affine(_plain(words.get("affine")), words.get("image"), size),
+    )
+
+
+def _words(batch: Any, keys: Mapping[str, str], adapter: Adapter | None) -> Mapping[str, Any]:
+    if unknown := [k for k in keys if k not in KEYS]:
+        raise InputError(f"keys= expects the words {', '.join(KEYS)}, got {unknown[0]!r}{nearest(unknown[0], KEYS)}")
+    if adapter is not None:
+        batch = adapter(batch)
+    if not isinstance(batch, Mapping):
+        raise InputError(
+            f"expected a dict batch with the keys image, label, organs, got {type(batch).__name__}: "
+            "pass adapter=, a callable that makes such a dict of your batch"
+        )
+    for word, key in keys.items():
+        if key not in batch:
+            raise InputError(f"keys= names {key!r} for {word}, but the batch has {', '.join(map(str, batch))}")
+    return {word: batch[keys.get(word, word)] for word in KEYS if keys.get(word, word) in batch}
+
+
+def _plain(value: Any) -> Tensor | None:
+    if value is None:
+        return None
+    tensor: Tensor = torch.as_tensor(value)
+    return tensor.as_subclass(Tensor)
+
+
+def _label(label: Tensor | None, outputs: int | None) -> Tensor | None:
+    """Class indices become one-hot, one probability per case becomes a column, soft values are refused."""
+    if label is None:
+        return None
+    if label.ndim == 1 and not label.is_floating_point() and label.dtype != torch.bool and outputs != 1:
+        if outputs is None:
+            raise InputError("labels are class indices of shape (B,), but the number of outputs is unknown")
+        top = int(label.max()) if label.numel() else 0
+        if top >= outputs or (label.numel() and int(label.min()) < 0):
+            raise InputError(f"expected class indices in 0..{outputs - 1}, got {int(label.min())}..{top}: check the labels")
+        return torch.nn.functional.one_hot(label.long(), outputs).float()
+    if label.ndim == 1 and outputs in (1, None):
+        label = label[:, None]
+    if label.ndim != 2:
+        raise InputError(f"expected labels of shape (B, L), got {tuple(label.shape)}: one column per network output")
+    if outputs is not None and label.shape[1] != outputs:
+        raise InputError(
+            f"the network gives {outputs} outputs but the batch has {label.shape[1]} label columns: "
+            "set the number of outputs of the network to the number of labels"
+        )
+    label = label.float()
+    # One reduction, one synchronisation: NaN compares false with everything, so it passes here.
+    if bool(((label != 0) & (label != 1) & ~label.isnan()).any()):
+        wrong = label[(label != 0) & (label != 1) & ~label.isnan()][0].item()
+        raise InputError(f"expected labels 0, 1 or NaN (unknown), got {wrong:g}: camtrain takes no soft labels")
+    return label
+
+
+def _organs(organs: Tensor | None, image: Tensor | None) -> Tensor | None:
+    if organs is None:
+        return None
+    if image is not None and organs.ndim == image.ndim - 1:
+        organs = organs[:, None]
+    if image is not None and (organs.ndim != image.ndim or organs.shape[1] != 1):
+        raise InputError(
+            f"expected organs of shape (B, 1, *S) with integer ids, got {tuple(organs.shape)} "
+            f"for an image of shape {tuple(image.shape)}"
+        )
+    if image is not None and organs.shape[2:] != image.shape[2:]:
+        raise InputError(
+            f"organs have the grid {tuple(organs.shape[2:])} but the image has {tuple(image.shape[2:])}: "
+            "give both the same spatial transforms"
+        )
+    if organs.is_floating_point():
+        if bool((organs != organs.round()).any()):
+            raise InputError(
+                "organs hold values that are no whole ids, as a linear resampling leaves them: "
+                "resample organs with mode='nearest'"
+            )
+        organs = organs.to(torch.int32)
+    return organs
+
+
+def _has_organs(given: Any, organs: Tensor | None, size: int, device: torch.device | None) -> Tensor:
+    if organs is None:
+        return torch.zeros(size, dtype=torch.bool, device=device)
+    if given is not None:
+        return torch.as_tensor(given, device=device).bool().reshape(size)
+    return organs.flatten(1).any(dim=1)
+
+
+def _affine(affine: Tensor | None, image: Any, size: int) -> Tensor | None:
+    """Voxel-to-world of each case; what torch's default collate leaves of it (one for all) is unknown geometry."""
+    if affine is None and hasattr(image, "affine"):
+        affine = torch.as_tensor(image.affine).as_subclass(Tensor)
+    if affine is None:
+        return None
+    if affine.ndim == 2 and size == 1:
+        affine = affine[None]
+    return affine if affine.ndim == 3 and len(affine) == size else None
