@@ -1,0 +1,128 @@
+"""The scores of one split in one epoch: which measures, for which methods, under which keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camtrain.metrics import EmptyMapRate, EnergyInside, LabelAUROC, MaskIoU, OrganIoU, PointingGame
+
+# Measure -> is more better? For tables and for whoever sets `monitor=`.
+MEASURES = {
+    "auroc": True,
+    "organ_iou": True,
+    "energy_inside": True,
+    "pointing_game": True,
+    "mask_iou": True,
+    "empty_map_rate": False,
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number.
+
+    Attributes:
+        measure: A key of `MEASURES`, with `_micro` or `_chance` where it is that.
+        method: Attention method, or None for what needs no map.
+        label: Label name, or None for the mean over labels.
+        value: The number, never NaN.
+    """
+
+    measure: str
+    method: str | None
+    label: str | None
+    value: float
+
+    def key(self, split: str, first_method: str, name: str | None = None) -> str:
+        """The logged key: `val/organ_iou`, `val/organ_iou@gradcam/nodule`, `val/<name>/auroc`.
+
+        Example:
+            >>> Score("organ_iou", "gradcam", "nodule", 0.5).key("val", first_method="hirescam")
+            'val/organ_iou@gradcam/nodule'
+        """
+        at = "" if self.method in (None, first_method) else f"@{self.method}"
+        parts = [split, name, self.measure + at, self.label]
+        return "/".join(part for part in parts if part)
+
+
+class ScoreBook:
+    """The torchmetrics of one split.
+
+    Args:
+        names: Label names.
+        methods: Attention methods.
+        with_organs: Is there anatomy to compare maps with?
+        device: Where the states live.
+        thresholds: Method -> (L,) OrganIoU thresholds frozen on validation; None sweeps and takes the best.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        methods: Sequence[str],
+        with_organs: bool,
+        device: torch.device,
+        thresholds: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.names = list(names)
+        self.methods = list(methods)
+        count = len(self.names)
+        self.auroc = LabelAUROC(count, average="none").to(device)
+        self.maps: dict[str, dict[str, Any]] = {}
+        for method in self.methods if with_organs else []:
+            frozen = None if thresholds is None else thresholds.get(method)
+            self.maps[method] = {
+                "organ_iou": OrganIoU(count, average="none", thresholds=frozen).to(device),
+                "energy_inside": EnergyInside(count, average="none").to(device),
+                "pointing_game": PointingGame(count, average="none").to(device),
+                "mask_iou": MaskIoU(count, average="none").to(device),
+                "empty_map_rate": EmptyMapRate(count, average="none").to(device),
+            }
+
+    def update(
+        self, maps: Mapping[str, Tensor], allowed: Tensor | None, label: Tensor, has_organs: Tensor, logits: Tensor
+    ) -> None:
+        """Count one batch."""
+        self.auroc.update(logits, label)
+        if allowed is None:
+            return
+        for method, metrics in self.maps.items():
+            for metric in metrics.values():
+                metric.update(maps[method], allowed, label, has_organs)
+
+    def reset(self) -> None:
+        """Begin anew."""
+        for metric in [self.auroc, *(m for metrics in self.maps.values() for m in metrics.values())]:
+            metric.reset()
+
+    def thresholds(self) -> dict[str, Tensor]:
+        """Method -> (L,) OrganIoU thresholds of this split (all processes must call it together)."""
+        return {method: metrics["organ_iou"].best_thresholds().cpu() for method, metrics in self.maps.items()}
+
+    def compute(self) -> list[Score]:
+        """All defined scores, in a fixed order (all processes must call it together)."""
+        scores = list(self._spread("auroc", None, self.auroc.averaged("none")))
+        for method, metrics in self.maps.items():
+            for measure, metric in metrics.items():
+                scores += self._spread(measure, method, metric.averaged("none"))
+            scores += self._single("organ_iou_micro", method, metrics["organ_iou"].averaged("micro"))
+            scores += self._single("energy_inside_chance", method, metrics["energy_inside"].chance("macro"))
+        return scores
+
+    def _spread(self, measure: str, method: str | None, values: Tensor) -> Iterator[Score]:
+        numbers = values.double().cpu()
+        yield from self._single(measure, method, numbers.nanmean())
+        for name, number in zip(self.names, numbers.tolist(), strict=True):
+            if number == number:
+                yield Score(measure, method, name, number)
+
+    def _single(self, measure: str, method: str | None, value: Tensor) -> Iterator[Score]:
+        """Undefined is left out: a NaN under a monitored key stops training."""
+        number = float(value)
+        if number == number:
+            yield Score(measure, method, None, number)

@@ -1,0 +1,46 @@
+"""Which split a batch belongs to, and which of its cases a distributed sampler has shown before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DistributedSampler
+
+
+def split_name(trainer: Any, dataloader_idx: int) -> str:
+    """`val` or `test`, or the data module's own word for this loader.
+
+    Several validation loaders are `val`, `val_1`, `val_2`; test loaders take the names of the data module's
+    `test_splits`, else `test`, `test_1`.
+    """
+    testing = trainer.state.stage == "test" or trainer.testing
+    if testing:
+        splits = getattr(getattr(trainer, "datamodule", None), "test_splits", None)
+        if splits and dataloader_idx < len(splits):
+            return str(splits[dataloader_idx])
+    base = "test" if testing else "val"
+    return base if dataloader_idx == 0 else f"{base}_{dataloader_idx}"
+
+
+def loader_of(trainer: Any, dataloader_idx: int) -> Any:
+    """The evaluation DataLoader that runs, or None where it cannot be told."""
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    if isinstance(loaders, list | tuple):
+        return loaders[dataloader_idx] if dataloader_idx < len(loaders) else None
+    return loaders if dataloader_idx == 0 else None
+
+
+def is_repeat(loader: Any, start: int, count: int) -> list[bool]:
+    """For the cases `start` ... of this process: did the sampler add them only to make the ranks even?
+
+    Args:
+        loader: The DataLoader, whose sampler decides; without a `DistributedSampler` in order nothing repeats.
+        start: Cases that this process has seen of it.
+        count: Cases of this batch.
+    """
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.shuffle:
+        return [False] * count
+    total = len(sampler.dataset)  # type: ignore[arg-type]
+    # Without shuffling rank r gets the padded positions r, r + world, ...; those past the end are repeats.
+    return [(start + k) * sampler.num_replicas + sampler.rank >= total for k in range(count)]

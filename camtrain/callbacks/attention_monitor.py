@@ -1,0 +1,292 @@
+"""AttentionMonitor: every epoch, where does the network look, per label?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from camtrain._batch import Adapter, Batch
+from camtrain._errors import InputError
+from camtrain._lightning import Callback
+from camtrain.callbacks._context import RunContext, TableSpec, resolve_layer
+from camtrain.callbacks._panel import Panel
+from camtrain.callbacks._publish import Publisher
+from camtrain.callbacks._scores import Score, ScoreBook
+from camtrain.callbacks._splits import is_repeat, loader_of, split_name
+from camtrain.cam.engine import Reshape, attention_maps
+from camtrain.cam.layer_lookup import find_layer
+from camtrain.cam.method_table import find_method
+from camtrain.cam.watch import LogitsFrom, ModuleWatch
+
+
+class AttentionMonitor(Callback):
+    """Scores attention maps against organs in every validation and test epoch, and draws a fixed panel of cases.
+
+    Works on an unmodified module and adds no forward: hooks on the layer and on the modules around it see the user's
+    own validation step, under `no_grad` and inference mode alike. Maps are made of present labels only.
+
+    Logged every epoch (usable as `monitor=`): `<split>/<score>` as mean over labels and `<split>/<score>/<label>`, for the
+    scores auroc, organ_iou, energy_inside, pointing_game, mask_iou, empty_map_rate, with `organ_iou_micro` (the paper's
+    mean over cases and labels) and `energy_inside_chance`; methods after the first as `<split>/<score>@<method>`. OrganIoU
+    thresholds are chosen on validation every epoch and frozen for test. Undefined scores are left out.
+
+    Pictures go every `every_n_epochs` to every logger of the Trainer and to the run folder
+    `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv`.
+
+    Args:
+        layer: Tapped layer: dotted name, module, or None for the last feature map.
+        table: `OrganTable`, path, shipped name, or None for the data module's; without any, only AUROC and pictures.
+        methods: Attention methods; the first has the plain keys.
+        every_n_epochs: Draw pictures every so many epochs (0 = never). Scores are computed every epoch.
+        panel_cases: Cases of the panel.
+        labels_per_case: Labels drawn of each panel case.
+        max_label_keys: Up to so many labels the per-label scores go to the loggers one by one; beyond, as one table.
+        mode: How regions come down to the map's grid: "fill", "nearest", "trilinear", "any".
+        keys: Contract word -> key in the user's batch.
+        adapter: Callable that makes a dict with the contract's words of the batch.
+        logits: Where the logits are: None = output of the smallest module around the layer; a module's dotted name; or a
+            callable that picks (B, L) from the model's output.
+        reshape: Linear callable that makes (B, K, *S') of the layer's output.
+        names: Label names in the order of the outputs.
+        name: Tells two monitors apart; part of the keys.
+        call: Which call of the layer counts, where one step runs it several times.
+
+    Raises:
+        InputError: Unknown layer or method, batches that break the contract, a key that the module logs too.
+
+    Example:
+        >>> AttentionMonitor(layer="layer4", methods=["hirescam", "gradcam"]).methods
+        ['hirescam', 'gradcam']
+    """
+
+    def __init__(
+        self,
+        layer: str | None = None,
+        table: TableSpec = None,
+        methods: Sequence[str] = ("hirescam",),
+        every_n_epochs: int = 1,
+        panel_cases: int = 6,
+        labels_per_case: int = 2,
+        max_label_keys: int = 20,
+        mode: str = "fill",
+        keys: Mapping[str, str] | None = None,
+        adapter: Adapter | None = None,
+        logits: LogitsFrom = None,
+        reshape: Reshape | None = None,
+        names: Sequence[str] | None = None,
+        name: str | None = None,
+        call: int | None = None,
+    ) -> None:
+        if not methods or isinstance(methods, str):
+            raise InputError(f"methods= expects a list such as ['hirescam'], got {methods!r}")
+        self.methods = [find_method(method).name for method in methods]
+        self.layer, self.name = layer, name
+        self.logits, self.reshape, self.call = logits, reshape, call
+        self.context = RunContext(table, keys, adapter, names, mode)
+        self.panel = Panel(panel_cases, labels_per_case)
+        self.publisher = Publisher(self.methods[0], name, every_n_epochs, max_label_keys)
+        self.scores: dict[str, list[Score]] = {}
+        self.thresholds: dict[str, Tensor] = {}
+        self._books: dict[str, ScoreBook] = {}
+        self._seen_cases: dict[int, int] = {}
+        self._watch: ModuleWatch | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Two callbacks with different names keep different states."""
+        return f"{type(self).__qualname__}[{self.name or ''}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Frozen thresholds, the panel, and where the run writes; plain values, so that `weights_only` loads them."""
+        return {"thresholds": dict(self.thresholds), "panel": self.panel.state(), "run_id": self.publisher.run_id}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue an earlier run."""
+        self.thresholds = dict(state_dict.get("thresholds", {}))
+        self.panel.load(state_dict.get("panel", []))
+        self.publisher.run_id = state_dict.get("run_id")
+
+    # Lightning's hooks ------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check layer and table before anything is computed."""
+        self.context.setup(trainer)
+        if self.layer is not None:
+            find_layer(pl_module, self.layer)
+        if isinstance(self.logits, str):
+            find_layer(pl_module, self.logits)
+        self.publisher.setup(trainer, stage)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave no hook behind."""
+        self._stop()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave no hook behind, also after an exception in the middle of a forward."""
+        self._stop()
+
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to count."""
+        self._begin()
+
+    def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to count."""
+        self._begin()
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Hook in before the user's step."""
+        self._watching(pl_module, batch).start()
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Hook in before the user's step."""
+        self._watching(pl_module, batch).start()
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Make maps of what the step left."""
+        self._count(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Make maps of what the step left."""
+        self._count(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the scores; not those of the sanity check, which has seen a batch or two."""
+        if not trainer.sanity_checking:
+            self._finish(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the scores."""
+        self._finish(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Draw, and see whether somebody else logged under our keys."""
+        self._close(trainer)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Draw, and see whether somebody else logged under our keys."""
+        self._close(trainer)
+
+    # What they do -----------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        with torch.inference_mode(False):
+            for book in self._books.values():
+                book.reset()
+        self._seen_cases.clear()
+        self.panel.entries.clear()
+
+    def _stop(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+        self._books.clear()
+        self.panel.entries.clear()
+
+    def _watching(self, pl_module: nn.Module, batch: Any) -> ModuleWatch:
+        if self._watch is None:
+            image = self.context.read(batch, None).image if self.layer is None else None
+            name = resolve_layer(pl_module, self.layer, image)
+            self._watch = ModuleWatch(pl_module, name, self.logits, self.call, cut=True)
+        return self._watch
+
+    def _count(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        watch = self._watch
+        if watch is None:
+            return
+        try:
+            # Metric states made under inference mode could never be updated again.
+            with torch.inference_mode(False), torch.no_grad():
+                expected = None if self.context.names is None else len(self.context.names)
+                source, logits = watch.take(expected)
+                names = self.context.resolve(trainer, pl_module, logits.shape[1])
+                words = self.context.read(batch, len(names))
+                self._score(trainer, words, source, logits, names, batch_idx, dataloader_idx)
+        finally:
+            watch.stop()
+
+    def _score(
+        self,
+        trainer: Any,
+        words: Batch,
+        source: Tensor,
+        logits: Tensor,
+        names: list[str],
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        if words.label is None:
+            raise InputError("AttentionMonitor needs labels, but the batch has no key 'label': name yours with keys={'label': ...}")
+        label = self._without_repeats(trainer, words.label, dataloader_idx)
+        segmented = words.has_organs if self.context.has_table else torch.ones_like(words.has_organs)
+        present = (label == 1) & segmented[:, None]
+        maps = {m: attention_maps(source, logits, m, present, False, self.reshape) for m in self.methods}
+        grid = maps[self.methods[0]].shape[2:]
+        allowed = self.context.allowed(words, grid)
+        if allowed is None and self.context.has_table:
+            allowed = present.new_zeros(*present.shape, *grid)
+        split = split_name(trainer, dataloader_idx)
+        if split not in self._books:
+            frozen = self.thresholds if split != "val" and self.thresholds else None
+            if split != "val" and not frozen and self.context.has_table:
+                rank_zero_warn(f"camtrain: no validation has run, so OrganIoU thresholds are chosen on {split!r} itself")
+            self._books[split] = ScoreBook(names, self.methods, self.context.has_table, logits.device, frozen)
+        self._books[split].update(maps, allowed, label, segmented, logits.detach())
+        if self.publisher.draws and not trainer.sanity_checking:
+            rows = self.panel.wanted(dataloader_idx, batch_idx, label, segmented)
+            self.panel.collect(
+                rows, words, maps, logits.detach(), names, lambda row: self._region(words, row), f"{split} {batch_idx}/"
+            )
+
+    def _without_repeats(self, trainer: Any, label: Tensor, dataloader_idx: int) -> Tensor:
+        """Lightning's sampler fills up uneven ranks with cases that were already seen; they become unknown."""
+        start = self._seen_cases.get(dataloader_idx, 0)
+        self._seen_cases[dataloader_idx] = start + len(label)
+        repeats = is_repeat(loader_of(trainer, dataloader_idx), start, len(label))
+        if not any(repeats):
+            return label
+        return torch.where(torch.tensor(repeats, device=label.device)[:, None], torch.nan, label)
+
+    def _region(self, words: Batch, row: int) -> Tensor | None:
+        """(L, *S) bool of one case, at the image's resolution."""
+        if words.organs is None or not bool(words.has_organs[row]):
+            return None
+        one = Batch(
+            image=None,
+            label=None,
+            organs=words.organs[row : row + 1],
+            has_organs=words.has_organs[row : row + 1],
+            ids=None,
+            affine=None if words.affine is None else words.affine[row : row + 1],
+        )
+        allowed = self.context.allowed(one, words.organs.shape[2:])
+        return None if allowed is None else allowed[0]
+
+    def _finish(self, trainer: Any, pl_module: Any) -> None:
+        with torch.inference_mode(False):
+            self.scores = {split: book.compute() for split, book in self._books.items()}
+            if "val" in self._books:
+                self.thresholds = self._books["val"].thresholds()
+        for split, scores in self.scores.items():
+            self.publisher.log_scores(trainer, pl_module, split, scores)
+
+    def _close(self, trainer: Any) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+        if trainer.sanity_checking:
+            return
+        self.panel.complete = self.panel.complete or bool(self.panel.chosen)
+        self.publisher.check_clashes(trainer, self.scores)
+        self.publisher.write(trainer, self.scores, self.panel.entries, self.context.names or [])
+        self.panel.entries.clear()

@@ -1,0 +1,159 @@
+"""Activations and logits in, maps of all wanted labels out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camtrain._errors import InputError
+from camtrain.cam.affine_head import affine_head
+from camtrain.cam.method_table import Method, find_method
+from camtrain.cam.selection import Labels, Selection, select
+
+Reshape = Callable[[Any], Tensor]
+
+
+def attention_maps(
+    source: Tensor,
+    logits: Tensor,
+    method: str = "hirescam",
+    labels: Labels = None,
+    create_graph: bool = True,
+    reshape: Reshape | None = None,
+) -> Tensor:
+    """Signed maps of the wanted labels of a batch.
+
+    Args:
+        source: What the layer returned: (B, K, *S'), or anything that `reshape` brings into that shape.
+        logits: (B, L), with a graph down to `source`.
+        method: A name of `ct.methods()`.
+        labels: See `camtrain.cam.selection.select`.
+        create_graph: Keep the graph, for a loss on the maps.
+        reshape: Linear callable (permute, drop a token, unflatten) applied to activations and gradients alike.
+
+    Returns:
+        (B, n, *S'), or (B, L, *S') with NaN where a bool mask per sample left a label out. float64 for float64
+        models, else float32: ratios and sums over many cells do not fit half precision.
+
+    Raises:
+        InputError: The logits do not depend on the activations, or the method does not suit the head.
+    """
+    row = find_method(method)
+    chosen = select(labels, logits.shape[0], logits.shape[1], logits.device)
+    with torch.autocast(device_type=logits.device.type, enabled=False), torch.enable_grad():
+        activations = _precise(spatial(source, reshape))
+        weights = affine_head(logits, source) if reshape is None else None
+        if row.name == "cam":
+            weights = _pool_weights(weights)
+        if weights is not None:
+            maps = _closed_form(activations, weights.to(activations.dtype), row, chosen)
+        else:
+            gradients = _label_gradients(logits, source, chosen, create_graph)
+            formula = row.function()
+            each = [formula(activations, _precise(spatial(gradient, reshape))) for gradient in gradients]
+            maps = chosen.arrange(_stack(each, activations))
+    return maps if create_graph else maps.detach()
+
+
+def score_map(
+    source: Tensor, scores: Tensor, method: str, create_graph: bool = False, reshape: Reshape | None = None
+) -> Tensor:
+    """The map of any score, one per sample.
+
+    Args:
+        source: What the layer returned.
+        scores: (B,), with a graph down to `source`.
+        method: A name of `ct.methods()`.
+        create_graph: Keep the graph.
+        reshape: As in `attention_maps`.
+
+    Returns:
+        (B, 1, *S').
+    """
+    if scores.shape != source.shape[:1]:
+        raise InputError(f"target= must return one score per sample, shape ({len(source)},), got {tuple(scores.shape)}")
+    return attention_maps(source, scores[:, None], method, None, create_graph, reshape)
+
+
+def spatial(source: Tensor, reshape: Reshape | None) -> Tensor:
+    """What a layer returned, as a plain (B, K, *S') tensor with the same graph.
+
+    Raises:
+        InputError: No spatial axes.
+    """
+    plain = source.as_subclass(Tensor)
+    plain = plain if reshape is None else reshape(plain)
+    if plain.ndim < 3:
+        raise InputError(
+            f"the tapped layer gives {tuple(plain.shape)}, expected (B, K, *S) with spatial axes: choose an earlier layer "
+            "(camtrain layers, or ct.layers, lists them) or pass reshape="
+        )
+    return plain
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _pool_weights(weights: Tensor | None) -> Tensor:
+    if weights is None or any(size != 1 for size in weights.shape[2:]):
+        raise InputError(
+            "method 'cam' needs global average pooling and one FC layer right behind the tapped layer; "
+            "use 'hirescam', which is the same there and holds for other heads too"
+        )
+    return weights
+
+
+def _closed_form(activations: Tensor, weights: Tensor, row: Method, chosen: Selection) -> Tensor:
+    """No backward pass: d logit / d activations is `weights` (L, K, *S' or 1) for every sample."""
+    pooled = all(size == 1 for size in weights.shape[2:])
+    cells = activations[0, 0].numel()
+    if chosen.columns is not None and not chosen.everything:
+        weights = weights.index_select(0, chosen.columns)
+    if row.name == "gradcam" or pooled and row.name in ("hirescam", "cam"):
+        flat = weights.flatten(2).mean(dim=2) * (cells if row.name == "cam" else 1)
+        maps = torch.einsum("lk,bks->bls", flat, activations.flatten(2)).unflatten(2, activations.shape[2:])
+    elif row.name == "hirescam":
+        full = weights.expand(-1, *activations.shape[1:]).flatten(2)
+        maps = torch.einsum("lks,bks->bls", full, activations.flatten(2)).unflatten(2, activations.shape[2:])
+    else:
+        formula = row.function()
+        maps = torch.stack([formula(activations, w[None].expand_as(activations)) for w in weights], dim=1)
+    return maps if chosen.columns is not None else chosen.take(maps)
+
+
+def _label_gradients(logits: Tensor, source: Tensor, chosen: Selection, create_graph: bool) -> Iterator[Tensor]:
+    """One partial backward pass per selected label: sample i's j-th label in pass j, for all samples at once."""
+    for j in range(chosen.picks.shape[1]):
+        scores = logits.gather(1, chosen.picks[:, j : j + 1])[:, 0]
+        if chosen.valid is not None:
+            scores = torch.where(chosen.valid[:, j], scores, torch.zeros_like(scores))
+        yield _gradient(scores.sum(), source, create_graph)
+
+
+def _gradient(score: Tensor, source: Tensor, create_graph: bool) -> Tensor:
+    if score.grad_fn is None:
+        raise InputError(_NO_LINK)
+    try:
+        (gradient,) = torch.autograd.grad(score, source, retain_graph=True, create_graph=create_graph, allow_unused=True)
+    except RuntimeError as error:
+        raise InputError(f"{_NO_LINK} (torch says: {error})") from error
+    if gradient is None:
+        raise InputError(_NO_LINK)
+    return gradient
+
+
+def _stack(maps: list[Tensor], activations: Tensor) -> Tensor:
+    if maps:
+        return torch.stack(maps, dim=1)
+    return activations.new_zeros(activations.shape[0], 0, *activations.shape[2:])
+
+
+_NO_LINK = (
+    "the logits do not depend on the tapped layer's output: the layer must lie between the image and the logits, in the same "
+    "forward, outside torch.no_grad, detach, reentrant checkpointing and whole-model torch.compile "
+    "(compile the part before the layer, leave the head eager)"
+)

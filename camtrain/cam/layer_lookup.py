@@ -1,0 +1,127 @@
+"""Find a layer by name, or the one that a map is usually wanted of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from camtrain._errors import InputError, nearest
+
+LayerSpec = str | nn.Module | None
+# torch.compile and DistributedDataParallel put these in front of or between the names that users know.
+_WRAPPERS = ("_orig_mod", "module", "_forward_module")
+
+
+def plain_name(name: str) -> str:
+    """The dotted name without what torch.compile inserts.
+
+    Example:
+        >>> plain_name("net._orig_mod.layer4")
+        'net.layer4'
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
+    """Resolve a layer of a model.
+
+    Args:
+        model: The model, or a LightningModule that holds it.
+        layer: The module itself, its dotted name, or the unique end of its dotted name (`"layer4"` finds
+            `"net.layer4"`).
+
+    Returns:
+        Its dotted name as `model.named_modules()` has it, and the module.
+
+    Raises:
+        InputError: No such layer, or several; the message names the nearest.
+
+    Example:
+        >>> model = nn.ModuleDict({"net": nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU())})
+        >>> find_layer(model, "net.1")
+        ('net.1', ReLU())
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(layer, nn.Module):
+        for name, module in modules.items():
+            if module is layer:
+                return name, module
+        raise InputError(f"layer= is a {type(layer).__name__} that is no part of this {type(model).__name__}")
+    if layer in modules and layer:
+        return layer, modules[layer]
+    wanted = plain_name(layer)
+    ends = {id(m): n for n, m in modules.items() if plain_name(n) == wanted or plain_name(n).endswith("." + wanted)}
+    exact = [n for n in ends.values() if _without_wrappers(n) == wanted]
+    found = exact if len(exact) == 1 else list(ends.values())
+    if len(found) == 1:
+        return found[0], modules[found[0]]
+    if found:
+        raise InputError(f"layer {layer!r} is ambiguous in {type(model).__name__}: write one of {', '.join(found[:6])}")
+    known = [plain_name(n) for n in modules if n]
+    raise InputError(
+        f"{type(model).__name__} has no layer {layer!r}{nearest(layer, known)}; camtrain layers (or ct.layers) lists all"
+    )
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+@contextmanager
+def untouched(model: nn.Module, devices: set[torch.device] | None = None) -> Iterator[None]:
+    """Run a model in eval mode and leave modes, RNG and grad mode as they were.
+
+    Flags are set one by one: a user's overridden `train()` (a frozen BatchNorm) is neither called nor undone.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    cuda = [d for d in (devices or set()) if d.type == "cuda"]
+    with torch.random.fork_rng(devices=cuda), torch.inference_mode(False):
+        try:
+            for module, _ in modes:
+                module.training = False
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def default_layer(model: nn.Module, image: Tensor, run: Callable[[Tensor], object] | None = None) -> tuple[str, nn.Module]:
+    """The layer that `layer=None` takes.
+
+    The last module, in the order in which they finish, whose output has the image's rank and more than one position:
+    in a CNN the last feature map, after its activation where that is a module of its own.
+
+    Args:
+        model: The model.
+        image: (B, C, *S); the first sample is run once, without gradients.
+        run: How to call the model; default `model(image)`.
+
+    Raises:
+        InputError: No module gives such an output.
+    """
+    last: list[str] = []
+
+    def record(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def hook(_: nn.Module, __: tuple[object, ...], output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == image.ndim and output.shape[2:].numel() > 1:
+                last.append(name)
+
+        return hook
+
+    named = [(n, m) for n, m in model.named_modules() if n]
+    handles = [m.register_forward_hook(record(n)) for n, m in named]
+    try:
+        with untouched(model, {image.device}), torch.no_grad():
+            (run or model)(image[:1].clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not last:
+        raise InputError(
+            f"no layer of {type(model).__name__} gives a tensor of rank {image.ndim} with more than one position: "
+            "name the layer with layer=, and pass reshape= if it works on tokens"
+        )
+    return last[-1], dict(named)[last[-1]]

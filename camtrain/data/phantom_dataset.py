@@ -1,0 +1,92 @@
+"""The phantom's cases as a torch dataset that makes each case once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from camtrain.data.phantom import Phantom, to_image, unpack
+from camtrain.data.phantom_frame import affine_of
+
+MEMORY = 2 * 2**30
+"""Bytes that the kept cases of one split may take by default."""
+
+
+class _Kept(NamedTuple):
+    """One case in 3 to 4 bytes per voxel: half precision resolves one Hounsfield unit, below the noise of 22."""
+
+    id: str
+    image: Tensor
+    organs: Tensor
+    label: Tensor
+    lesions: Tensor | None
+
+
+class PhantomDataset(Dataset[dict[str, Any]]):
+    """The cases of one split, made when first asked for and kept in memory.
+
+    Args:
+        phantom: What the cases have in common.
+        split: One of `camtrain.data.phantom.SPLITS`.
+        cases: How many.
+        lesions: Add the lesion masks, for scoring; never in training.
+        memory: Bytes that the kept cases may take; a split that needs more is made anew on every access.
+
+    Example:
+        >>> case = PhantomDataset(Phantom(size=(24, 20, 24)), "train", cases=4)[2]
+        >>> case["image"].shape, case["label"].shape, "lesions" in case
+        (torch.Size([1, 24, 20, 24]), torch.Size([8]), False)
+    """
+
+    def __init__(self, phantom: Phantom, split: str, cases: int, lesions: bool = False, memory: int = MEMORY) -> None:
+        self.phantom = phantom
+        self.split = split
+        self.cases = cases
+        self.lesions = lesions
+        self._keep = int(np.prod(phantom.size)) * cases * (4 if lesions else 3) <= memory
+        self._kept: dict[int, _Kept] = {}
+        self._affine = torch.from_numpy(affine_of(phantom.size))
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return self.cases
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One case in the words of the batch contract."""
+        if not 0 <= index < self.cases:
+            raise IndexError(f"case {index} of {self.cases}")
+        case = self._kept.get(index) or self._make(index)
+        item: dict[str, Any] = {
+            "image": case.image.float()[None],
+            "label": case.label,
+            "organs": case.organs[None],
+            "has_organs": torch.tensor(True),
+            "id": case.id,
+            "affine": self._affine,
+        }
+        if case.lesions is not None:
+            item["lesions"] = torch.from_numpy(unpack(case.lesions.numpy(), self.phantom.labels))
+        return item
+
+    def make_all(self) -> None:
+        """Make every case now, so that worker processes inherit them instead of each making its own."""
+        for index in range(self.cases) if self._keep else ():
+            if index not in self._kept:
+                self._make(index)
+
+    def _make(self, index: int) -> _Kept:
+        case = self.phantom.case(self.split, index)
+        kept = _Kept(
+            id=case.id,
+            image=torch.from_numpy(to_image(case.hu).astype(np.float16)),
+            organs=torch.from_numpy(case.organs),
+            label=torch.from_numpy(case.label),
+            lesions=torch.from_numpy(case.lesion_bits) if self.lesions else None,
+        )
+        if self._keep:
+            self._kept[index] = kept
+        return kept

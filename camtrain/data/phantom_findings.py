@@ -1,0 +1,191 @@
+"""The eight findings of the phantom, each a function that paints one into a healthy chest.
+
+They differ in kind on purpose: a round solid, a faint patch, a dense patch, a fluid that follows gravity, a change of
+size, bright specks, a local widening, and a rim. Each stays inside the organs that its label may be read from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from camtrain.data.phantom_body import (
+    BLOOD,
+    FLUID,
+    HEART,
+    LUNG_LEFT,
+    LUNG_RIGHT,
+    MEDIASTINUM,
+    VESSELS,
+    Scene,
+    heart_coordinates,
+    in_cavity,
+    paint_heart,
+)
+from camtrain.data.phantom_frame import Bools, Box, Floats, inside
+
+LUNGS = (LUNG_LEFT, LUNG_RIGHT)
+
+
+class Finding(NamedTuple):
+    """One kind of finding.
+
+    Attributes:
+        organs: Ids of the organs that it lies in.
+        paint: Paints it and returns its voxels, (X, Y, Z) bool.
+    """
+
+    organs: tuple[int, ...]
+    paint: Callable[[Scene, np.random.Generator], Bools]
+
+
+def paint_finding(scene: Scene, name: str, rng: np.random.Generator) -> None:
+    """Paint one finding and note its voxels in `scene.lesions`.
+
+    Args:
+        scene: The scan to paint.
+        name: A key of `FINDINGS`.
+        rng: Place, size and density.
+    """
+    region = FINDINGS[name].paint(scene, rng)
+    scene.lesions[region] |= np.uint8(1 << list(FINDINGS).index(name))
+
+
+def _whole(scene: Scene, box: Box, mask: Bools) -> Bools:
+    region = np.zeros(scene.frame.size, bool)
+    region[box] = mask
+    return region
+
+
+def _free_lung(scene: Scene, box: Box) -> Bools:
+    organs = scene.organs[box]
+    free: Bools = ((organs == LUNG_LEFT) | (organs == LUNG_RIGHT)) & (scene.lesions[box] == 0)
+    return free
+
+
+def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> Bools:
+    before = scene.organs == HEART
+    size = scene.anatomy.heart_scale * rng.uniform(1.27, 1.4)
+    paint_heart(scene, size, size)
+    return (scene.organs == HEART) & ~before
+
+
+def _aneurysm(scene: Scene, rng: np.random.Generator) -> Bools:
+    """A widened stretch of the aorta, with a crescent of clot along its wall."""
+    stretch = int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.2, 0.15, 0.15, 0.15, 0.15, 0.2]))
+    start, end = scene.anatomy.aorta[stretch], scene.anatomy.aorta[stretch + 1]
+    middle = start + (end - start) * rng.uniform(0.2, 0.6)
+    along = (end - start) / np.linalg.norm(end - start) * rng.uniform(8, 15)
+    box, dist = scene.frame.capsule(middle - along, middle + along, rng.uniform(26, 32))
+    where = np.isin(scene.organs[box], (0, *LUNGS, VESSELS, MEDIASTINUM))
+    blob = inside(dist, where & in_cavity(scene.anatomy, scene.frame, box))
+    clot = blob & (dist > 0.7) & (scene.frame.at(box)[0] < middle[0])
+    scene.hu[box][blob] = BLOOD + 15
+    scene.hu[box][clot] = 90
+    scene.organs[box][blob] = VESSELS
+    return _whole(scene, box, blob)
+
+
+def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> Bools:
+    """Fluid between the muscle and its sac: the sac grows a little, the muscle fills less of it."""
+    thin = 0.5 * scene.frame.thin / float(scene.anatomy.heart_axes.min())
+    rim = max(rng.uniform(0.14, 0.19), thin)
+    size = scene.heart_outer
+    return paint_heart(scene, size * (1 + 0.35 * rim), size * (1 - rim))
+
+
+def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Bools:
+    """Chalk along the coronary arteries: bright specks on arcs just under the surface of the heart muscle."""
+    reach = 1.1 * scene.heart_outer * float(scene.anatomy.heart_axes.max())
+    box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
+    u, v, w = (c / scene.heart_inner for c in heart_coordinates(scene, box))
+    nearest = np.full(np.broadcast_shapes(u.shape, v.shape, w.shape), np.inf, np.float32)
+    size = max(5.5, 1.05 * scene.frame.thin) / 46
+    # Angle around the long axis: the groove between the ventricles in front, then the two that run beside the atria.
+    for angle, start, end in ((1.2, -0.35, 0.5), (-2.5, -0.45, 0.2), (0.1, -0.4, 0.1))[: 1 + int(rng.integers(0, 3))]:
+        turn = angle + rng.uniform(-0.2, 0.2)
+        for along in np.linspace(start, end, 6) + rng.uniform(-0.06, 0.06, 6):
+            radius = 0.86 * np.sqrt(1 - along**2)
+            y, z = radius * np.cos(turn), radius * np.sin(turn)
+            dist: Floats = ((u - along) ** 2 + (v - y) ** 2 + (w - z) ** 2) / size**2
+            np.minimum(nearest, dist, out=nearest)
+    specks = inside(nearest, scene.organs[box] == HEART)
+    scene.hu[box][specks] = rng.uniform(750, 1000)
+    return _whole(scene, box, specks)
+
+
+def _effusion(scene: Scene, rng: np.random.Generator) -> Bools:
+    """Fluid in the pleural space of a patient on the back: a level behind and below that climbs the side wall."""
+    a, f = scene.anatomy, scene.frame
+    depth, top, sides = rng.uniform(34, 52), rng.uniform(5, 55), int(rng.integers(0, 3))
+    bottom = -a.cavity[1] * a.pose.scale[1] + a.pose.shift[1]
+    side = np.clip(np.abs(f.x) - 45, 0, None)
+    slope = np.clip((top + 0.02 * side**2 - f.z) / (top + 55), 0, 1) ** 0.7
+    level = bottom + (depth + 0.006 * side**2) * slope
+    organs = scene.organs
+    lung = (organs == LUNG_LEFT) if sides == 0 else (organs == LUNG_RIGHT) if sides == 1 else (organs != 0) & (organs < 3)
+    fluid = inside(1 + (f.front - level) / 10, lung & (scene.lesions == 0))
+    scene.hu[fluid] = FLUID + rng.uniform(-6, 6)
+    return fluid
+
+
+def _roomiest(scene: Scene, rng: np.random.Generator, radii: Floats, tries: int = 10) -> tuple[Box, Floats, Bools]:
+    """An ellipsoid at that of a few random places in the lung where most of it is lung without another lesion."""
+    f = scene.frame
+    free = np.flatnonzero(_free_lung(scene, (slice(None), slice(None), slice(None))))
+    picks = rng.random(tries)
+    best: tuple[Box, Floats, Bools] | None = None
+    for voxel in free[(picks * len(free)).astype(np.intp)] if len(free) else []:
+        i, j, k = np.unravel_index(voxel, f.size)
+        box, dist = f.ellipsoid((f.x[i, j, 0], f.y[i, j, 0], f.z[0, 0, k]), radii)
+        region = inside(dist, _free_lung(scene, box))
+        if best is None or region.sum() > best[2].sum():
+            best = box, dist, region
+    if best is None:
+        box, dist = f.ellipsoid((0, 0, 0), radii)
+        best = box, dist, np.zeros(dist.shape, bool)
+    return best
+
+
+def _nodule(scene: Scene, rng: np.random.Generator) -> Bools:
+    box, _, ball = _roomiest(scene, rng, np.full(3, rng.uniform(13, 17)))
+    scene.hu[box][ball] = rng.uniform(30, 80)
+    return _whole(scene, box, ball)
+
+
+def _consolidation(scene: Scene, rng: np.random.Generator) -> Bools:
+    """A lobe's share of lung filled up, cut by a fissure, with some air left in the bronchi."""
+    box, dist, patch = _roomiest(scene, rng, rng.uniform(32, 42, 3), tries=4)
+    air = rng.random(dist.shape) < 0.12
+    scene.hu[box][patch] = rng.uniform(30, 60)
+    scene.hu[box][patch & air] = -450
+    return _whole(scene, box, patch)
+
+
+def _ground_glass(scene: Scene, rng: np.random.Generator) -> Bools:
+    """A haze that lets the vessels through: density is added, and fades at the border."""
+    box, dist, patch = _roomiest(scene, rng, rng.uniform(34, 48, 3), tries=4)
+    grain = 1 + 0.15 * rng.standard_normal(dist.shape, dtype=np.float32)
+    haze = rng.uniform(290, 380) * np.clip(2 * (1 - dist), 0, 1) * grain
+    scene.hu[box][patch] = np.minimum(scene.hu[box] + haze, np.maximum(scene.hu[box], -150))[patch]
+    return _whole(scene, box, patch)
+
+
+FINDINGS = {
+    "nodule": Finding(LUNGS, _nodule),
+    "ground_glass": Finding(LUNGS, _ground_glass),
+    "consolidation": Finding(LUNGS, _consolidation),
+    "effusion": Finding(LUNGS, _effusion),
+    "cardiomegaly": Finding((HEART,), _cardiomegaly),
+    "coronary_calcification": Finding((HEART,), _coronary_calcification),
+    "aneurysm": Finding((VESSELS,), _aneurysm),
+    "pericardial_effusion": Finding((HEART,), _pericardial_effusion),
+}
+
+PAINTING_ORDER = (
+    # What changes an organ's shape comes first, so that what lies in the lung lies in the lung that is left.
+    *("cardiomegaly", "aneurysm", "pericardial_effusion", "coronary_calcification"),
+    *("effusion", "nodule", "consolidation", "ground_glass"),
+)

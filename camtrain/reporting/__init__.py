@@ -1,0 +1,37 @@
+"""Pictures, tables and files about a run: plain arrays in, pixels and files out."""
+
+from camtrain.reporting.montage import Row, compose_montage, side_by_side
+from camtrain.reporting.nifti import map_affine, resample_to, save_map
+from camtrain.reporting.overlays import shared_scale, window_of
+from camtrain.reporting.panels import compose_grid, compose_panel
+from camtrain.reporting.run_dir import RunDir, Score
+from camtrain.reporting.score_table import as_csv, as_markdown, as_rows, comparison_table, score_table
+from camtrain.reporting.sinks import Sink, describe_loggers, sinks_for
+from camtrain.reporting.slices import geometry, largest_section, peak, telling_point
+
+__all__ = [
+    "Row",
+    "RunDir",
+    "Score",
+    "Sink",
+    "as_csv",
+    "as_markdown",
+    "as_rows",
+    "comparison_table",
+    "compose_grid",
+    "compose_montage",
+    "compose_panel",
+    "describe_loggers",
+    "geometry",
+    "largest_section",
+    "map_affine",
+    "peak",
+    "resample_to",
+    "save_map",
+    "score_table",
+    "shared_scale",
+    "side_by_side",
+    "sinks_for",
+    "telling_point",
+    "window_of",
+]

@@ -1,0 +1,153 @@
+"""Text, strips and sheets on dark ground, drawn with Pillow and its built-in font."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from camtrain.reporting.overlays import OUTLINE, blend
+
+Pixels = npt.NDArray[np.uint8]
+
+GROUND = 15  # one grey for all channels: filling a sheet with it is forty times as fast as with a colour
+INK = (232, 232, 228)
+FAINT = (150, 152, 156)
+_PLAIN = str.maketrans({"–": "-", "—": "-", "−": "-", "×": "x", "→": ">", "≤": "<=", "≥": ">=", "µ": "u", "ß": "ss"})
+
+
+@functools.lru_cache(maxsize=32)
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's built-in font at a size in pixels."""
+    return ImageFont.load_default(size=size)
+
+
+def plain(text: str) -> str:
+    """Text in the characters that the built-in font has.
+
+    Example:
+        >>> plain("Gefäß 3–5")
+        'Gefass 3-5'
+    """
+    flat = unicodedata.normalize("NFKD", text.translate(_PLAIN).replace("\n", " "))
+    return "".join(
+        c if (c.isascii() and c.isprintable()) or c in "·±°…" else "?" for c in flat if not unicodedata.combining(c)
+    )
+
+
+def text_width(text: str, size: int) -> int:
+    """Width in pixels."""
+    return round(font(size).getlength(text))
+
+
+def fitted(text: str, size: int, width: int) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    text = plain(text)
+    if text_width(text, size) <= width:
+        return text
+    while text and text_width(text + "...", size) > width:
+        text = text[:-1]
+    return text.rstrip() + "..." if text else ""
+
+
+def sheet(height: int, width: int) -> Pixels:
+    """An empty dark sheet, (height, width, 3)."""
+    return np.full((height, width, 3), GROUND, dtype=np.uint8)
+
+
+def write(pixels: Pixels, entries: Sequence[tuple[str, tuple[float, float], str, int, tuple[int, int, int]]]) -> Pixels:
+    """Write text on a picture.
+
+    Args:
+        pixels: (H, W, 3); not changed.
+        entries: (text, (column, row), Pillow anchor, size, colour) for each piece.
+
+    Returns:
+        A new picture.
+    """
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    for text, place, anchor, size, colour in entries:
+        # The dark rim keeps letters legible on bone.
+        draw.text(
+            place, plain(text), fill=colour, font=font(size), anchor=anchor, stroke_width=1, stroke_fill=(0, 0, 0)
+        )
+    return np.array(picture)
+
+
+def stack(blocks: Sequence[Pixels], gap: int, down: bool, centre: bool = False) -> Pixels:
+    """Blocks below (`down`) or beside each other on dark ground, with a gap between them."""
+    along, across = (0, 1) if down else (1, 0)
+    length = sum(b.shape[along] for b in blocks) + gap * (len(blocks) - 1)
+    breadth = max(b.shape[across] for b in blocks)
+    page = sheet(length, breadth) if down else sheet(breadth, length)
+    start = 0
+    for block in blocks:
+        side = (breadth - block.shape[across]) // 2 if centre else 0
+        top, left = (start, side) if down else (side, start)
+        page[top : top + block.shape[0], left : left + block.shape[1]] = block
+        start += block.shape[along] + gap
+    return page
+
+
+def framed(block: Pixels, margin: int) -> Pixels:
+    """The block with a dark margin."""
+    page = sheet(block.shape[0] + 2 * margin, block.shape[1] + 2 * margin)
+    page[margin : margin + block.shape[0], margin : margin + block.shape[1]] = block
+    return page
+
+
+def headline(text: str, width: int, size: int, colour: tuple[int, int, int] = INK, centre: bool = False) -> Pixels:
+    """A strip with one line of text."""
+    height = round(1.5 * size)
+    at, anchor = ((width / 2, height / 2), "mm") if centre else ((0.0, height / 2), "lm")
+    return write(sheet(height, width), [(fitted(text, size, width), at, anchor, size, colour)])
+
+
+def number(value: float) -> str:
+    """A number for a colour bar: three digits, no needless exponent."""
+    return f"{value:.3g}"
+
+
+def legend(width: int, scale: float | None, region: str | None, size: int = 12) -> Pixels:
+    """A strip with the colour bar and the sign of the outline; words give way where the strip is narrow.
+
+    Args:
+        width: Width of the strip.
+        scale: End of the colour scale; None when each map has its own.
+        region: What the outline stands for; None draws no such entry.
+        size: Text size.
+    """
+    height = round(1.7 * size)
+    low_end, high_end = ("", "") if scale is None else ("  -" + number(scale), "+" + number(scale) + "  ")
+    own = "  (each map at its own maximum)" if scale is None else ""
+    region = plain(region) if region else ""
+    right = text_width(region, size) + 2 * size if region else 0
+    for low, high in (
+        ("against the label" + low_end, high_end + "for the label" + own),
+        ("against" + low_end, high_end + "for"),
+        ("-", high_end.strip() or "+"),
+    ):
+        start = text_width(low, size) + size // 2
+        bar = min(12 * size, width - start - text_width(high, size) - right - 2 * size)
+        if bar >= 5 * size:
+            break
+    bar = max(bar, 2 * size)
+    page, thick = sheet(height, width), round(0.75 * size)
+    top = (height - thick) // 2
+    values = np.broadcast_to(np.linspace(-1, 1, bar, dtype=np.float32), (thick, bar))
+    page[top : top + thick, start : start + bar] = blend(np.full((thick, bar, 3), 90, np.uint8), values, 1.0)
+    entries = [
+        (low, (0.0, height / 2), "lm", size, FAINT),
+        (high, (start + bar + size / 2, height / 2), "lm", size, FAINT),
+    ]
+    if region:
+        box = slice(max(0, width - right), max(0, width - right) + round(1.4 * size))
+        page[top : top + thick, box] = OUTLINE
+        page[top + 1 : top + thick - 1, box.start + 1 : box.stop - 1] = GROUND
+        entries.append((region, (float(width), height / 2), "rm", size, FAINT))
+    return write(page, entries)
