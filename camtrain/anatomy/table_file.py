@@ -234,7 +234,7 @@ def _text(name: Any, kind: str, where: str) -> None:
             f"{where}: {kind} names are text, got {name!r}: put it in quotes (YAML reads no, on, 1 otherwise)"
         )
     if name == ANYWHERE:
-        raise InputError(f"{where}: {ANYWHERE!r} means no constraint and cannot be the name of a {kind}: rename it")
+        raise InputError(f"{where}: {ANYWHERE!r} means no constraint and names nothing else: rename the {kind}")
 
 
 def _names(value: Any, known: Sequence[str], at: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from camtrain._batch import Batch
-from camtrain.reporting import Pixels, compose_panel, geometry
+from camtrain.reporting import compose_panel, geometry
 
 Position = tuple[int, int, int]  # loader, batch, row: the same case every epoch, as validation does not shuffle
 
@@ -35,7 +35,7 @@ class PanelEntry:
         """Case, label, truth and what the network says."""
         return f"{self.case}  {self.label}: {'present' if self.present else 'absent'}, p = {self.probability:.2f}"
 
-    def draw(self, scale: float | None) -> Pixels:
+    def draw(self, scale: float | None) -> npt.NDArray[np.uint8]:
         """The picture, with one colour scale for all epochs."""
         axes, spacing = (None, None) if self.affine is None else geometry(self.affine)
         return compose_panel(

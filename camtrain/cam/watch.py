@@ -97,7 +97,9 @@ class ModuleWatch:
         """
         self._restore()
         source = chosen_call(self._capture.outputs, self.call, plain_name(self.name))
-        return source, self._logits(source, outputs)
+        # Views made under no_grad or inference mode would lose the graph.
+        with torch.inference_mode(False), torch.enable_grad():
+            return source, self._logits(source, outputs)
 
     def _logits(self, source: Tensor, outputs: int | None) -> Tensor:
         batch = len(source)

@@ -56,6 +56,8 @@ def read_volume(path: Path) -> MetaTensor:
         raise InputError(
             f"expected an invertible voxel-to-world matrix, got {affine.tolist()} in {path}: correct the NIfTI header"
         )
+    if volume.meta.get("sform_code") == 0 and volume.meta.get("qform_code") == 0:
+        _log.warning("%s: the header does not say where left and right are; NIfTI's default is assumed", path)
     return MetaTensor(data[None], affine=affine)
 
 

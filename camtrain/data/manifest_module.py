@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from camtrain.anatomy.organ_table import OrganTable
 from camtrain.data.manifest import Case, Manifest, read_manifest
 from camtrain.data.manifest_transforms import CaseError, build_transforms, collate, root_input_error
 
-TableSource = str | os.PathLike[str] | Mapping[str, Any] | OrganTable
+# str, path, mapping or OrganTable. The annotation cannot say so: with a class or a mapping in it, jsonargparse opens the
+# YAML file itself and hands on a text of the parsed content when that is wrong: the file's name would be lost.
+TableSource = Any
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class ManifestDataModule(LightningDataModule):
         test_splits: Sequence[str] = ("test",),
     ) -> None:
         super().__init__()
-        self.manifest: Manifest = read_manifest(manifest, labels)
+        self.manifest: Manifest = read_manifest(manifest, [labels] if isinstance(labels, str) else labels)
         self.labels = list(self.manifest.labels)
         self.table = _table(table, self.labels, self.manifest)
         self.batch_size = _at_least("batch_size", batch_size, 1)
@@ -85,7 +87,8 @@ class ManifestDataModule(LightningDataModule):
         self.cache_rate = float(cache)
         if not 0 <= self.cache_rate <= 1:
             raise InputError(f"cache expects True, False or a rate in [0, 1], got {cache}: 0.5 keeps half of the cases")
-        self.train_split, self.val_split, self.test_splits = train_split, val_split, list(test_splits)
+        self.train_split, self.val_split = train_split, val_split
+        self.test_splits = [test_splits] if isinstance(test_splits, str) else list(test_splits)
         self._transforms = build_transforms(self.table, spacing, size, window)
         self._augmented = build_transforms(self.table, spacing, size, window, augment=augment)
         self._datasets: dict[str, CaseDataset] = {}

@@ -43,6 +43,17 @@ def check_outputs(labels: int) -> int:
     return labels
 
 
+def check_channels(channels: int) -> int:
+    """Number of image channels.
+
+    Raises:
+        InputError: Not a whole number of at least 1.
+    """
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise InputError(f"channels= expects a whole number of at least 1, got {channels!r}")
+    return channels
+
+
 def check_widths(widths: Sequence[int], expected: int) -> tuple[int, ...]:
     """Channels of the convolutions.
 

@@ -119,7 +119,8 @@ class SliceTrunk(nn.Module):
         if wrong:
             raise InputError(
                 f"expected the state dict of torchvision's resnet18 ({len(own_required)} entries besides fc), "
-                f"got one that differs at {wrong[0]!r}: pass torchvision.models.resnet18(...).state_dict() to variant='full'"
+                f"got one that differs at {wrong[0]!r}: "
+                "pass torchvision.models.resnet18(...).state_dict() to the full variant"
             )
         self.load_state_dict({**self.state_dict(), **given})
 
@@ -208,11 +209,13 @@ def _cells(image_size: tuple[int, int], halvings: int, lost: int, variant: str) 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """The recomputation must not update BatchNorm's running statistics a second time."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        # Not track_running_stats=False: the recomputation must save the same tensors as the forward pass did.
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

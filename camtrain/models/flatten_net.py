@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from camtrain.models._parts import (
+    check_channels,
     check_image,
     check_outputs,
     check_widths,
@@ -55,7 +56,7 @@ class FlattenNet(nn.Module):
     ) -> None:
         super().__init__()
         self.size = spatial_size(size)
-        self.channels = channels
+        self.channels = check_channels(channels)
         self.config: dict[str, Any] = {
             "labels": check_outputs(labels),
             "size": list(self.size),

@@ -61,8 +61,8 @@ class LitClassifier(pl.LightningModule):
         super().__init__()
         if not isinstance(net, nn.Module):
             raise InputError(
-                f"net= expects a torch.nn.Module, got {type(net).__name__}: pass the network (a checkpoint whose network "
-                "was built in Python is loaded with load_from_checkpoint(path, net=...))"
+                f"net= expects a torch.nn.Module, got {type(net).__name__}: pass the network (a checkpoint "
+                "whose network was built in Python is loaded with load_from_checkpoint(path, net=...))"
             )
         _check_choice("optimizer", optimizer, ("adamw", "sgd"))
         _check_choice("schedule", schedule, ("constant", "one_cycle"))
@@ -193,10 +193,8 @@ class LitClassifier(pl.LightningModule):
             )
         own = "" if self.loss is None else class_path(self.loss)
         if (loss := checkpoint.get("camtrain_loss", own)) != own:
-            default = "the masked cross-entropy"
-            rank_zero_warn(
-                f"the checkpoint was trained with {loss or default}, this model has {own or default}: see loss="
-            )
+            theirs, ours = (name or "the masked cross-entropy" for name in (loss, own))
+            rank_zero_warn(f"the checkpoint was trained with {theirs}, but this model has {ours}: pass loss=")
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if "net" in saved and "net" not in self.hparams:
             kept = {k: saved[k] for k in ("net", "loss", "_instantiator") if k in saved}

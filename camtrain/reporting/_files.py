@@ -51,7 +51,7 @@ def file_stem(text: str, limit: int = 80) -> str:
 
     Example:
         >>> file_stem("pleural_effusion"), file_stem("a/b"), file_stem("a_b")
-        ('pleural_effusion', 'a_b-75a4b137', 'a_b')
+        ('pleural_effusion', 'a_b-07f4401c', 'a_b')
     """
     safe = re.sub(r"[^\w.+=-]+", "_", text).lstrip(".")
     if safe == text and 0 < len(safe) <= limit:

@@ -118,7 +118,7 @@ class RunDir:
         """
         merged = {row[:-1]: row for row in self.read_scores()}
         for row in rows:
-            score = Score(int(row[0]), int(row[1]), *row[2:6], float(row[6]))
+            score = Score(int(row[0]), int(row[1]), row[2], row[3], row[4], row[5], float(row[6]))
             merged.pop(score[:-1], None)
             if math.isfinite(score.value):
                 merged[score[:-1]] = score
@@ -138,8 +138,8 @@ class RunDir:
             if header != list(Score._fields):
                 raise InputError(f"{self.scores_path}: expected the columns {', '.join(Score._fields)}, got {header}")
             try:
-                return [Score(int(r[0]), int(r[1]), *r[2:6], float(r[6])) for r in reader]
-            except (ValueError, IndexError, TypeError) as error:
+                return [Score(int(r[0]), int(r[1]), r[2], r[3], r[4], r[5], float(r[6])) for r in reader]
+            except (ValueError, IndexError) as error:
                 raise InputError(
                     f"{self.scores_path}, line {reader.line_num}: not a row of scores ({error})"
                 ) from error

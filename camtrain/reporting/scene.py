@@ -31,7 +31,7 @@ class Scene:
     Example:
         >>> scene = Scene.make(np.zeros((4, 5, 6)), spacing=(1, 1, 2), axes="LPS")
         >>> scene.planes, scene.extent("coronal")
-        (('axial', 'coronal', 'sagittal'), (12, 4))
+        (('axial', 'coronal', 'sagittal'), (12.0, 4.0))
         >>> scene.tile("coronal", (24, 8)).shape
         (24, 8, 3)
     """

@@ -106,11 +106,9 @@ def test_the_authors_ways_are_their_interpolate_calls(shape, size):
         assert torch.equal(to_grid(region, size, "any"), area)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "trilinear"])  # which blurs by design
 def test_whole_factors_repeat_voxels(mode):
     region = scattered((3, 2, 4), 0.5)
-    if mode == "trilinear":
-        pytest.skip("linear interpolation blurs by design")
     larger = to_grid(region, (6, 2, 12), mode)
     assert torch.equal(larger, region.repeat_interleave(2, 2).repeat_interleave(3, 4))
     assert torch.equal(to_grid(region, (3, 2, 4), mode), region)

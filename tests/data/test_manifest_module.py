@@ -112,9 +112,17 @@ def test_labels_argument_orders_columns_and_table(study):
     assert label[0, 1].isnan()
 
 
-def test_table_may_be_an_object(study):
+def test_table_may_be_an_object_or_the_content(study):
     table = OrganTable.load(study.folder / "table.yaml")
-    assert study(*ROWS, table=table).labels == ["effusion", "nodule"]
+    for source in (table, table.to_dict(), str(study.folder / "table.yaml")):
+        data = study(*ROWS, table=source)
+        assert data.table == table.select(["effusion", "nodule"])
+
+
+def test_one_name_may_stand_without_a_list(study):
+    data = study(*ROWS, labels="nodule", test_splits="val")
+    assert data.labels == ["nodule"]
+    assert data.test_splits == ["val"]
 
 
 def test_several_test_splits(study):

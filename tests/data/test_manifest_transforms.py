@@ -147,6 +147,12 @@ def test_trailing_axis_of_one_is_dropped_and_slope_is_applied(tmp_path):
     np.testing.assert_allclose(case["image"], (stored + 1000) / 2000, rtol=1e-6)
 
 
+def test_a_header_without_orientation_is_told(tmp_path, caplog):
+    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), None), tmp_path / "ct.nii")
+    load_case(tmp_path / "ct.nii")
+    assert "ct.nii: the header does not say where left and right are" in caplog.text
+
+
 # ---- the way back -------------------------------------------------------------------------------------------------
 
 

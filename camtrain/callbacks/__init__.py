@@ -1,0 +1,8 @@
+"""Callbacks that work on an unmodified LightningModule."""
+
+from __future__ import annotations
+
+from camtrain.callbacks.attention_monitor import AttentionMonitor
+from camtrain.callbacks.mask_loss import MaskLossCallback
+
+__all__ = ["AttentionMonitor", "MaskLossCallback"]

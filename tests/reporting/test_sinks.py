@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from camtrain._errors import InputError
+from camtrain.reporting import RunDir, describe_loggers, sinks_for
+
+PICTURES = [np.full((20, 30, 3), 40, np.uint8), np.full((24, 26, 3), 90, np.uint8)]
+CAPTIONS = ["case 1 · p 0.9", "case 2 · p 0.2"]
+NAMES = ["case_1_nodule", "case_2_nodule"]
+
+
+def log(sinks, step=7, epoch=2):
+    for sink in sinks:
+        sink.images("val/attention/nodule", PICTURES, CAPTIONS, step=step, epoch=epoch, names=NAMES)
+        sink.table("val/scores", ["label", "auroc"], [["nodule", 0.5], ["effusion", None]], step=step)
+
+
+def pictures_of(run):
+    return sorted(p.relative_to(run.path).as_posix() for p in run.path.rglob("*.png"))
+
+
+FILES = [f"epochs/0002/{name}.png" for name in NAMES]
+
+
+def wandb_records(path: Path):
+    """What an offline run holds: a LevelDB log of protobuf records."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, parts = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            record = Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+def history(path: Path):
+    for record in wandb_records(path):
+        if record.WhichOneof("record_type") == "history":
+            yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+
+
+def wandb_logger(tmp_path, monkeypatch, namespace="pytorch_lightning"):
+    module = pytest.importorskip(f"{namespace}.loggers")
+    for name in ("WANDB_API_KEY", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    return module.WandbLogger(offline=True, save_dir=str(tmp_path), project="camtrain-test")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("namespace", ["pytorch_lightning", "lightning.pytorch"])
+def test_wandb_offline_is_read_back(tmp_path, monkeypatch, namespace):
+    logger, run = wandb_logger(tmp_path, monkeypatch, namespace), RunDir(tmp_path)
+    sinks = sinks_for([logger], run)
+    # The user logs under a step of W&B's own that lies far ahead; ours must neither be dropped nor disturb it.
+    logger.experiment.log({"mine": 1.0}, step=100)
+    log(sinks, step=7)
+    log(sinks, step=9, epoch=3)
+    logger.experiment.log({"mine": 2.0}, step=101)
+    lines = describe_loggers([logger])
+    logger.experiment.finish()
+
+    file = next(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert f"wandb sync {file.parent}" in lines[0]
+    entries = list(history(file))
+    ours = [e for e in entries if "val/attention/nodule" in e]
+    assert [e["trainer/global_step"] for e in ours] == [7, 9]
+    picture = ours[0]["val/attention/nodule"]
+    assert picture["_type"] == "images/separated"
+    assert picture["captions"] == CAPTIONS
+    assert (picture["height"], picture["width"], picture["count"]) == (24, 30, 2)
+    assert sum("val/scores" in e for e in entries) == 2
+    assert [e["mine"] for e in entries if "mine" in e] == [1.0, 2.0]
+    stored = sorted((file.parent / "files" / "media" / "images").rglob("*.png"))
+    assert len(stored) == 4
+    assert {Image.open(p).size for p in stored} == {(30, 24)}
+    tables = [json.loads(p.read_text()) for p in (file.parent / "files" / "media" / "table").rglob("*.json")]
+    assert tables[0]["columns"] == ["label", "auroc"]
+    assert tables[0]["data"] == [["nodule", 0.5], ["effusion", None]]
+    assert pictures_of(run) == sorted(FILES + [f.replace("0002", "0003") for f in FILES])
+
+
+@pytest.mark.slow
+def test_tensorboard_events_are_read_back(tmp_path):
+    loggers = pytest.importorskip("pytorch_lightning.loggers")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger, run = loggers.TensorBoardLogger(tmp_path), RunDir(tmp_path)
+    log(sinks_for([logger], run))
+    logger.experiment.flush()
+    events = accumulator.EventAccumulator(logger.log_dir, size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    assert events.Tags()["images"] == [f"val/attention/nodule/{name}" for name in NAMES]
+    image = events.Images("val/attention/nodule/case_1_nodule")[0]
+    assert (image.step, image.height, image.width) == (7, 20, 30)
+    text = events.Tensors("val/scores/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| nodule | 0.500 |" in text
+    assert "tensorboard --logdir" in describe_loggers([logger])[0]
+    assert pictures_of(run) == FILES
+
+
+@pytest.mark.parametrize("namespace", ["pytorch_lightning", "lightning.pytorch"])
+def test_csv_logger_and_no_logger_leave_files(tmp_path, namespace):
+    loggers = pytest.importorskip(f"{namespace}.loggers")
+    for i, given in enumerate(([loggers.CSVLogger(tmp_path)], [])):
+        run = RunDir(tmp_path / str(i))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sinks = sinks_for(given, run)
+        log(sinks)
+        assert pictures_of(run) == FILES
+        np.testing.assert_array_equal(np.asarray(Image.open(run.path / FILES[0])), PICTURES[0])
+        assert (run.path / "tables" / "val_scores.csv").read_text() == "label,auroc\nnodule,0.5\neffusion,\n"
+
+
+def test_fast_dev_run_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loggers = pytest.importorskip("pytorch_lightning.loggers.logger")
+    assert sinks_for([loggers.DummyLogger()], None) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+class Recorder:
+    """Stands for a client: keeps what it was called with."""
+
+    def __init__(self):
+        self.calls = []
+
+    def log_text(self, run_id, text, artifact_file):
+        self.calls.append(("text", run_id, text, artifact_file))
+
+
+class NewClient(Recorder):
+    def log_image(self, run_id, image, artifact_file=None, key=None, step=None):
+        self.calls.append(("image", run_id, image.size, key, step))
+
+
+class OldClient(Recorder):
+    def log_image(self, run_id, image, artifact_file):
+        self.calls.append(("image", run_id, image.size, artifact_file))
+
+
+class MLFlowLogger:
+    run_id = "r1"
+
+    def __init__(self, client):
+        self.experiment = client
+
+
+class MyWandbLogger:
+    """Not Lightning's class: unknown."""
+
+
+def test_mlflow_as_far_as_it_can(tmp_path):
+    new, old = MLFlowLogger(NewClient()), MLFlowLogger(OldClient())
+    log(sinks_for([new, old], None))
+    assert new.experiment.calls[0] == ("image", "r1", (30, 20), "val/attention/nodule/case_1_nodule", 7)
+    assert old.experiment.calls[1] == ("image", "r1", (26, 24), "val/attention/nodule/0002/case_2_nodule.png")
+    assert old.experiment.calls[2][3] == "val/scores/step_7.md"
+    with pytest.warns(UserWarning, match="MLFlowLogger gets scores but no pictures"):
+        assert sinks_for([MLFlowLogger(Recorder())], None) == []
+
+
+def test_unknown_loggers_get_one_notice(tmp_path):
+    run = RunDir(tmp_path)
+    with pytest.warns(UserWarning, match="MyWandbLogger gets scores but no pictures") as seen:
+        sinks = sinks_for([MyWandbLogger(), MyWandbLogger()], run)
+    assert len(seen) == 1
+    assert str(run.path) in str(seen[0].message)
+    assert len(sinks) == 1
+
+
+def test_a_subclass_of_a_known_logger_is_known():
+    tensorboard = pytest.importorskip("pytorch_lightning.loggers").TensorBoardLogger
+
+    class Mine(tensorboard):
+        pass
+
+    assert [type(s).__name__ for s in sinks_for([Mine("unused")], None)] == ["TensorBoardSink"]
+
+
+def test_other_splits_and_repeated_names(tmp_path):
+    run = RunDir(tmp_path)
+    (sink,) = sinks_for([], run)
+    sink.images("test/attention/a", PICTURES, ["same", "same"], step=1, epoch=0)
+    assert pictures_of(run) == ["epochs/0000/test/same.png", "epochs/0000/test/same_2.png"]
+    with pytest.raises(InputError, match="a caption and a name for each of 2 pictures"):
+        sink.images("val/a", PICTURES, ["one"], step=1, epoch=0)
+
+
+def test_importing_loads_no_logger():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, camtrain.reporting\n"
+        "heavy = {'torch', 'wandb', 'pytorch_lightning', 'lightning', 'tensorboard', 'matplotlib', 'monai', 'scipy'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
