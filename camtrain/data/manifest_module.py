@@ -18,8 +18,8 @@ from camtrain.anatomy.organ_table import OrganTable
 from camtrain.data.manifest import Case, Manifest, read_manifest
 from camtrain.data.manifest_transforms import CaseError, build_transforms, collate, root_input_error
 
-# str, path, mapping or OrganTable. The annotation cannot say so: with a class or a mapping in it, jsonargparse opens the
-# YAML file itself and hands on a text of the parsed content when that is wrong: the file's name would be lost.
+# str, path, mapping or OrganTable. The annotation cannot say so: with a class or a mapping in it, jsonargparse opens
+# the YAML file itself and hands on a text of the parsed content when that is wrong: the file's name would be lost.
 TableSource = Any
 
 _log = logging.getLogger(__name__)
@@ -90,8 +90,8 @@ class ManifestDataModule(LightningDataModule):
         self.train_split, self.val_split = train_split, val_split
         self.test_splits = [test_splits] if isinstance(test_splits, str) else list(test_splits)
         self._transforms = build_transforms(self.table, spacing, size, window)
-        self._augmented = build_transforms(self.table, spacing, size, window, augment=augment)
-        self._datasets: dict[str, CaseDataset] = {}
+        self._augmented = build_transforms(self.table, spacing, size, window, augment) if augment else self._transforms
+        self._datasets: dict[tuple[str, bool], CaseDataset] = {}
         # Plain values only: a checkpoint that holds them opens with weights_only, and rebuilds this module anywhere
         # the files lie. Not sent to loggers: Lightning stops when model and data have a hyper-parameter of one name.
         self.save_hyperparameters(
@@ -127,9 +127,11 @@ class ManifestDataModule(LightningDataModule):
             "fit": [("train_split", self.train_split), ("val_split", self.val_split)],
             "validate": [("val_split", self.val_split)],
         }.get(stage, [("test_splits", split) for split in self.test_splits])
-        cases = {split: self.manifest.split(split, argument) for argument, split in needed if split is not None}
-        for split, rows in cases.items():  # Only now, so that a missing split is told before hours of reading.
-            self._dataset(split, rows)
+        wanted = [(argument, split) for argument, split in needed if split is not None]
+        for argument, split in wanted:  # First, so that a missing split is told before hours of reading.
+            self.manifest.split(split, argument)
+        for argument, split in wanted:
+            self._dataset(split, argument)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled training cases, the last incomplete batch included."""
@@ -144,17 +146,19 @@ class ManifestDataModule(LightningDataModule):
         loaders = [self._loader(split, "test_splits") for split in self.test_splits]
         return loaders[0] if len(loaders) == 1 else loaders
 
-    def _dataset(self, split: str, cases: list[Case]) -> CaseDataset:
-        if split not in self._datasets:
-            transforms = self._augmented if split == self.train_split else self._transforms
-            self._datasets[split] = CaseDataset(cases, transforms, self.cache_rate, max(1, self.num_workers))
-        return self._datasets[split]
+    def _dataset(self, split: str, argument: str) -> CaseDataset:
+        transforms = self._augmented if argument == "train_split" else self._transforms
+        key = (split, transforms is self._augmented)
+        if key not in self._datasets:
+            cases = self.manifest.split(split, argument)
+            self._datasets[key] = CaseDataset(cases, transforms, self.cache_rate, max(1, self.num_workers))
+        return self._datasets[key]
 
     def _loader(self, split: str, argument: str, shuffle: bool = False) -> DataLoader:
         # A generator of its own, seeded from torch's: MONAI's loader would rewind the global one otherwise.
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         return DataLoader(
-            self._dataset(split, self.manifest.split(split, argument)),
+            self._dataset(split, argument),
             num_workers=self.num_workers,
             batch_size=self.batch_size,
             shuffle=shuffle,

@@ -5,11 +5,9 @@ Every case follows from (seed, split, index) alone, so cases can be made in any 
 
 from __future__ import annotations
 
-import difflib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,7 @@ from camtrain._errors import InputError, nearest
 from camtrain.data.phantom_body import Scene, draw_anatomy, paint_body
 from camtrain.data.phantom_findings import FINDINGS, PAINTING_ORDER, paint_finding
 from camtrain.data.phantom_frame import Bools, affine_of
-from camtrain.data.phantom_shortcuts import MARKERS, PLACES, paint_marker
+from camtrain.data.phantom_shortcuts import PLACES, paint_marker
 
 LABELS = tuple(FINDINGS)
 DEFAULT_SIZE = (48, 36, 48)
@@ -114,6 +112,7 @@ class Phantom:
             one_of("labels", name, LABELS)
         one_of("shortcut_at", self.shortcut_at, PLACES)
         one_of("organs", self.organs, ("exact", "holes"))
+        object.__setattr__(self, "size", tuple(self.size))  # a list comes from YAML
         if len(self.size) != 3 or any(int(n) != n or n < _SMALLEST for n in self.size):
             raise InputError(f"size expects three whole numbers of at least {_SMALLEST} voxels, got {self.size}")
         for word, value in (("shortcut", self.shortcut), ("cooccurrence", self.cooccurrence)):
@@ -201,10 +200,16 @@ class Phantom:
 
 
 def one_of(word: str, value: str, known: Sequence[str]) -> None:
-    if value in known:
-        return
-    hint = nearest(value, known) if difflib.get_close_matches(value, known) else "; known: " + ", ".join(known)
-    raise InputError(f"{word} does not know {value!r}{hint}")
+    """Check that a name is known.
+
+    Raises:
+        InputError: It is not; the message offers those that look like it.
+
+    Example:
+        >>> one_of("organs", "holes", ("exact", "holes"))
+    """
+    if value not in known:
+        raise InputError(f"{word} does not know {value!r}{nearest(str(value), known, n=4)}")
 
 
 def _blur(hu: NDArray[np.float32], weight: float = 0.13) -> None:

@@ -316,7 +316,7 @@ def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) ->
         path = np.asarray(root) + steps * (ends - np.asarray(root)) + 4 * steps * (1 - steps) * bends
         at = f.index(path.reshape(-1, 3))
         flat = np.ravel_multi_index((at[:, 0], at[:, 1], at[:, 2]), f.size)
-        value = np.broadcast_to(-180 - 430 * steps[:, :, 0] / thin, (branches, steps.shape[1])).reshape(-1)
+        value = np.broadcast_to(-300 - 380 * steps[:, :, 0] / thin, (branches, steps.shape[1])).reshape(-1)
         keep = scene.organs.reshape(-1)[flat] == organ
         target = scene.hu.reshape(-1)
         target[flat[keep]] = np.maximum(target[flat[keep]], value[keep])

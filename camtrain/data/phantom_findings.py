@@ -69,7 +69,8 @@ def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> Bools:
     before = scene.organs == HEART
     size = scene.anatomy.heart_scale * rng.uniform(1.27, 1.4)
     paint_heart(scene, size, size)
-    return (scene.organs == HEART) & ~before
+    grown: Bools = (scene.organs == HEART) & ~before
+    return grown
 
 
 def _aneurysm(scene: Scene, rng: np.random.Generator) -> Bools:
@@ -102,11 +103,11 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Bools:
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
     u, v, w = (c / scene.heart_inner for c in heart_coordinates(scene, box))
     nearest = np.full(np.broadcast_shapes(u.shape, v.shape, w.shape), np.inf, np.float32)
-    size = max(5.5, 1.05 * scene.frame.thin) / 46
+    size = max(6.0, 1.15 * scene.frame.thin) / 46
     # Angle around the long axis: the groove between the ventricles in front, then the two that run beside the atria.
-    for angle, start, end in ((1.2, -0.35, 0.5), (-2.5, -0.45, 0.2), (0.1, -0.4, 0.1))[: 1 + int(rng.integers(0, 3))]:
+    for angle, start, end in ((1.2, -0.4, 0.6), (-2.5, -0.45, 0.3), (0.1, -0.4, 0.3))[: 2 + int(rng.integers(0, 2))]:
         turn = angle + rng.uniform(-0.2, 0.2)
-        for along in np.linspace(start, end, 6) + rng.uniform(-0.06, 0.06, 6):
+        for along in np.linspace(start, end, 7) + rng.uniform(-0.05, 0.05, 7):
             radius = 0.86 * np.sqrt(1 - along**2)
             y, z = radius * np.cos(turn), radius * np.sin(turn)
             dist: Floats = ((u - along) ** 2 + (v - y) ** 2 + (w - z) ** 2) / size**2
@@ -124,23 +125,23 @@ def _effusion(scene: Scene, rng: np.random.Generator) -> Bools:
     side = np.clip(np.abs(f.x) - 45, 0, None)
     slope = np.clip((top + 0.02 * side**2 - f.z) / (top + 55), 0, 1) ** 0.7
     level = bottom + (depth + 0.006 * side**2) * slope
-    organs = scene.organs
-    lung = (organs == LUNG_LEFT) if sides == 0 else (organs == LUNG_RIGHT) if sides == 1 else (organs != 0) & (organs < 3)
+    lung = np.isin(scene.organs, ((LUNG_LEFT,), (LUNG_RIGHT,), LUNGS)[sides])
     fluid = inside(1 + (f.front - level) / 10, lung & (scene.lesions == 0))
     scene.hu[fluid] = FLUID + rng.uniform(-6, 6)
     return fluid
 
 
-def _roomiest(scene: Scene, rng: np.random.Generator, radii: Floats, tries: int = 10) -> tuple[Box, Floats, Bools]:
+def _roomiest(scene: Scene, rng: np.random.Generator, radii: Floats, tries: int = 8) -> tuple[Box, Floats, Bools]:
     """An ellipsoid at that of a few random places in the lung where most of it is lung without another lesion."""
     f = scene.frame
-    free = np.flatnonzero(_free_lung(scene, (slice(None), slice(None), slice(None))))
+    free = _free_lung(scene, (slice(None), slice(None), slice(None)))
+    voxels = np.flatnonzero(free)
     picks = rng.random(tries)
     best: tuple[Box, Floats, Bools] | None = None
-    for voxel in free[(picks * len(free)).astype(np.intp)] if len(free) else []:
+    for voxel in voxels[(picks * len(voxels)).astype(np.intp)] if len(voxels) else []:
         i, j, k = np.unravel_index(voxel, f.size)
         box, dist = f.ellipsoid((f.x[i, j, 0], f.y[i, j, 0], f.z[0, 0, k]), radii)
-        region = inside(dist, _free_lung(scene, box))
+        region = inside(dist, free[box])
         if best is None or region.sum() > best[2].sum():
             best = box, dist, region
     if best is None:
@@ -150,27 +151,40 @@ def _roomiest(scene: Scene, rng: np.random.Generator, radii: Floats, tries: int 
 
 
 def _nodule(scene: Scene, rng: np.random.Generator) -> Bools:
-    box, _, ball = _roomiest(scene, rng, np.full(3, rng.uniform(13, 17)))
-    scene.hu[box][ball] = rng.uniform(30, 80)
-    return _whole(scene, box, ball)
+    """Two to four round solids, as metastases come."""
+    region = np.zeros(scene.frame.size, bool)
+    for _ in range(int(rng.integers(2, 5))):
+        box, _, ball = _roomiest(scene, rng, np.full(3, rng.uniform(13.5, 17)))
+        ball &= ~region[box]
+        scene.hu[box][ball] = rng.uniform(30, 80)
+        region[box] |= ball
+    return region
 
 
 def _consolidation(scene: Scene, rng: np.random.Generator) -> Bools:
-    """A lobe's share of lung filled up, cut by a fissure, with some air left in the bronchi."""
-    box, dist, patch = _roomiest(scene, rng, rng.uniform(32, 42, 3), tries=4)
-    air = rng.random(dist.shape) < 0.12
+    """Most of one lobe filled up, with air left in the bronchi."""
+    side, half_width = int(rng.choice([-1, 1])), scene.anatomy.cavity[0]
+    height = rng.choice([58.0, 8.0])  # upper lobe; middle lobe or lingula
+    place = np.array([side * 0.62 * half_width, 12.0, height]) + rng.uniform(-10, 10, 3)
+    box, dist = scene.frame.ellipsoid(place, rng.uniform(34, 44, 3))
+    patch = inside(dist, _free_lung(scene, box))
+    air = rng.random(dist.shape) < 0.2
     scene.hu[box][patch] = rng.uniform(30, 60)
-    scene.hu[box][patch & air] = -450
+    scene.hu[box][patch & air] = -550
     return _whole(scene, box, patch)
 
 
 def _ground_glass(scene: Scene, rng: np.random.Generator) -> Bools:
-    """A haze that lets the vessels through: density is added, and fades at the border."""
-    box, dist, patch = _roomiest(scene, rng, rng.uniform(34, 48, 3), tries=4)
-    grain = 1 + 0.15 * rng.standard_normal(dist.shape, dtype=np.float32)
-    haze = rng.uniform(290, 380) * np.clip(2 * (1 - dist), 0, 1) * grain
-    scene.hu[box][patch] = np.minimum(scene.hu[box] + haze, np.maximum(scene.hu[box], -150))[patch]
-    return _whole(scene, box, patch)
+    """A haze that lets the vessels through: density is added, and fades at the border. Often on both sides."""
+    region = np.zeros(scene.frame.size, bool)
+    for _ in range(2):
+        box, dist, patch = _roomiest(scene, rng, rng.uniform(38, 54, 3), tries=4)
+        patch &= ~region[box]
+        grain = 1 + 0.15 * rng.standard_normal(dist.shape, dtype=np.float32)
+        haze = rng.uniform(310, 390) * np.clip(2.5 * (1 - dist), 0, 1) * grain
+        scene.hu[box][patch] = np.minimum(scene.hu[box] + haze, np.maximum(scene.hu[box], -150))[patch]
+        region[box] |= patch
+    return region
 
 
 FINDINGS = {

@@ -88,7 +88,7 @@ class PhantomDataModule(LightningDataModule):
         self.test_splits: list[str] = list(test_splits)
         self.phantom = Phantom(
             labels=tuple(self.labels),
-            size=(size, size, size) if isinstance(size, int) else tuple(size),
+            size=(size, size, size) if isinstance(size, int) else size,
             shortcut=shortcut,
             shortcut_at=shortcut_at,
             cooccurrence=cooccurrence,

@@ -7,6 +7,7 @@ burnt-in characters. Inside an organ (the hard case: a mask cannot tell marker f
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,9 @@ from camtrain.data.phantom_frame import Bools, inside
 PLACES = ("skin", "other_organ", "own_organ")
 METAL = 1500.0
 """HU of every marker; above the window of the image, so that it shows at full brightness."""
+
+Vector = tuple[float, float, float]
+Rods = tuple[tuple[Vector, Vector], ...]
 
 _R = ("11110", "10001", "10001", "11110", "10100", "10010", "10001")
 
@@ -32,9 +36,9 @@ class Marker(NamedTuple):
     """
 
     outside: Callable[[Scene], Bools]
-    clip: tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...]
-    own: tuple[int, tuple[float, float, float]]
-    other: tuple[int, tuple[float, float, float]]
+    clip: Rods
+    own: tuple[int, Vector]
+    other: tuple[int, Vector]
 
 
 def paint_marker(scene: Scene, name: str, place: str) -> None:
@@ -54,16 +58,17 @@ def paint_marker(scene: Scene, name: str, place: str) -> None:
     scene.markers[region] |= np.uint8(1 << list(MARKERS).index(name))
 
 
-def _clip(scene: Scene, rods: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...], organ: int, point: tuple[float, ...]) -> Bools:
+def _clip(scene: Scene, rods: Rods, organ: int, point: Vector) -> Bools:
     """Metal rods in an organ, around the voxel of the organ that lies nearest to a point."""
     f, region = scene.frame, np.zeros(scene.frame.size, bool)
     voxels = np.argwhere(scene.organs == organ)
     if not len(voxels):
         return region
-    body = np.stack([f.x[voxels[:, 0], voxels[:, 1], 0], f.y[voxels[:, 0], voxels[:, 1], 0], f.z[0, 0, voxels[:, 2]]], 1)
+    i, j, k = voxels.T
+    body = np.stack([f.x[i, j, 0], f.y[i, j, 0], f.z[0, 0, k]], axis=1)
     center = body[np.argmin(((body - np.asarray(point)) ** 2).sum(1))]
     for start, end in rods:
-        box, dist = f.capsule(center + start, center + end, 6.5)
+        box, dist = f.capsule(center + start, center + end, 8.0)
         region[box] |= inside(dist, scene.organs[box] == organ)
     return region
 
@@ -99,7 +104,9 @@ def _ruler(scene: Scene) -> Bools:
     return _burnt_in(scene, ticks, left=292, front=112, z=(25, 95), cell=7.5)
 
 
-def _burnt_in(scene: Scene, rows: tuple[str, ...], left: float, front: float, z: tuple[float, float], cell: float) -> Bools:
+def _burnt_in(
+    scene: Scene, rows: tuple[str, ...], left: float, front: float, z: tuple[float, float], cell: float
+) -> Bools:
     """Pixels of a small bitmap, fixed to the scan and not to the patient; one voxel each where voxels are larger."""
     f, region = scene.frame, np.zeros(scene.frame.size, bool)
     step = np.maximum(1, np.round(cell / f.spacing[:2]).astype(int))
@@ -128,7 +135,7 @@ def _lead(scene: Scene) -> Bools:
     steps = np.linspace(0, 1, 13)
     points = [_on_skin(scene, 48 + 82 * t, 3.0, 82 - 105 * t) for t in steps]
     region = np.zeros(scene.frame.size, bool)
-    for start, end in zip(points[:-1], points[1:], strict=True):
+    for start, end in pairwise(points):
         box, dist = scene.frame.capsule(start, end, 3.0)
         region[box] |= dist < 1
     return region
@@ -140,7 +147,8 @@ def _electrode(scene: Scene) -> Bools:
     radius = shell(scene.anatomy, f)
     near = ((f.y - 10) / 24) ** 2 + ((f.z + 45) / 24) ** 2 < 1
     thick = max(5.0, 0.8 * float(f.spacing[0])) / scene.anatomy.width
-    return near & (radius > 1 - thick / 2) & (radius < 1 + thick) & (f.x < 0)
+    patch: Bools = near & (radius > 1 - thick / 2) & (radius < 1 + thick) & (f.x < 0)
+    return patch
 
 
 def _buttons(scene: Scene) -> Bools:
@@ -157,7 +165,7 @@ def _plate(scene: Scene) -> Bools:
     return region
 
 
-def _rods(*ends: tuple[float, float, float]) -> tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...]:
+def _rods(*ends: Vector) -> Rods:
     return tuple(((-x, -y, -z), (x, y, z)) for x, y, z in ends)
 
 

@@ -19,7 +19,9 @@ _STRONGEST = 0.85  # opacity at the end of the scale: the anatomy stays visible 
 
 
 def window_of(image: npt.NDArray[np.generic]) -> tuple[float, float]:
-    """Grey window that shows an image of any range: its 0.5 % and 99.5 % quantiles.
+    """Grey window that shows an image of any range: all of it but the outermost 0.1 % at either end.
+
+    A fifth of the range is left free above it, so that soft tissue is a middle grey on which colours are seen.
 
     Args:
         image: Any shape and range; a large volume is sampled on a regular grid.
@@ -28,18 +30,20 @@ def window_of(image: npt.NDArray[np.generic]) -> tuple[float, float]:
         Values shown as black and as white; black < white also for a constant image.
 
     Example:
-        >>> window_of(np.linspace(0, 1, 201))
-        (0.005, 0.995)
+        >>> window_of(np.linspace(0, 1, 1001))
+        (0.001, 1.1986)
     """
     step = max(1, round((image.size / 50_000) ** (1 / max(1, image.ndim))))
     sample = np.asarray(image[(slice(None, None, step),) * image.ndim], dtype=np.float32)
     sample = sample[np.isfinite(sample)]
     if not sample.size:
         return 0.0, 1.0
-    low, high = (round(float(q), 6) for q in np.quantile(sample, (0.005, 0.995)))
+    low, high = (round(float(q), 6) for q in np.quantile(sample, (0.001, 0.999)))
+    top = round(high + 0.2 * (high - low), 6)
     if high - low < 1e-6:  # constant but for a few voxels, or constant
         low, high = float(sample.min()), float(sample.max())
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
+        top = high
+    return (low, top) if high > low else (low - 0.5, low + 0.5)
 
 
 def grey(pixels: npt.NDArray[np.generic], window: tuple[float, float], size: tuple[int, int]) -> Pixels:
@@ -51,10 +55,10 @@ def grey(pixels: npt.NDArray[np.generic], window: tuple[float, float], size: tup
         size: Rows and columns of the result.
 
     Returns:
-        (rows, columns, 3).
+        (rows, columns), of a photograph (rows, columns, 3).
 
     Example:
-        >>> grey(np.array([[0.0, 1.0]]), (0.0, 1.0), (1, 2))[..., 0].tolist()
+        >>> grey(np.array([[0.0, 1.0]]), (0.0, 1.0), (1, 2)).tolist()
         [[0, 255]]
     """
     low, high = window
@@ -63,8 +67,7 @@ def grey(pixels: npt.NDArray[np.generic], window: tuple[float, float], size: tup
     picture = Image.fromarray(np.ascontiguousarray(scaled.astype(np.uint8)))
     if picture.size != size[::-1]:
         picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
-    result: Pixels = np.asarray(picture)
-    return result if result.ndim == 3 else np.asarray(picture.convert("RGB"))
+    return np.asarray(picture)
 
 
 @functools.lru_cache(maxsize=256)
@@ -148,21 +151,35 @@ def _table() -> tuple[Floats, Floats]:
     return (colour * opacity).astype(np.float32), (1 - opacity).astype(np.float32)
 
 
+@functools.cache
+def _grey_table() -> Pixels:
+    """(values, grey levels, 3): the whole mixture for grey pictures, which makes laying over one look-up."""
+    colour, rest = _table()
+    mixed = colour[:, None] + np.arange(256, dtype=np.float32)[None, :, None] * rest[:, None]
+    return np.rint(mixed).astype(np.uint8)
+
+
 def blend(base: Pixels, values: npt.NDArray[np.floating], scale: float) -> Pixels:
     """Lay a signed map over a picture: zero leaves the pixel as it is, warm is positive, cool is negative.
 
     Args:
-        base: (rows, columns, 3).
+        base: (rows, columns) grey or (rows, columns, 3).
         values: (rows, columns) map values; NaN counts as zero.
         scale: Absolute value with the strongest colour; beyond it nothing gets stronger.
 
+    Returns:
+        (rows, columns, 3).
+
     Example:
-        >>> base = np.full((1, 2, 3), 100, np.uint8)
+        >>> base = np.full((1, 2), 100, np.uint8)
         >>> blend(base, np.array([[0.0, 1.0]]), 1.0)[0].tolist()
         [[100, 100, 100], [232, 202, 58]]
     """
-    share = np.nan_to_num(np.asarray(values, dtype=np.float32) / np.float32(scale), nan=0.0).clip(-1, 1)
-    index = np.rint(share * _HALF).astype(np.intp) + _HALF
+    share = np.asarray(values, dtype=np.float32).clip(-scale, scale) * np.float32(_HALF / scale)
+    index = np.rint(np.nan_to_num(share, nan=0.0, copy=False)).astype(np.intp) + _HALF
+    if base.ndim == 2:
+        laid: Pixels = _grey_table().reshape(-1, 3)[index * 256 + base]
+        return laid
     colour, rest = _table()
     mixed: Floats = colour[index] + base * rest[index]
     return np.rint(mixed).astype(np.uint8)

@@ -155,6 +155,8 @@ class Scene:
         )
         if values is not None:
             pixels = overlays.blend(pixels, self._enlarged(values, plane, index, size), scale)
+        elif pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=2)
         if outlined and self.allowed is not None and not self.allowed.all():
             pixels = pixels.copy()
             pixels[overlays.outline(self._inside(plane, index, size), width=1 + size[1] // 400)] = overlays.OUTLINE

@@ -203,7 +203,9 @@ def sinks_for(loggers: Iterable[Any], run_dir: RunDir | None) -> list[Sink]:
             unknown.append(names[0])
     if unknown:
         where = f"; the pictures are in {run_dir.path}" if run_dir is not None else ""
-        warnings.warn(f"{', '.join(distinct(unknown))} gets scores but no pictures from camtrain{where}", stacklevel=2)
+        warnings.warn(
+            f"{', '.join(dict.fromkeys(unknown))} gets scores but no pictures from camtrain{where}", stacklevel=2
+        )
     return sinks
 
 

@@ -9,13 +9,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import pytorch_lightning.demos.boring_classes
 import torch
-from jsonargparse import ArgumentParser
 
 from camtrain._batch import read_batch
 from camtrain._errors import InputError
 from camtrain.anatomy.organ_table import OrganTable
 from camtrain.data.manifest_module import ManifestDataModule
+from camtrain.data.manifest_transforms import load_case
 
 TABLE = (
     "organs: {heart: 3, lung_left: 1, lung_right: 2}\n"
@@ -188,14 +189,15 @@ def test_cache_changes_nothing(study, cache):
 
 
 def test_augmentation_is_for_training_only_and_new_each_epoch(study):
-    data = study(*ROWS, augment=True, batch_size=2)
+    data = study(*ROWS, augment=True, batch_size=2, test_splits=["train"])
     data.setup("fit")
     torch.manual_seed(0)
     loader = data.train_dataloader()
     one, other = (dict(zip(b["id"], b["image"], strict=True)) for b in (next(iter(loader)), next(iter(loader))))
     assert any(not torch.equal(one[i], other[i]) for i in one)
-    val = data.val_dataloader()
-    assert torch.equal(next(iter(val))["image"], next(iter(val))["image"])
+    data.setup("test")
+    for still in (data.val_dataloader(), data.test_dataloader()):
+        assert torch.equal(next(iter(still))["image"], next(iter(still))["image"])
 
 
 @pytest.mark.parametrize("lightning", [pl, lp])
@@ -233,23 +235,39 @@ def test_trainer_fits_and_checkpoint_rebuilds(study, lightning):
     assert next(iter(again.val_dataloader()))["image"].shape == (1, 1, 12, 10, 8)
 
 
-def test_command_line_can_parse_it(study):
+def _command_line(config, *arguments):
+    from pytorch_lightning.cli import LightningCLI
+
+    cli = LightningCLI(
+        pl.demos.boring_classes.BoringModel,
+        ManifestDataModule,
+        args=["--config", str(config), *arguments],
+        run=False,
+        save_config_callback=None,
+        trainer_defaults={"logger": False, "accelerator": "cpu"},
+    )
+    return cli.datamodule
+
+
+@pytest.mark.slow
+def test_command_line_can_parse_it(study, monkeypatch):
     study(*ROWS)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(ManifestDataModule, "data")
-    folder = study.folder
-    config = parser.parse_string(
-        f"data: {{manifest: {folder}/cases.csv, table: {folder}/table.yaml, spacing: [2, 2, 2.5], size: 16, "
+    monkeypatch.chdir(study.folder)
+    Path("config.yaml").write_text(
+        "data: {manifest: cases.csv, table: table.yaml, spacing: [2, 2, 2.5], size: 16, "
         "window: [-1000, 800], cache: 0.5, labels: [nodule], test_splits: [val]}"
     )
-    data = (
-        parser.instantiate(config).data if hasattr(parser, "instantiate") else parser.instantiate_classes(config).data
-    )
+    data = _command_line("config.yaml", "--data.batch_size=3", "--data.num_workers", "0")
     assert data.labels == ["nodule"]
     assert data.hparams["spacing"] == [2, 2, 2.5]
-    assert data.cache_rate == 0.5
+    assert (data.cache_rate, data.batch_size) == (0.5, 3)
     data.setup("validate")
     assert next(iter(data.val_dataloader()))["image"].shape == (1, 1, 16, 16, 16)
+    inline = "{organs: {heart: 3}, labels: {nodule: anywhere}}"
+    assert _command_line("config.yaml", f"--data.table={inline}").table.anywhere == (True,)
+    Path("wrong.yaml").write_text("organs: {heart: 3}\nlabels: {nodule: [hart]}\n")
+    with pytest.raises(InputError, match=r"wrong\.yaml.*'hart'"):
+        _command_line("config.yaml", "--data.table=wrong.yaml")
 
 
 # ---- wrong input --------------------------------------------------------------------------------------------------
@@ -383,3 +401,17 @@ def test_real_ct_with_organs_by_totalsegmentator(tmp_path):
     np.testing.assert_allclose(batch["affine"][0, :, 3], shift, rtol=1e-5)
     regions = data.table.allowed(batch["organs"])
     assert regions.shape == (1, 1, 128, 96, 32)
+
+
+@needs_ct
+def test_real_organs_as_a_folder_give_the_same_ids(tmp_path):
+    table = OrganTable.load("totalsegmentator_abdomen")
+    scan = nib.load(CT / "organs.nii.gz")
+    ids = np.asarray(scan.dataobj)
+    (tmp_path / "organs").mkdir()
+    for name, (number,) in table.organs.items():
+        if (ids == number).any():
+            mask = nib.Nifti1Image((ids == number).astype(np.uint8), scan.affine)
+            nib.save(mask, tmp_path / "organs" / f"{name}.nii.gz")
+    case = load_case(CT / "ct.nii.gz", organs=tmp_path / "organs", table=table)
+    np.testing.assert_array_equal(case["organs"][0, 0], ids)

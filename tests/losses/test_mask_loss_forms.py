@@ -246,6 +246,30 @@ def test_a_form_is_added_in_a_few_lines(monkeypatch):
     torch.testing.assert_close(organ_mask_loss(maps, allowed, label, form="hinge", weight=1.0, scale="sum"), expected)
 
 
+def test_a_form_of_ones_own_runs_in_float32_with_a_constant_denominator(monkeypatch):
+    def share(cells):
+        ones = torch.ones(cells.maps.shape[-1], 1, dtype=cells.maps.dtype)
+        return (cells.outside.square() @ ones).sum((0, 2)), (cells.maps.square() @ ones).sum((0, 2))
+
+    monkeypatch.setitem(FORMS, "share", Form(share, absent="outside", scale_free=True, per_label=True))
+    maps, allowed, label = a_batch(dtype=torch.float32)
+    maps.requires_grad_()
+    results = []
+    for form in ("share", "l2_normalised"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = organ_mask_loss(maps, allowed, label, form=form)
+        results.append((loss, *torch.autograd.grad(loss, maps)))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", ["l2_normalised", "energy"])
+def test_scale_free_forms_ignore_the_scale(form):
+    maps, allowed, label = a_batch()
+    assert organ_mask_loss(maps, allowed, label, form=form, scale=1e200) == organ_mask_loss(
+        maps, allowed, label, form=form
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

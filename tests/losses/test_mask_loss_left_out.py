@@ -189,11 +189,15 @@ def test_maps_that_were_not_computed_reach_neither_value_nor_gradient(form, labe
 
 @pytest.mark.parametrize("form", ALL_FORMS)
 def test_a_broken_map_is_not_hidden(form):
-    """NaN in one forbidden cell, or in a pair that is said to be computed, must come out as NaN."""
+    """NaN in a cell that the form reads, or in a pair that is said to be computed, must come out as NaN."""
     maps, allowed, label = a_batch()
     maps[0, 0, 1, 1] = NAN
     assert organ_mask_loss(maps, allowed, label, form=form).isnan()
     assert OrganMaskLoss(form, reduction="per_label").parts(maps, allowed, label).loss.isnan()
+    inside_only = a_batch()[0]
+    inside_only[0, 0, 0, 0] = NAN
+    read = form in ("l2_normalised", "energy")
+    assert organ_mask_loss(inside_only, allowed, label, form=form).isnan().item() is read
     maps[0, 0] = NAN
     everything = torch.ones(3, 4, dtype=torch.bool)
     assert OrganMaskLoss(form).parts(maps, allowed, label, selected=everything).loss.isnan()

@@ -210,6 +210,18 @@ def test_inference_mode_before_and_after(make_case, name):
     torch.testing.assert_close(metric.compute(), expected)
 
 
+@every_score
+def test_machines_without_float64_sum_in_float32(make_case, name, monkeypatch):
+    case = make_case()
+    expected = _twin(name, *case)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    metric = _metric(name)
+    metric.update(*case)
+    answers = [metric.averaged("micro"), metric.undefined_rate(), _twin(name, *case), *metric.metric_state.values()]
+    assert torch.float64 not in {answer.dtype for answer in answers}
+    torch.testing.assert_close(answers[0].double(), expected.nanmean(), atol=1e-6, rtol=0)
+
+
 def test_collection_keeps_scores_apart_after_a_batch_without_pairs(make_case):
     case = make_case()
     scores = {name: _metric(name) for name in SCORES}

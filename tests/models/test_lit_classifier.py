@@ -327,7 +327,9 @@ def run_cli(tmp_path: Path, model: dict, command: str = "fit", **extra) -> Light
     )
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", ["FlattenNet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ResNet", "DenseNet121"))]
+)
 def test_cli_checkpoint_rebuilds_any_net_alone(name, tmp_path):
     cli = run_cli(tmp_path, {"net": NETS[name], "lr": 0.005})
     assert cli.model.labels == NAMES
@@ -351,6 +353,24 @@ def test_cli_names_the_argument_of_a_wrong_number_of_outputs(name, argument, tmp
     wrong = {**NETS[name]["init_args"], argument.split("=")[0]: 7}
     with pytest.raises(InputError, match=rf"{name} gives 7 outputs for 3 labels: set {argument} of {name}"):
         run_cli(tmp_path, {"net": {**NETS[name], "init_args": wrong}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made_by", ["cli", "python"])
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_cli_takes_checkpoints_of_both_makes(made_by, command, tmp_path):
+    net = NETS["FlattenNet"]
+    if made_by == "cli":
+        run_cli(tmp_path, {"net": net})
+    else:
+        run = trainer(tmp_path, max_steps=1, max_epochs=-1, limit_val_batches=0)
+        run.fit(LitClassifier(FlattenNet(**net["init_args"]), NAMES), Data(size=(32, 36, 32)))
+        run.save_checkpoint(tmp_path / "model.ckpt")
+    (path,) = tmp_path.rglob("*.ckpt")
+    stored = torch.load(path, weights_only=True)["state_dict"]
+    cli = run_cli(tmp_path, {"net": net}, command, ckpt_path=str(path))
+    for name, weight in cli.model.state_dict().items():
+        assert torch.equal(weight, stored[name])
 
 
 # ------------------------------------------------------------------------------------------------ bad input

@@ -36,10 +36,10 @@ def test_2d_photographs_1d_signals_and_channels():
     photo = np.random.default_rng(0).random((3, 50, 70))
     assert compose_panel(photo, a_map(shape=(5, 7)), np.ones((50, 70), bool)).shape[1] == 640
     assert compose_panel(photo[0], a_map(shape=(5, 7))).shape[1] == 640
-    assert compose_panel(np.random.rand(2, 300), a_map(shape=(20,)), np.arange(300) > 100).shape[1] == 640
+    assert compose_panel(np.ones((2, 300)), a_map(shape=(20,)), np.arange(300) > 100).shape[1] == 640
     colours = Scene.make(photo * 0 + np.array([1.0, 0, 0])[:, None, None], rank=2, window=(0, 1))
     assert colours.tile("image", (20, 20))[10, 10].tolist() == [255, 0, 0]
-    volume = np.random.rand(4, 6, 7, 8)
+    volume = np.random.default_rng(3).random((4, 6, 7, 8))
     np.testing.assert_array_equal(compose_panel(volume, a_map()), compose_panel(volume[0], a_map()))
 
 
@@ -158,7 +158,7 @@ def test_montage(chest, columns):
 
 
 def test_montage_of_a_2d_image_and_bad_arguments(chest):
-    assert compose_montage(np.random.rand(40, 50), {"a": a_map(shape=(4, 5))}, columns=3).shape[1] == 1200
+    assert compose_montage(np.eye(40, 50), {"a": a_map(shape=(4, 5))}, columns=3).shape[1] == 1200
     with pytest.raises(InputError, match="positive number of slices"):
         compose_montage(chest[0], {"a": a_map()}, columns=0)
     with pytest.raises(InputError, match="at least one label"):

@@ -6,7 +6,7 @@ import stat
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -74,6 +74,7 @@ def test_undefined_scores_are_left_out_and_take_an_old_value_with_them(tmp_path)
     assert run.read_scores() == []
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.text(max_size=30), st.floats(allow_nan=False, allow_infinity=False))
 def test_any_label_and_value_round_trip(tmp_path_factory, label, value):
     run = RunDir(tmp_path_factory.mktemp("run"))

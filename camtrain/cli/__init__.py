@@ -1,0 +1,1 @@
+"""The command line: `camtrain fit | validate | test | explain | methods | layers`."""

@@ -1,0 +1,39 @@
+"""What a run needs of its surroundings before the libraries are imported: no phoning home, no noise."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import warnings
+from pathlib import Path
+from urllib.parse import urlsplit
+
+# Said by Lightning or torch about themselves; nothing that a user could act on.
+_NOISE = (
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*does not have many workers.*",
+    r".*but have no logger configured.*",
+    r".*The number of training batches .* is smaller than the logging interval.*",
+)
+
+
+def prepare() -> None:
+    """W&B offline unless the user is logged in or says otherwise; never reports errors to anybody."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    if not logged_in_to_wandb():
+        os.environ.setdefault("WANDB_MODE", "offline")
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def logged_in_to_wandb() -> bool:
+    """Would W&B find an API key: in the environment or in the netrc file that `wandb login` writes?"""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return netrc.netrc(str(file)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
