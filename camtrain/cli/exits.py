@@ -91,7 +91,12 @@ def refused_option(message: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose complaints are `InputError`s, like all others."""
+    """An argparse parser whose complaints are `InputError`s, like all others; options are not abbreviated."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""

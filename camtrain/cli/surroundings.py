@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
 import warnings
@@ -17,12 +18,26 @@ _NOISE = (
 )
 
 
+class NoAdverts(logging.Filter):
+    """Drops the lines in which Lightning recommends other packages."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep everything but the tips."""
+        return "Tip: For seamless cloud" not in str(record.msg)
+
+
+_NO_ADVERTS = NoAdverts()
+_TALKERS = ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero")
+
+
 def prepare() -> None:
     """W&B offline unless the user is logged in or says otherwise; never reports errors to anybody."""
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     if not logged_in_to_wandb():
         os.environ.setdefault("WANDB_MODE", "offline")
+    for name in _TALKERS:
+        logging.getLogger(name).addFilter(_NO_ADVERTS)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
 

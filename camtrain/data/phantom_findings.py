@@ -103,7 +103,7 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Bools:
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
     u, v, w = (c / scene.heart_inner for c in heart_coordinates(scene, box))
     nearest = np.full(np.broadcast_shapes(u.shape, v.shape, w.shape), np.inf, np.float32)
-    size = max(6.0, 1.15 * scene.frame.thin) / 46
+    size = max(7.5, 1.15 * scene.frame.thin) / 46
     # Angle around the long axis: the groove between the ventricles in front, then the two that run beside the atria.
     for angle, start, end in ((1.2, -0.4, 0.6), (-2.5, -0.45, 0.3), (0.1, -0.4, 0.3))[: 2 + int(rng.integers(0, 2))]:
         turn = angle + rng.uniform(-0.2, 0.2)
@@ -113,7 +113,7 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Bools:
             dist: Floats = ((u - along) ** 2 + (v - y) ** 2 + (w - z) ** 2) / size**2
             np.minimum(nearest, dist, out=nearest)
     specks = inside(nearest, scene.organs[box] == HEART)
-    scene.hu[box][specks] = rng.uniform(750, 1000)
+    scene.hu[box][specks] = rng.uniform(900, 1200)
     return _whole(scene, box, specks)
 
 
@@ -131,11 +131,13 @@ def _effusion(scene: Scene, rng: np.random.Generator) -> Bools:
     return fluid
 
 
-def _roomiest(scene: Scene, rng: np.random.Generator, radii: Floats, tries: int = 8) -> tuple[Box, Floats, Bools]:
+def _roomiest(
+    scene: Scene, rng: np.random.Generator, radii: Floats, tries: int = 8, above: float = -200
+) -> tuple[Box, Floats, Bools]:
     """An ellipsoid at that of a few random places in the lung where most of it is lung without another lesion."""
     f = scene.frame
     free = _free_lung(scene, (slice(None), slice(None), slice(None)))
-    voxels = np.flatnonzero(free)
+    voxels = np.flatnonzero(free & (f.z > above))
     picks = rng.random(tries)
     best: tuple[Box, Floats, Bools] | None = None
     for voxel in voxels[(picks * len(voxels)).astype(np.intp)] if len(voxels) else []:
@@ -151,10 +153,10 @@ def _roomiest(scene: Scene, rng: np.random.Generator, radii: Floats, tries: int 
 
 
 def _nodule(scene: Scene, rng: np.random.Generator) -> Bools:
-    """Two to four round solids, as metastases come."""
+    """Two to four round solids in the upper and middle lung."""
     region = np.zeros(scene.frame.size, bool)
     for _ in range(int(rng.integers(2, 5))):
-        box, _, ball = _roomiest(scene, rng, np.full(3, rng.uniform(13.5, 17)))
+        box, _, ball = _roomiest(scene, rng, np.full(3, rng.uniform(15, 19)), above=-15)
         ball &= ~region[box]
         scene.hu[box][ball] = rng.uniform(30, 80)
         region[box] |= ball

@@ -79,7 +79,8 @@ class PhantomDataModule(LightningDataModule):
         test_cases: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        # Lightning stops when model and data module log one name with different values (labels).
+        self.save_hyperparameters(logger=False)
         _at_least(1, cases=cases, batch_size=batch_size, val_cases=val_cases, test_cases=test_cases)
         _at_least(0, num_workers=num_workers)
         for split in test_splits:

@@ -83,6 +83,7 @@ def _on_skin(scene: Scene, angle: float, height: float, z: float) -> tuple[float
 
 def _balls(scene: Scene, points: list[tuple[float, float, float]], radius: float) -> Bools:
     region = np.zeros(scene.frame.size, bool)
+    radius = max(radius, 1.6 * scene.frame.thin)  # some voxels each on a coarse grid too
     for point in points:
         box, dist = scene.frame.ellipsoid(_on_skin(scene, *point), (radius, radius, radius))
         region[box] |= dist < 1
@@ -90,7 +91,7 @@ def _balls(scene: Scene, points: list[tuple[float, float, float]], radius: float
 
 
 def _bead(scene: Scene) -> Bools:
-    return _balls(scene, [(62, 4, 55)], 9.5)
+    return _balls(scene, [(62, 5, 55)], 11.0)
 
 
 def _character(scene: Scene) -> Bools:

@@ -1,0 +1,112 @@
+"""What stands on the terminal after a run: scores per label, and where everything was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from camtrain.callbacks import AttentionMonitor
+from camtrain.cli.consoles import wide_console
+from camtrain.cli.lightning_cli import SaveRunConfig
+from camtrain.reporting import Score, describe_loggers, score_table
+
+_MEAN = "mean"
+
+
+def show(trainer: Any, command: str, console: Console | None = None) -> None:
+    """Print the tables and the places of a finished run, on rank zero.
+
+    Args:
+        trainer: The Trainer that ran.
+        command: `fit`, `validate` or `test`.
+        console: Where to print; default: stdout.
+    """
+    if not trainer.is_global_zero:
+        return
+    console = console or wide_console()
+    monitors = [c for c in trainer.callbacks if isinstance(c, AttentionMonitor)]
+    epoch = _best_epoch(trainer) if command == "fit" else None
+    for monitor in monitors:
+        for split, title, rows in _splits(monitor, epoch, _best_key(trainer)):
+            _show_split(console, monitor, split, title, rows)
+    if not monitors:
+        console.print("No AttentionMonitor in trainer.callbacks, so there are no scores per label.")
+    # Paths are printed unbroken, so that they can be copied.
+    for line in _places(trainer, monitors, command):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _splits(monitor: AttentionMonitor, epoch: int | None, key: str) -> Iterator[tuple[str, str, list[Score]]]:
+    """Split, title and rows: those of the best epoch where a file has them, else the last ones."""
+    run = monitor.publisher.run_dir
+    stored = run.read_scores() if run is not None and epoch is not None else []
+    for split, scores in monitor.scores.items():
+        best = [row for row in stored if row.epoch == epoch and row.split == split]
+        if best:
+            step = max(row.step for row in best)
+            yield split, f"{split}, epoch {epoch} (best {key})", [row for row in best if row.step == step]
+        else:
+            last = [Score(0, 0, split, s.method or "", s.label or _MEAN, s.measure, s.value) for s in scores]
+            yield split, split, last
+
+
+def _show_split(console: Console, monitor: AttentionMonitor, split: str, title: str, rows: Iterable[Score]) -> None:
+    first = monitor.methods[0]
+    by_measure: dict[str, dict[str, float]] = {}
+    means: dict[str, float] = {}
+    for row in rows:
+        measure = row.measure + ("" if row.method in ("", first) else f"@{row.method}")
+        if row.label == _MEAN:
+            means[measure] = row.value
+        else:
+            by_measure.setdefault(measure, {})[row.label] = row.value
+    name = f"{monitor.name}: " if monitor.name else ""
+    run = monitor.publisher.run_dir
+    full = "scores.csv" if run is None else str(run.scores_path)
+    if by_measure:
+        console.print(score_table(by_measure, title=f"{name}{title}, maps by {first}", full=full))
+    alone = [f"{key} {value:.3f}" for key, value in means.items() if key not in by_measure]
+    if alone:
+        console.print("  ".join(alone), highlight=False)
+
+
+def _places(trainer: Any, monitors: Iterable[AttentionMonitor], command: str) -> Iterator[str]:
+    best = _best_path(trainer)
+    if command == "fit" and best:
+        yield f"checkpoint: {best}"
+    config = next((c.path for c in trainer.callbacks if isinstance(c, SaveRunConfig)), None)
+    if config is not None:
+        yield f"config: {config}"
+    for monitor in monitors:
+        if (run := monitor.publisher.run_dir) is not None:
+            yield f"run folder: {run.path}"
+            yield f"scores: {run.scores_path}"
+            if run.panel_path.exists():
+                yield f"pictures: {run.path / 'epochs'}"
+    yield from describe_loggers(trainer.loggers)
+    if command == "fit" and best and config is not None:
+        yield f"next: camtrain test --config {config} --ckpt_path {best}"
+        yield f"      camtrain explain --ckpt_path {best} --image CT.nii.gz --out maps"
+
+
+def _best_path(trainer: Any) -> str:
+    callback = trainer.checkpoint_callback
+    found = (getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "")) if callback else ""
+    return str(found) if found and Path(found).exists() else ""
+
+
+def _best_key(trainer: Any) -> str:
+    return str(getattr(trainer.checkpoint_callback, "monitor", None) or "checkpoint")
+
+
+def _best_epoch(trainer: Any) -> int | None:
+    """Epoch in which the best checkpoint was written; None without one or without a monitored score."""
+    path = _best_path(trainer)
+    if not path or not getattr(trainer.checkpoint_callback, "monitor", None):
+        return None
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return int(content["epoch"])
