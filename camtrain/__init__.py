@@ -27,15 +27,15 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from camtrain._errors import InputError
-    from camtrain.anatomy.organ_table import OrganTable
-    from camtrain.callbacks.attention_monitor import AttentionMonitor
-    from camtrain.callbacks.mask_loss import MaskLossCallback
-    from camtrain.cam.explaining import explain
-    from camtrain.cam.layer_table import layers
-    from camtrain.cam.method_table import methods
-    from camtrain.cam.tap import LayerTap
-    from camtrain.losses.organ_mask import OrganMaskLoss
+    from camtrain._errors import InputError as InputError
+    from camtrain.anatomy.organ_table import OrganTable as OrganTable
+    from camtrain.callbacks.attention_monitor import AttentionMonitor as AttentionMonitor
+    from camtrain.callbacks.mask_loss import MaskLossCallback as MaskLossCallback
+    from camtrain.cam.explaining import explain as explain
+    from camtrain.cam.layer_table import layers as layers
+    from camtrain.cam.method_table import methods as methods
+    from camtrain.cam.tap import LayerTap as LayerTap
+    from camtrain.losses.organ_mask import OrganMaskLoss as OrganMaskLoss
 
 
 def __getattr__(name: str) -> Any:

@@ -105,7 +105,9 @@ def _label(label: Tensor | None, outputs: int | None) -> Tensor | None:
             raise InputError("labels are class indices of shape (B,), but the number of outputs is unknown")
         top = int(label.max()) if label.numel() else 0
         if top >= outputs or (label.numel() and int(label.min()) < 0):
-            raise InputError(f"expected class indices in 0..{outputs - 1}, got {int(label.min())}..{top}: check the labels")
+            raise InputError(
+                f"expected class indices in 0..{outputs - 1}, got {int(label.min())}..{top}: check the labels"
+            )
         return torch.nn.functional.one_hot(label.long(), outputs).float()
     if label.ndim == 1 and outputs in (1, None):
         label = label[:, None]
@@ -154,7 +156,8 @@ def _has_organs(given: Any, organs: Tensor | None, size: int, device: torch.devi
         return torch.zeros(size, dtype=torch.bool, device=device)
     if given is not None:
         return torch.as_tensor(given, device=device).bool().reshape(size)
-    return organs.flatten(1).any(dim=1)
+    # Compared first: any() of uint8 is uint8, not bool.
+    return (organs != 0).flatten(1).any(dim=1)
 
 
 def _affine(affine: Tensor | None, image: Any, size: int) -> Tensor | None:

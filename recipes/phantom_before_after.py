@@ -32,14 +32,19 @@ SHOWN = ("effusion", "nodule", "coronary_calcification", "aneurysm")
 console = Console()
 
 
-def train(name: str, mask_loss: bool, data: PhantomDataModule, args: argparse.Namespace) -> tuple[LitClassifier, Scores]:
+def train(
+    name: str, mask_loss: bool, data: PhantomDataModule, args: argparse.Namespace
+) -> tuple[LitClassifier, Scores]:
     """Train one network; returns it with its test scores {measure: {label: value}}."""
     console.rule(f"{name} training")
     pl.seed_everything(args.seed, verbose=False)
     model = LitClassifier(FlattenNet(size=data.phantom.size), labels=data.labels, lr=args.lr, schedule="one_cycle")
     folder = args.out / name.replace(" ", "_")
     monitor = ct.AttentionMonitor(methods=["hirescam", "gradcam"], every_n_epochs=args.epochs)
-    callbacks: list[pl.Callback] = [monitor, ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)]
+    callbacks: list[pl.Callback] = [
+        monitor,
+        ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False),
+    ]
     if mask_loss:
         callbacks.append(ct.MaskLossCallback(weight=1 / 3))
     loggers: list[Logger] = [CSVLogger(folder)]
@@ -56,7 +61,11 @@ def train(name: str, mask_loss: bool, data: PhantomDataModule, args: argparse.Na
     )
     trainer.fit(model, data)
     trainer.test(model, data, verbose=False)
-    for line in [f"run folder: {monitor.publisher.run_dir.path}", f"checkpoint: {folder / 'last.ckpt'}", *describe_loggers(loggers)]:
+    for line in [
+        f"run folder: {monitor.publisher.run_dir.path}",
+        f"checkpoint: {folder / 'last.ckpt'}",
+        *describe_loggers(loggers),
+    ]:
         console.print(f"  {line}", soft_wrap=True)
     if args.wandb:
         loggers[-1].experiment.finish()
@@ -72,7 +81,9 @@ def table_of(monitor: ct.AttentionMonitor) -> Scores:
         "energy inside": ("test", "energy_inside", "hirescam"),
     }
     return {
-        title: {s.label: s.value for s in monitor.scores[split] if (s.measure, s.method) == (measure, method) and s.label}
+        title: {
+            s.label: s.value for s in monitor.scores[split] if (s.measure, s.method) == (measure, method) and s.label
+        }
         for title, (split, measure, method) in wanted.items()
     }
 
@@ -101,7 +112,9 @@ def picture(models: list[LitClassifier], data: PhantomDataModule, path: Path) ->
             )
         )
     titles = ("phantom CT and allowed organ", "plain training", "with organ mask loss")
-    Image.fromarray(side_by_side(rows, titles, caption="HiResCAM, signed: red = evidence for, blue = against.")).save(path)
+    Image.fromarray(side_by_side(rows, titles, caption="HiResCAM, signed: red = evidence for, blue = against.")).save(
+        path
+    )
 
 
 def main() -> None:
@@ -121,7 +134,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     size = {} if args.size is None else {"size": args.size}
     data = PhantomDataModule(
-        cases=args.cases, val_cases=args.test_cases, test_cases=args.test_cases, test_splits=["test", "shift_reversed"], **size
+        cases=args.cases,
+        val_cases=args.test_cases,
+        test_cases=args.test_cases,
+        test_splits=["test", "shift_reversed"],
+        **size,
     )
     plain, before = train("plain", False, data, args)
     masked, after = train("mask loss", True, data, args)

@@ -30,7 +30,13 @@ NETS: dict[str, tuple[Callable[[tuple[int, ...]], nn.Module], str | None]] = {
     "flatten": (lambda size: FlattenNet(labels=8, size=size), None),
     "resnet18q": (
         lambda size: ResNet(
-            "basic", [2, 2, 2, 2], [16, 32, 64, 128], spatial_dims=3, n_input_channels=1, num_classes=8, conv1_t_stride=2
+            "basic",
+            [2, 2, 2, 2],
+            [16, 32, 64, 128],
+            spatial_dims=3,
+            n_input_channels=1,
+            num_classes=8,
+            conv1_t_stride=2,
         ),
         "layer4",
     ),
@@ -85,7 +91,14 @@ def study(question: str, args: argparse.Namespace) -> Iterator[dict[str, object]
         for net, kind, shortcut, mask_loss in RUNS[question]:
             if args.net not in (None, net):
                 continue
-            key = {"net": net, "kind": kind, "seed": seed, "epochs": args.epochs, "cases": args.cases, "weight": args.weight}
+            key = {
+                "net": net,
+                "kind": kind,
+                "seed": seed,
+                "epochs": args.epochs,
+                "cases": args.cases,
+                "weight": args.weight,
+            }
             row = next((r for r in done if {k: r[k] for k in key} == key), None)
             if row is None:
                 row = key | train(net, shortcut, mask_loss, seed, args)
@@ -112,7 +125,10 @@ def table(question: str, rows: list[dict]) -> str:
                 lines.append(f"| {kind} | {method} | " + " | ".join(map(spread, cells)) + " |")
         return "\n".join(lines)
     splits = ["test", "shift_free", "shift_random", "shift_reversed"]
-    lines = ["| net | trained with | " + " | ".join(splits) + " | worst label, reversed | energy inside |", "|---" * 8 + "|"]
+    lines = [
+        "| net | trained with | " + " | ".join(splits) + " | worst label, reversed | energy inside |",
+        "|---" * 8 + "|",
+    ]
     for (net, kind), runs in groups.items():
         aurocs = [spread([r["scores"][s]["auroc"]["mean"] for r in runs]) for s in splits]
         worst = spread([min(v for k, v in r["scores"]["shift_reversed"]["auroc"].items() if k != "mean") for r in runs])

@@ -1,6 +1,6 @@
 """The mask loss in a plain PyTorch loop: `LayerTap` watches the layer, `OrganMaskLoss` is one more term.
 
-    python recipes/plain_pytorch.py
+python recipes/plain_pytorch.py
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def main() -> None:
                 optimizer.step()
                 totals += torch.stack([task, attention]).detach()
             task_mean, attention_mean = (totals / len(batches)).tolist()
-            print(f"epoch {epoch}: task loss {task_mean:.3f}, weighted mask loss {attention_mean:.3f}, layer {tap.name}")
+            print(
+                f"epoch {epoch}: task loss {task_mean:.3f}, weighted mask loss {attention_mean:.3f}, layer {tap.name}"
+            )
 
 
 if __name__ == "__main__":

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from camtrain._batch import Adapter, Batch, read_batch
 from camtrain._errors import InputError
-from camtrain.anatomy.organ_table import OrganTable
+from camtrain.anatomy import OrganTable, spacing_of
 from camtrain.cam.layer_lookup import default_layer, find_layer, plain_name
-
-log = logging.getLogger("camtrain")
-TableSpec = OrganTable | str | Path | None
 
 # What was already said in a run; both callbacks of one Trainer share it.
 _told: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
@@ -45,7 +40,7 @@ class RunContext:
 
     def __init__(
         self,
-        table: TableSpec,
+        table: OrganTable | str | Path | Mapping[str, Any] | None,
         keys: Mapping[str, str] | None,
         adapter: Adapter | None,
         names: Sequence[str] | None,
@@ -54,18 +49,22 @@ class RunContext:
         self.keys = dict(keys) if keys else None
         self.adapter = adapter
         self.mode = mode
-        self._given_names = None if names is None else list(names)
+        self._given_names = None if names is None else [str(name) for name in names]
         self._given_table = table
         self._loaded: OrganTable | None = None
         self._selected: OrganTable | None = None
         self.names: list[str] | None = None
 
     def setup(self, trainer: Any) -> None:
-        """Find the table; forget what another run resolved."""
+        """Find the table; forget what another run resolved.
+
+        Raises:
+            InputError: There is no such table, or it is wrong.
+        """
         given = self._given_table
         if given is None:
             given = getattr(getattr(trainer, "datamodule", None), "table", None)
-        self._loaded = OrganTable.load(given) if isinstance(given, str | Path | Mapping) else given
+        self._loaded = None if given is None else OrganTable.load(given)
         self._selected, self.names = None, None
 
     @property
@@ -76,6 +75,21 @@ class RunContext:
     def read(self, batch: Any, outputs: int) -> Batch:
         """The user's batch in camtrain's words."""
         return read_batch(batch, self.keys, self.adapter, outputs)
+
+    def image(self, batch: Any) -> Tensor | None:
+        """The image alone; class indices as labels cannot be read before the number of outputs is known."""
+        words = batch if self.adapter is None else self.adapter(batch)
+        key = (self.keys or {}).get("image", "image")
+        if isinstance(words, Mapping):
+            words = {"image": words[key]} if key in words else {}
+        return read_batch(words).image
+
+    def expected(self, trainer: Any, pl_module: nn.Module) -> int | None:
+        """The number of outputs that the label names speak of, where there are any."""
+        if self.names is not None:
+            return len(self.names)
+        _, names = next(self._sources(trainer, pl_module), ("", None))
+        return None if names is None else len(names)
 
     def resolve(self, trainer: Any, pl_module: nn.Module, outputs: int) -> list[str]:
         """Label names in the order of the outputs, once per run.
@@ -89,43 +103,40 @@ class RunContext:
             tell_once(trainer, f"camtrain: {outputs} labels in the order of the outputs: {', '.join(self.names)}")
         return self.names
 
-    def _find_names(self, trainer: Any, pl_module: nn.Module, outputs: int) -> list[str]:
-        sources = {
-            "names=": self._given_names,
-            "the data module's labels": getattr(getattr(trainer, "datamodule", None), "labels", None),
-            "the module's labels": getattr(pl_module, "labels", None),
-        }
-        for source, names in sources.items():
-            if names is None or isinstance(names, Tensor | nn.Module) or callable(names):
-                continue
-            if len(names) != outputs:
-                raise InputError(
-                    f"{source} has {len(names)} names but the network gives {outputs} outputs: give one name per output, in "
-                    "the order of the outputs, with names="
-                )
-            return [str(name) for name in names]
+    def _sources(self, trainer: Any, pl_module: nn.Module) -> Iterator[tuple[str, list[str]]]:
+        if self._given_names is not None:
+            yield "names=", self._given_names
+        for owner, thing in (
+            ("the data module's labels", getattr(trainer, "datamodule", None)),
+            ("the module's labels", pl_module),
+        ):
+            names = getattr(thing, "labels", None)
+            # A user's `labels` may be anything: a tensor, a path, a count, a method.
+            if isinstance(names, Sequence) and not isinstance(names, str) and all(isinstance(n, str) for n in names):
+                yield owner, [str(name) for name in names]
         if self._loaded is not None:
-            if len(self._loaded.labels) == outputs:
-                return list(self._loaded.labels)
+            yield "the organ table", self._loaded.labels
+
+    def _find_names(self, trainer: Any, pl_module: nn.Module, outputs: int) -> list[str]:
+        source, names = next(self._sources(trainer, pl_module), ("", [f"label_{i}" for i in range(outputs)]))
+        if len(names) != outputs:
             raise InputError(
-                f"the organ table has {len(self._loaded.labels)} labels but the network gives {outputs} outputs: say which "
-                "label each output is with names=[...]"
+                f"{source} has {len(names)} names, but the network gives {outputs} outputs: say which label each one "
+                "is with names=[...], or set the network's number of outputs; if those are features and no logits, say "
+                "where the logits are with logits="
             )
-        return [f"label_{index}" for index in range(outputs)]
+        return names
 
     def allowed(self, batch: Batch, size: Sequence[int]) -> Tensor | None:
         """(B, L, *S') bool on the map's grid, or None when the batch has no organs or there is no table."""
-        if self._selected is None or batch.organs is None:
+        table = self._selected
+        if table is None or batch.organs is None:
             return None
-        return self._selected.allowed(batch.organs, size=size, mode=self.mode, spacing=_spacing(batch.affine))
+        spacing = spacing_of(batch.affine) if table.needs_spacing and batch.affine is not None else None
+        return table.allowed(batch.organs, size=size, mode=self.mode, spacing=spacing)
 
 
-def _spacing(affine: Tensor | None) -> Tensor | None:
-    """(B, rank) mm per voxel along each axis."""
-    return None if affine is None else torch.linalg.vector_norm(affine[:, :-1, :-1].double(), dim=1)
-
-
-def resolve_layer(pl_module: nn.Module, layer: str | nn.Module | None, image: Tensor | None) -> str:
+def resolve_layer(trainer: Any, pl_module: nn.Module, layer: str | nn.Module | None, image: Tensor | None) -> str:
     """Dotted name of the layer; for None the last feature map of the module's own forward.
 
     Raises:
@@ -139,7 +150,8 @@ def resolve_layer(pl_module: nn.Module, layer: str | nn.Module | None, image: Te
         name, _ = default_layer(pl_module, image)
     except NotImplementedError as error:
         raise InputError(
-            f"layer=None needs a forward(image) in {type(pl_module).__name__}, which has none: name the layer with layer="
+            f"layer=None needs a forward(image) in {type(pl_module).__name__}, which has none: "
+            "name the layer with layer="
         ) from error
-    rank_zero_info(f"camtrain: layer=None takes {plain_name(name)!r}")
+    tell_once(trainer, f"camtrain: layer=None takes {plain_name(name)!r}")
     return name

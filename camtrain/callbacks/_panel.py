@@ -1,7 +1,8 @@
-"""The fixed panel: a few validation cases that are drawn the same way every time."""
+"""The fixed panel: a few cases of each split that are drawn the same way every time."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,6 @@ from torch import Tensor
 
 from camtrain._batch import Batch
 from camtrain.reporting import compose_panel, geometry
-
-Position = tuple[int, int, int]  # loader, batch, row: the same case every epoch, as validation does not shuffle
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,22 @@ class PanelEntry:
         """The picture, with one colour scale for all epochs."""
         axes, spacing = (None, None) if self.affine is None else geometry(self.affine)
         return compose_panel(
-            self.image, self.maps, self.allowed, spacing=spacing, axes=axes, caption=self.caption, scale=scale, marked=True
+            self.image,
+            self.maps,
+            self.allowed,
+            spacing=spacing,
+            axes=axes,
+            caption=self.caption,
+            scale=scale,
+            marked=True,
         )
 
 
 class Panel:
-    """Chooses cases once, then collects them every time.
+    """Chooses cases of one split once, then collects them every time.
 
-    Cases are taken greedily in validation order: a case joins when it shows a label that is not yet covered.
+    Cases are taken greedily in the order of the split: a case joins when it shows a label that does not have its share
+    of cases yet. They are known by their `id`, or by their place where the batch has no ids.
 
     Args:
         cases: Cases at most.
@@ -56,35 +63,56 @@ class Panel:
     def __init__(self, cases: int, labels_per_case: int) -> None:
         self.cases = cases
         self.labels_per_case = labels_per_case
-        self.chosen: dict[Position, list[int]] = {}
+        self.chosen: dict[str, list[int]] = {}
         self.complete = False
         self.entries: list[PanelEntry] = []
+        self._drawn: set[str] = set()
 
-    def wanted(self, loader: int, batch_index: int, label: Tensor, segmented: Tensor) -> dict[int, list[int]]:
-        """Rows of this batch to draw, with their labels; the first epoch chooses them."""
-        if not self.complete:
-            self._choose(loader, batch_index, (label == 1) & segmented[:, None])
-        return {
-            row: labels for (at, index, row), labels in self.chosen.items() if (at, index) == (loader, batch_index) and row < len(label)
-        }
+    def begin(self) -> None:
+        """A new pass over the split."""
+        self.entries.clear()
+        self._drawn.clear()
 
-    def _choose(self, loader: int, batch_index: int, positive: Tensor) -> None:
-        covered = {label for labels in self.chosen.values() for label in labels}
-        for row, marks in enumerate(positive.tolist()):
-            fresh = [index for index, mark in enumerate(marks) if mark and index not in covered]
-            if fresh and len(self.chosen) < self.cases and (loader, batch_index, row) not in self.chosen:
-                self.chosen[loader, batch_index, row] = fresh[: self.labels_per_case]
-                covered.update(fresh[: self.labels_per_case])
+    def end(self) -> None:
+        """The pass is over; what it chose stays."""
+        self.complete = self.complete or bool(self.chosen)
+        self.begin()
+
+    def wanted(self, cases: Sequence[str], label: Tensor, segmented: Tensor) -> dict[int, list[int]]:
+        """Rows of this batch to draw, with their labels; the first pass chooses them.
+
+        Args:
+            cases: B names.
+            label: (B, L), NaN = unknown.
+            segmented: (B,) bool.
+        """
+        positive = ((label == 1) & segmented[:, None]).tolist()
+        rows: dict[int, list[int]] = {}
+        for row, (case, marks) in enumerate(zip(cases, positive, strict=True)):
+            if not self.complete and case not in self.chosen:
+                self._choose(case, [index for index, mark in enumerate(marks) if mark], len(marks))
+            # Patches of one scan share its id: the first one stands for it.
+            if case in self.chosen and case not in self._drawn:
+                self._drawn.add(case)
+                rows[row] = [index for index in self.chosen[case] if index < len(marks) and marks[index]]
+        return rows
+
+    def _choose(self, case: str, present: list[int], labels: int) -> None:
+        shown = Counter(index for chosen in self.chosen.values() for index in chosen)
+        share = max(1, self.cases // labels)
+        fresh = sorted((index for index in present if shown[index] < share), key=lambda index: shown[index])
+        if fresh and len(self.chosen) < self.cases:
+            self.chosen[case] = fresh[: self.labels_per_case]
 
     def collect(
         self,
         rows: Mapping[int, Sequence[int]],
+        cases: Sequence[str],
         batch: Batch,
         maps: Mapping[str, Tensor],
         logits: Tensor,
         names: Sequence[str],
         region: Callable[[int], Tensor | None],
-        fallback: str,
     ) -> None:
         """Copy the wanted rows to the host; `region(row)` gives (L, *S) bool at the image's resolution."""
         for row, labels in rows.items():
@@ -94,9 +122,9 @@ class Panel:
             for index in labels:
                 self.entries.append(
                     PanelEntry(
-                        case=batch.ids[row] if batch.ids else f"{fallback}{row}",
+                        case=cases[row],
                         label=names[index],
-                        present=bool(batch.label[row, index] == 1) if batch.label is not None else False,
+                        present=batch.label is not None and bool(batch.label[row, index] == 1),
                         probability=float(torch.sigmoid(logits[row, index].float())),
                         image=batch.image[row].float().cpu().numpy(),
                         maps={method: m[row, index].float().cpu().numpy() for method, m in maps.items()},
@@ -107,9 +135,9 @@ class Panel:
 
     def state(self) -> list[Any]:
         """What a checkpoint keeps: plain lists and numbers."""
-        return [[list(position), list(labels)] for position, labels in self.chosen.items()] if self.complete else []
+        return [[case, list(labels)] for case, labels in self.chosen.items()] if self.complete else []
 
     def load(self, state: Sequence[Any]) -> None:
         """Take the choice of an earlier run."""
-        self.chosen = {(int(p[0]), int(p[1]), int(p[2])): [int(i) for i in labels] for p, labels in state}
+        self.chosen = {str(case): [int(index) for index in labels] for case, labels in state}
         self.complete = bool(state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from camtrain._errors import InputError
@@ -27,32 +27,52 @@ class Publisher:
             raise InputError(f"every_n_epochs= expects 0 (never) or more, got {every_n_epochs}")
         self.first_method, self.name = first_method, name
         self.every_n_epochs, self.max_label_keys = every_n_epochs, max_label_keys
-        self.run_id: str | None = None
         self.run_dir: RunDir | None = None
-        self.draws = every_n_epochs > 0
+        self._run_id: str | None = None
         self._root: str | None = None
         self._sinks: list[Sink] | None = None
         self._scale: float | None = None
-        self._logged: dict[str, float] = {}
 
     def setup(self, trainer: Any, stage: str) -> None:
         """A fit is a run of its own, unless a checkpoint says which one goes on; validate and test join it."""
         if stage == "fit":
-            self.run_id, self._scale = None, None
+            self._run_id, self._scale = None, None
         self.run_dir, self._sinks = None, None
-        self.draws = self.every_n_epochs > 0 and not trainer.fast_dev_run
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
 
-    def log_scores(self, trainer: Any, pl_module: Any, split: str, scores: Sequence[Score]) -> None:
-        """Hand the scores to Lightning: loggers, `callback_metrics`, `monitor=`."""
-        _refuse_taken(trainer, [score.key(split, self.first_method, self.name) for score in scores])
-        many = len({score.label for score in scores if score.label}) > self.max_label_keys
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: which run this is, and its colour scale."""
+        return {"run_id": self._run_id, "scale": self._scale}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on with an earlier run, as far as it had begun."""
+        self._run_id = state.get("run_id") or self._run_id
+        self._scale = state.get("scale") or self._scale
+
+    def draws(self, trainer: Any) -> bool:
+        """Are there pictures to be made of this pass? On rank zero, every n epochs of a fit, always otherwise."""
+        if not self.every_n_epochs or trainer.fast_dev_run or trainer.sanity_checking or not trainer.is_global_zero:
+            return False
+        return bool(trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0)
+
+    def log_scores(self, trainer: Any, pl_module: Any, split: str, scores: Sequence[Score], labels: int) -> None:
+        """Hand the scores to Lightning: loggers, `callback_metrics`, `monitor=`.
+
+        Raises:
+            InputError: The module has logged one of the keys.
+        """
+        refuse_taken(trainer, [score.key(split, self.first_method, self.name) for score in scores])
         for score in scores:
-            key = score.key(split, self.first_method, self.name)
-            self._logged[key] = score.value
-            to_loggers = not (many and score.label)
-            pl_module.log(key, score.value, logger=to_loggers, rank_zero_only=False, batch_size=1, add_dataloader_idx=False)
+            pl_module.log(
+                score.key(split, self.first_method, self.name),
+                score.value,
+                # Not thousands of charts: beyond `max_label_keys` the loggers get one table.
+                logger=score.label is None or labels <= self.max_label_keys,
+                batch_size=1,
+                # All processes have the same value; without this Lightning warns once per key.
+                sync_dist=True,
+            )
 
     def check_clashes(self, trainer: Any, scores: Mapping[str, Sequence[Score]]) -> None:
         """Lightning silently averages two values that were logged under one key: find out and say so.
@@ -69,60 +89,93 @@ class Publisher:
                     raise InputError(_clash(key))
 
     def write(
-        self, trainer: Any, scores: Mapping[str, Sequence[Score]], entries: Sequence[PanelEntry], names: Sequence[str]
+        self,
+        trainer: Any,
+        scores: Mapping[str, Sequence[Score]],
+        entries: Mapping[str, Sequence[PanelEntry]],
+        names: Sequence[str],
     ) -> None:
-        """Run folder, tables and pictures; rank zero only, nothing under `fast_dev_run`."""
+        """Run folder, tables and pictures; rank zero only, nothing under `fast_dev_run`.
+
+        Args:
+            trainer: The Trainer.
+            scores: Split -> scores.
+            entries: Split -> what to draw of it.
+            names: Label names.
+        """
         if not trainer.is_global_zero or trainer.fast_dev_run or not scores:
             return
         if self.run_dir is None or self._sinks is None:
-            self.run_dir = RunDir(self._root or ".", self.run_id)
-            self.run_id = self.run_dir.id
+            self.run_dir = RunDir(self._root or ".", self._run_id)
+            self._run_id = self.run_dir.id
             self._sinks = sinks_for(trainer.loggers, self.run_dir)
         epoch, step = int(trainer.current_epoch), int(trainer.global_step)
         self.run_dir.write_scores(_rows(scores, epoch, step))
         for split, rows in scores.items():
-            self._table(split, rows, names, step)
-        if self.draws and entries and (not trainer.training or epoch % self.every_n_epochs == 0):
-            self._pictures(next(iter(scores)), entries, epoch, step)
+            if len(names) > self.max_label_keys:
+                self._table(self._sinks, split, rows, names, step)
+        if drawn := {split: listed for split, listed in entries.items() if listed}:
+            self._pictures(self.run_dir, self._sinks, drawn, epoch, step)
 
-    def _table(self, split: str, scores: Sequence[Score], names: Sequence[str], step: int) -> None:
-        if len(names) <= self.max_label_keys or self._sinks is None:
-            return
-        columns = list(dict.fromkeys(s.key("", self.first_method).split("/")[0] for s in scores if s.label))
-        values = {(s.label, s.key("", self.first_method).split("/")[0]): s.value for s in scores}
+    def _table(
+        self, sinks: Iterable[Sink], split: str, scores: Sequence[Score], names: Sequence[str], step: int
+    ) -> None:
+        values = {(s.label, s.heading(self.first_method)): s.value for s in scores if s.label}
+        columns = list(dict.fromkeys(heading for _, heading in values))
         rows = [[label, *(values.get((label, column)) for column in columns)] for label in names]
-        for sink in self._sinks:
-            sink.table("/".join(p for p in (split, self.name, "scores") if p), ["label", *columns], rows, step)
+        for sink in sinks:
+            sink.table(_key(split, self.name, "scores"), ["label", *columns], rows, step)
 
-    def _pictures(self, split: str, entries: Sequence[PanelEntry], epoch: int, step: int) -> None:
+    def _pictures(
+        self,
+        run_dir: RunDir,
+        sinks: Iterable[Sink],
+        entries: Mapping[str, Sequence[PanelEntry]],
+        epoch: int,
+        step: int,
+    ) -> None:
         if self._scale is None:
             # One colour scale for all epochs, from the first maps: growing evidence shall look like growing evidence.
-            self._scale = shared_scale(m for entry in entries for m in entry.maps.values()) or None
-        for label in dict.fromkeys(entry.label for entry in entries):
-            chosen = [entry for entry in entries if entry.label == label]
-            pictures = [entry.draw(self._scale) for entry in chosen]
-            key = "/".join(p for p in (split, self.name, "attention", label) if p)
-            for sink in self._sinks or []:
-                sink.images(
-                    key, pictures, [e.caption for e in chosen], step, epoch, [f"{e.case}_{e.label}" for e in chosen]
-                )
-        if self.run_dir is not None:
-            self.run_dir.write_panel(
-                {"scale": self._scale, "cases": [{"case": e.case, "label": e.label, "present": e.present} for e in entries]}
-            )
+            maps = (m for listed in entries.values() for entry in listed for m in entry.maps.values())
+            self._scale = shared_scale(maps) or None
+        for split, listed in entries.items():
+            for label in dict.fromkeys(entry.label for entry in listed):
+                chosen = [entry for entry in listed if entry.label == label]
+                pictures = [entry.draw(self._scale) for entry in chosen]
+                captions, names = [e.caption for e in chosen], [f"{e.case}_{e.label}" for e in chosen]
+                for sink in sinks:
+                    sink.images(_key(split, self.name, "attention", label), pictures, captions, step, epoch, names)
+        cases = [
+            {"split": split, "case": e.case, "label": e.label, "present": e.present}
+            for split, listed in entries.items()
+            for e in listed
+        ]
+        known = run_dir.read_panel() or {}
+        kept = [case for case in known.get("cases", []) if case.get("split") not in entries]
+        run_dir.write_panel({"scale": self._scale, "cases": kept + cases})
+
+
+def _key(*parts: str | None) -> str:
+    return "/".join(part for part in parts if part)
 
 
 def _rows(scores: Mapping[str, Sequence[Score]], epoch: int, step: int) -> list[Row]:
     return [
-        Row(epoch, step, split, s.method or "", s.label or "mean", s.measure, s.value) for split, rows in scores.items() for s in rows
+        Row(epoch, step, split, s.method or "", s.label or "mean", s.measure, s.value)
+        for split, rows in scores.items()
+        for s in rows
     ]
 
 
-def _refuse_taken(trainer: Any, keys: Sequence[str]) -> None:
-    """The module has logged one of our keys in its own step."""
-    # Entries made in an epoch-end hook may be ours of an earlier epoch; `check_clashes` looks at those.
-    metas = [getattr(entry, "meta", None) for entry in (getattr(trainer, "_results", None) or {}).values()]
-    taken = {meta.name for meta in metas if meta is not None and not str(meta.fx).endswith("epoch_end")}
+def refuse_taken(trainer: Any, keys: Sequence[str]) -> None:
+    """Stop when somebody has logged one of our keys in this epoch.
+
+    Raises:
+        InputError: Somebody has.
+    """
+    # What is left of an earlier epoch, ours too, is marked as reset.
+    entries = (getattr(trainer, "_results", None) or {}).values()
+    taken = {entry.meta.name for entry in entries if hasattr(entry, "meta") and not entry.has_reset}
     for key in keys:
         if key in taken:
             raise InputError(_clash(key))
@@ -130,6 +183,6 @@ def _refuse_taken(trainer: Any, keys: Sequence[str]) -> None:
 
 def _clash(key: str) -> str:
     return (
-        f"{key!r} is logged by AttentionMonitor and by somebody else (the module, or a second monitor), and Lightning averages the "
-        "two: log yours under another key, or give this monitor a name= of its own"
+        f"{key!r} is logged by camtrain and by somebody else (the module, or a second callback), and Lightning "
+        "averages the two: log yours under another key, or give this callback a name= of its own"
     )

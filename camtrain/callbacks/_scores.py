@@ -45,9 +45,17 @@ class Score:
             >>> Score("organ_iou", "gradcam", "nodule", 0.5).key("val", first_method="hirescam")
             'val/organ_iou@gradcam/nodule'
         """
-        at = "" if self.method in (None, first_method) else f"@{self.method}"
-        parts = [split, name, self.measure + at, self.label]
+        parts = [split, name, self.heading(first_method), self.label]
         return "/".join(part for part in parts if part)
+
+    def heading(self, first_method: str) -> str:
+        """Measure and method, as in the key and above a column of a table.
+
+        Example:
+            >>> Score("organ_iou", "gradcam", None, 0.5).heading(first_method="hirescam")
+            'organ_iou@gradcam'
+        """
+        return self.measure if self.method in (None, first_method) else f"{self.measure}@{self.method}"
 
 
 class ScoreBook:

@@ -13,21 +13,28 @@ def split_name(trainer: Any, dataloader_idx: int) -> str:
     Several validation loaders are `val`, `val_1`, `val_2`; test loaders take the names of the data module's
     `test_splits`, else `test`, `test_1`.
     """
-    testing = trainer.state.stage == "test" or trainer.testing
-    if testing:
+    if trainer.testing:
         splits = getattr(getattr(trainer, "datamodule", None), "test_splits", None)
         if splits and dataloader_idx < len(splits):
             return str(splits[dataloader_idx])
-    base = "test" if testing else "val"
+    base = "test" if trainer.testing else "val"
     return base if dataloader_idx == 0 else f"{base}_{dataloader_idx}"
 
 
 def loader_of(trainer: Any, dataloader_idx: int) -> Any:
     """The evaluation DataLoader that runs, or None where it cannot be told."""
-    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-    if isinstance(loaders, list | tuple):
-        return loaders[dataloader_idx] if dataloader_idx < len(loaders) else None
-    return loaders if dataloader_idx == 0 else None
+    if trainer.testing:
+        loop = trainer.test_loop
+    elif trainer.state.fn == "fit":
+        loop = trainer.fit_loop.epoch_loop.val_loop
+    else:
+        loop = trainer.validate_loop
+    # `trainer.val_dataloaders` gives the loaders of the last fit, also while `trainer.validate` runs others.
+    loaders = getattr(getattr(loop, "_combined_loader", None), "flattened", None)
+    if loaders is None:
+        loaders = (trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders) or []
+        loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
+    return loaders[dataloader_idx] if dataloader_idx < len(loaders) else None
 
 
 def is_repeat(loader: Any, start: int, count: int) -> list[bool]:

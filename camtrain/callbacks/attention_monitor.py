@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from camtrain._batch import Adapter, Batch
 from camtrain._errors import InputError
 from camtrain._lightning import Callback
-from camtrain.callbacks._context import RunContext, TableSpec, resolve_layer
+from camtrain.callbacks._context import RunContext, resolve_layer
 from camtrain.callbacks._panel import Panel
 from camtrain.callbacks._publish import Publisher
 from camtrain.callbacks._scores import Score, ScoreBook
 from camtrain.callbacks._splits import is_repeat, loader_of, split_name
+from camtrain.callbacks._steps import WrappedStep, batch_of
 from camtrain.cam.engine import Reshape, attention_maps
 from camtrain.cam.layer_lookup import find_layer
 from camtrain.cam.method_table import find_method
@@ -29,17 +31,19 @@ class AttentionMonitor(Callback):
     Works on an unmodified module and adds no forward: hooks on the layer and on the modules around it see the user's
     own validation step, under `no_grad` and inference mode alike. Maps are made of present labels only.
 
-    Logged every epoch (usable as `monitor=`): `<split>/<score>` as mean over labels and `<split>/<score>/<label>`, for the
-    scores auroc, organ_iou, energy_inside, pointing_game, mask_iou, empty_map_rate, with `organ_iou_micro` (the paper's
-    mean over cases and labels) and `energy_inside_chance`; methods after the first as `<split>/<score>@<method>`. OrganIoU
-    thresholds are chosen on validation every epoch and frozen for test. Undefined scores are left out.
+    Logged every epoch (usable as `monitor=`): `<split>/<score>` as mean over labels and `<split>/<score>/<label>`, for
+    the scores auroc, organ_iou, energy_inside, pointing_game, mask_iou, empty_map_rate, with `organ_iou_micro` (the
+    paper's mean over cases and labels) and `energy_inside_chance`; methods after the first as
+    `<split>/<score>@<method>`. OrganIoU thresholds are chosen on validation every epoch and frozen for test; a
+    checkpoint carries those of its epoch. Undefined scores are left out.
 
     Pictures go every `every_n_epochs` to every logger of the Trainer and to the run folder
     `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv`.
 
     Args:
         layer: Tapped layer: dotted name, module, or None for the last feature map.
-        table: `OrganTable`, path, shipped name, or None for the data module's; without any, only AUROC and pictures.
+        table: `OrganTable`, path, shipped name, mapping with the sections of the YAML, or None for the data module's;
+            without any, only AUROC and pictures.
         methods: Attention methods; the first has the plain keys.
         every_n_epochs: Draw pictures every so many epochs (0 = never). Scores are computed every epoch.
         panel_cases: Cases of the panel.
@@ -48,8 +52,8 @@ class AttentionMonitor(Callback):
         mode: How regions come down to the map's grid: "fill", "nearest", "trilinear", "any".
         keys: Contract word -> key in the user's batch.
         adapter: Callable that makes a dict with the contract's words of the batch.
-        logits: Where the logits are: None = output of the smallest module around the layer; a module's dotted name; or a
-            callable that picks (B, L) from the model's output.
+        logits: Where the logits are: None = output of the smallest module around the layer; a module's dotted name;
+            or a callable that picks (B, L) from the model's output.
         reshape: Linear callable that makes (B, K, *S') of the layer's output.
         names: Label names in the order of the outputs.
         name: Tells two monitors apart; part of the keys.
@@ -66,7 +70,7 @@ class AttentionMonitor(Callback):
     def __init__(
         self,
         layer: str | None = None,
-        table: TableSpec = None,
+        table: Any = None,  # OrganTable | str | Path | Mapping | None; a union makes jsonargparse open the file itself
         methods: Sequence[str] = ("hirescam",),
         every_n_epochs: int = 1,
         panel_cases: int = 6,
@@ -87,12 +91,15 @@ class AttentionMonitor(Callback):
         self.layer, self.name = layer, name
         self.logits, self.reshape, self.call = logits, reshape, call
         self.context = RunContext(table, keys, adapter, names, mode)
-        self.panel = Panel(panel_cases, labels_per_case)
+        self.panels: dict[str, Panel] = {}
         self.publisher = Publisher(self.methods[0], name, every_n_epochs, max_label_keys)
         self.scores: dict[str, list[Score]] = {}
         self.thresholds: dict[str, Tensor] = {}
+        self._new_panel = partial(Panel, panel_cases, labels_per_case)
         self._books: dict[str, ScoreBook] = {}
         self._seen_cases: dict[int, int] = {}
+        self._at = (0, 0)
+        self._wrapped: list[WrappedStep] = []
         self._watch: ModuleWatch | None = None
 
     @property
@@ -102,24 +109,36 @@ class AttentionMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Frozen thresholds, the panel, and where the run writes; plain values, so that `weights_only` loads them."""
-        return {"thresholds": dict(self.thresholds), "panel": self.panel.state(), "run_id": self.publisher.run_id}
+        panels = {split: panel.state() for split, panel in self.panels.items() if panel.complete}
+        return {"thresholds": dict(self.thresholds), "panels": panels, **self.publisher.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue an earlier run."""
         self.thresholds = dict(state_dict.get("thresholds", {}))
-        self.panel.load(state_dict.get("panel", []))
-        self.publisher.run_id = state_dict.get("run_id")
+        for split, state in state_dict.get("panels", {}).items():
+            self._panel(split).load(state)
+        self.publisher.load(state_dict)
 
     # Lightning's hooks ------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check layer and table before anything is computed."""
+        """Check layer and table before anything is computed, then hook into the evaluation steps."""
+        self._stop()
+        if stage not in _HOOKS:
+            return
         self.context.setup(trainer)
         if self.layer is not None:
             find_layer(pl_module, self.layer)
         if isinstance(self.logits, str):
             find_layer(pl_module, self.logits)
+        if stage == "fit":
+            self.panels.clear()
         self.publisher.setup(trainer, stage)
+        step, end = _HOOKS[stage]
+        self._wrapped = [
+            WrappedStep(pl_module, step, partial(self._step, trainer, pl_module)),
+            WrappedStep(pl_module, end, partial(self._finish, trainer, pl_module)),
+        ]
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave no hook behind."""
@@ -140,35 +159,14 @@ class AttentionMonitor(Callback):
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Hook in before the user's step."""
-        self._watching(pl_module, batch).start()
+        """Know where we are; the step itself need not be told."""
+        self._at = (batch_idx, dataloader_idx)
 
     def on_test_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Hook in before the user's step."""
-        self._watching(pl_module, batch).start()
-
-    def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Make maps of what the step left."""
-        self._count(trainer, pl_module, batch, batch_idx, dataloader_idx)
-
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Make maps of what the step left."""
-        self._count(trainer, pl_module, batch, batch_idx, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the scores; not those of the sanity check, which has seen a batch or two."""
-        if not trainer.sanity_checking:
-            self._finish(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the scores."""
-        self._finish(trainer, pl_module)
+        """Know where we are; the step itself need not be told."""
+        self._at = (batch_idx, dataloader_idx)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Draw, and see whether somebody else logged under our keys."""
@@ -185,51 +183,53 @@ class AttentionMonitor(Callback):
             for book in self._books.values():
                 book.reset()
         self._seen_cases.clear()
-        self.panel.entries.clear()
+        for panel in self.panels.values():
+            panel.begin()
 
     def _stop(self) -> None:
+        for wrapped in self._wrapped:
+            wrapped.undo()
+        self._wrapped.clear()
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
         self._books.clear()
-        self.panel.entries.clear()
+        for panel in self.panels.values():
+            panel.begin()
 
-    def _watching(self, pl_module: nn.Module, batch: Any) -> ModuleWatch:
+    def _step(self, trainer: Any, pl_module: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """One evaluation step: the user's, watched; what it returns is not touched."""
+        batch = batch_of(args, kwargs)
+        watch = self._watching(trainer, pl_module, batch)
+        watch.start()
+        try:
+            output = original(*args, **kwargs)
+            # Metric states made under inference mode could never be updated again.
+            with torch.inference_mode(False), torch.no_grad():
+                outputs = None if self.context.names is None else len(self.context.names)
+                source, logits = watch.take(outputs, self.context.expected(trainer, pl_module))
+                names = self.context.resolve(trainer, pl_module, logits.shape[1])
+                self._count(trainer, self.context.read(batch, len(names)), source, logits, names)
+        finally:
+            watch.stop()
+        return output
+
+    def _watching(self, trainer: Any, pl_module: nn.Module, batch: Any) -> ModuleWatch:
         if self._watch is None:
-            image = self.context.read(batch, None).image if self.layer is None else None
-            name = resolve_layer(pl_module, self.layer, image)
+            image = self.context.image(batch) if self.layer is None else None
+            name = resolve_layer(trainer, pl_module, self.layer, image)
             self._watch = ModuleWatch(pl_module, name, self.logits, self.call, cut=True)
         return self._watch
 
-    def _count(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        watch = self._watch
-        if watch is None:
-            return
-        try:
-            # Metric states made under inference mode could never be updated again.
-            with torch.inference_mode(False), torch.no_grad():
-                expected = None if self.context.names is None else len(self.context.names)
-                source, logits = watch.take(expected)
-                names = self.context.resolve(trainer, pl_module, logits.shape[1])
-                words = self.context.read(batch, len(names))
-                self._score(trainer, words, source, logits, names, batch_idx, dataloader_idx)
-        finally:
-            watch.stop()
-
-    def _score(
-        self,
-        trainer: Any,
-        words: Batch,
-        source: Tensor,
-        logits: Tensor,
-        names: list[str],
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
+    def _count(self, trainer: Any, words: Batch, source: Tensor, logits: Tensor, names: list[str]) -> None:
         if words.label is None:
-            raise InputError("AttentionMonitor needs labels, but the batch has no key 'label': name yours with keys={'label': ...}")
-        label = self._without_repeats(trainer, words.label, dataloader_idx)
+            raise InputError(
+                "AttentionMonitor needs labels, but the batch has no key 'label': name yours with keys={'label': ...}"
+            )
+        batch_idx, dataloader_idx = self._at
+        label = self._without_repeats(trainer, words.label.to(logits.device), dataloader_idx)
         segmented = words.has_organs if self.context.has_table else torch.ones_like(words.has_organs)
+        segmented = segmented.to(logits.device)
         present = (label == 1) & segmented[:, None]
         maps = {m: attention_maps(source, logits, m, present, False, self.reshape) for m in self.methods}
         grid = maps[self.methods[0]].shape[2:]
@@ -238,16 +238,27 @@ class AttentionMonitor(Callback):
             allowed = present.new_zeros(*present.shape, *grid)
         split = split_name(trainer, dataloader_idx)
         if split not in self._books:
-            frozen = self.thresholds if split != "val" and self.thresholds else None
-            if split != "val" and not frozen and self.context.has_table:
-                rank_zero_warn(f"camtrain: no validation has run, so OrganIoU thresholds are chosen on {split!r} itself")
-            self._books[split] = ScoreBook(names, self.methods, self.context.has_table, logits.device, frozen)
-        self._books[split].update(maps, allowed, label, segmented, logits.detach())
-        if self.publisher.draws and not trainer.sanity_checking:
-            rows = self.panel.wanted(dataloader_idx, batch_idx, label, segmented)
-            self.panel.collect(
-                rows, words, maps, logits.detach(), names, lambda row: self._region(words, row), f"{split} {batch_idx}/"
-            )
+            self._books[split] = self._book(trainer, split, names, logits.device)
+        scores = logits.detach()
+        allowed = None if allowed is None else allowed.to(logits.device)
+        self._books[split].update(maps, allowed, label, segmented, scores)
+        if self.publisher.draws(trainer):
+            panel = self._panel(split)
+            cases = words.ids or [f"case_{batch_idx}_{row}" for row in range(len(label))]
+            rows = panel.wanted(cases, label, segmented)
+            panel.collect(rows, cases, words, maps, scores, names, partial(self._region, words))
+
+    def _book(self, trainer: Any, split: str, names: list[str], device: torch.device) -> ScoreBook:
+        """Validation chooses thresholds on its own cases, each loader for itself; test takes those of `val`."""
+        frozen = self.thresholds if trainer.testing else None
+        if trainer.testing and self.context.has_table and not frozen:
+            rank_zero_warn(f"camtrain: no validation has run, so OrganIoU thresholds are chosen on {split!r} itself")
+        return ScoreBook(names, self.methods, self.context.has_table, device, frozen)
+
+    def _panel(self, split: str) -> Panel:
+        if split not in self.panels:
+            self.panels[split] = self._new_panel()
+        return self.panels[split]
 
     def _without_repeats(self, trainer: Any, label: Tensor, dataloader_idx: int) -> Tensor:
         """Lightning's sampler fills up uneven ranks with cases that were already seen; they become unknown."""
@@ -273,20 +284,36 @@ class AttentionMonitor(Callback):
         allowed = self.context.allowed(one, words.organs.shape[2:])
         return None if allowed is None else allowed[0]
 
-    def _finish(self, trainer: Any, pl_module: Any) -> None:
+    def _finish(self, trainer: Any, pl_module: Any, original: Callable[..., Any]) -> Any:
+        """Log the scores, but not those of the sanity check, which has seen a batch or two.
+
+        After the module's own end of the epoch: what it has logged by then can be looked at, while a key of ours that it
+        logged later would end in an error of Lightning's which speaks of two calls to a user who made one.
+        """
+        output = original()
+        if trainer.sanity_checking:
+            return output
         with torch.inference_mode(False):
             self.scores = {split: book.compute() for split, book in self._books.items()}
             if "val" in self._books:
                 self.thresholds = self._books["val"].thresholds()
         for split, scores in self.scores.items():
-            self.publisher.log_scores(trainer, pl_module, split, scores)
+            self.publisher.log_scores(trainer, pl_module, split, scores, len(self.context.names or []))
+        return output
 
     def _close(self, trainer: Any) -> None:
-        if self._watch is not None:
-            self._watch.stop()
         if trainer.sanity_checking:
             return
-        self.panel.complete = self.panel.complete or bool(self.panel.chosen)
         self.publisher.check_clashes(trainer, self.scores)
-        self.publisher.write(trainer, self.scores, self.panel.entries, self.context.names or [])
-        self.panel.entries.clear()
+        entries = {split: panel.entries for split, panel in self.panels.items()}
+        self.publisher.write(trainer, self.scores, entries, self.context.names or [])
+        for panel in self.panels.values():
+            panel.end()
+
+
+# Stage of the Trainer -> the module's step to watch, and the hook in which an epoch's scores are logged.
+_HOOKS = {
+    "fit": ("validation_step", "on_validation_epoch_end"),
+    "validate": ("validation_step", "on_validation_epoch_end"),
+    "test": ("test_step", "on_test_epoch_end"),
+}

@@ -6,6 +6,8 @@ is of this kind is not guessed from module names: every node on the way from the
 be one of the operators below, which are affine and treat each sample by itself. Anything else, a ReLU, a dropout that
 is active, a second branch, ends the proof, and the engine uses autograd.
 
+Weights of reduced precision are read off exactly and then multiplied in float32.
+
 The walk carries T (L, *shape): how each label depends on the tensor at this point, for any one sample.
 """
 
@@ -29,8 +31,11 @@ def affine_head(logits: Tensor, activations: Tensor) -> Tensor | None:
         activations: (B, K, *S), the very tensor that the graph leads to.
 
     Returns:
-        (L, K, *S'), differentiable with respect to the parameters, where each spatial size is that of the activations or
-        1 (the same weight at every position); None when the head is not provably affine.
+        (L, K, *S'), differentiable with respect to the parameters, where each spatial size is that of the activations
+        or 1 (the same weight at every position); None when the head is not provably affine.
+
+    Raises:
+        RuntimeError: A backward pass has freed the graph, or a parameter was changed in place since the forward.
 
     Example:
         >>> A = torch.rand(2, 3, 4, 5, requires_grad=True)
@@ -42,22 +47,31 @@ def affine_head(logits: Tensor, activations: Tensor) -> Tensor | None:
     if logits.ndim != 2 or logits.grad_fn is None:
         return None
     node: Any = logits.grad_fn
+    number = logits.output_nr
     weights: Tensor | None = None  # None stands for the identity on (L,)
     for _ in range(_MAX_NODES):
-        if _is_source(node, activations):
+        if is_source(node, activations) and number == activations.output_nr:
             return _checked(weights, activations)
-        pull = _PULLS.get(type(node).__name__)
-        following = [fn for fn, _ in node.next_functions if fn is not None and not _is_parameter(fn, activations)]
-        if pull is None or len(following) != 1 or not _fits(node, weights, logits, activations):
+        name = type(node).__name__
+        pull = _PULLS.get(name)
+        if pull is None or not _only_through_data(node, activations) or not _fits(node, weights, logits, activations):
             return None
         weights = pull(node, weights)
-        if weights is None and type(node).__name__ not in _UNCHANGED:
+        if weights is None and name not in _UNCHANGED:
             return None
-        node = following[0]
+        node, number = node.next_functions[_DATA.get(name, 0)]
     return None
 
 
-def _is_source(node: Any, activations: Tensor) -> bool:
+def _only_through_data(node: Any, activations: Tensor) -> bool:
+    """Do the activations come in as the operand that the rule is for, and by no other (a parameter times them)?"""
+    operands = [fn for fn, _ in node.next_functions]
+    touched = [i for i, fn in enumerate(operands) if fn is not None and not _is_parameter(fn, activations)]
+    return touched == [_DATA.get(type(node).__name__, 0)]
+
+
+def is_source(node: Any, activations: Tensor) -> bool:
+    """Is this the node of the graph that the activations come out of?"""
     if activations.grad_fn is not None:
         return node is activations.grad_fn
     return getattr(node, "variable", None) is activations
@@ -69,7 +83,7 @@ def _is_parameter(node: Any, activations: Tensor) -> bool:
     while stack:
         current = stack.pop()
         seen += 1
-        if seen > _MAX_NODES or _is_source(current, activations):
+        if seen > _MAX_NODES or is_source(current, activations):
             return False
         stack.extend(fn for fn, _ in current.next_functions if fn is not None)
     return True
@@ -108,12 +122,18 @@ def _addmm(node: Any, weights: Tensor | None) -> Tensor | None:
     matrix = node._saved_mat2  # (in, L)
     if matrix is None or getattr(node, "_saved_alpha", 1) != 1:
         return None
-    return matrix.t() if weights is None else weights @ matrix.t().to(weights.dtype)
+    transposed: Tensor = _precise(matrix).t()
+    return transposed if weights is None else weights @ transposed.to(weights)
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _identity(size: int, node: Any) -> Tensor:
     metadata = node._input_metadata[0]
-    return torch.eye(size, dtype=metadata.dtype, device=metadata.device)
+    dtype = torch.float64 if metadata.dtype == torch.float64 else torch.float32
+    return torch.eye(size, dtype=dtype, device=metadata.device)
 
 
 def _view(node: Any, weights: Tensor | None) -> Tensor | None:
@@ -153,11 +173,11 @@ def _positive(dim: int, rank: int) -> int:
 
 
 def _adaptive_pool(node: Any, weights: Tensor | None) -> Tensor | None:
-    before = node._saved_self.shape
+    positions: int = node._saved_self.shape[2:].numel()
     after = node._input_metadata[0].shape
     if weights is None or any(size != 1 for size in after[2:]):
         return None
-    return weights / before[2:].numel()
+    return weights / positions
 
 
 def _convolution(node: Any, weights: Tensor | None) -> Tensor | None:
@@ -165,7 +185,7 @@ def _convolution(node: Any, weights: Tensor | None) -> Tensor | None:
     if weights is None or node._saved_transposed:
         return None
     before, after = node._saved_input.shape, node._input_metadata[0].shape
-    kernel = node._saved_weight.to(weights.dtype)
+    kernel = node._saved_weight.to(weights)
     rank = len(before) - 2
     transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
     # Cells at the border that no kernel position reached are restored by the output padding.
@@ -213,4 +233,6 @@ _PULLS: dict[str, Callable[[Any, Tensor | None], Tensor | None]] = {
     "SqueezeBackward1": _squeeze,
     "UnsqueezeBackward0": _unsqueeze,
 }
+# Which operand carries the data; the first one elsewhere.
+_DATA = {"AddmmBackward0": 1}
 _UNCHANGED = {"CloneBackward0", "AliasBackward0", "ToCopyBackward0"}

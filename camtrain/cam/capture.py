@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,10 +13,34 @@ from torch import Tensor, nn
 
 from camtrain._errors import InputError
 
+_reading = threading.local()
 
-def in_backward() -> bool:
-    """Is a backward pass running on this thread? Then a forward hook fires for a recomputation (checkpointing)."""
-    return torch._C._current_graph_task_id() != -1
+
+@contextmanager
+def reading_graph() -> Iterator[None]:
+    """While the graph is read: a saved tensor of a checkpointed head is recomputed when it is looked at."""
+    before = getattr(_reading, "now", False)
+    _reading.now = True
+    try:
+        yield
+    finally:
+        _reading.now = before
+
+
+def recomputing() -> bool:
+    """Does a forward that runs now only repeat an earlier one (gradient checkpointing)?"""
+    return getattr(_reading, "now", False) or torch._C._current_graph_task_id() != -1
+
+
+def eager(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep torch.compile out of a hook: compiled code cannot be differentiated twice.
+
+    The compiler is asked only where it is loaded; loading it costs more than a training step.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return hook
+    disabled: Callable[..., Any] = torch._dynamo.disable(hook)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 class LayerCapture:
@@ -34,7 +62,7 @@ class LayerCapture:
 
     def attach(self, module: nn.Module) -> None:
         """Put the hook on the layer."""
-        self._handle = module.register_forward_hook(self._hook)
+        self._handle = module.register_forward_hook(eager(self._hook))
 
     def detach(self) -> None:
         """Take the hook off and forget what was captured."""
@@ -44,19 +72,20 @@ class LayerCapture:
         self.outputs.clear()
 
     def _hook(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
-        if in_backward():
-            return None
         if not isinstance(output, Tensor) or not output.is_floating_point():
             raise InputError(
                 f"layer {self.name!r} returns a {type(output).__name__}, expected one floating tensor (B, K, *S): "
                 "choose a layer inside it"
             )
-        if self.cut:
+        repeated = recomputing()
+        if self.cut and not repeated:
             # From here to the logits gradients are needed, under no_grad as under Lightning's validation.
             torch.set_grad_enabled(True)
         with torch.enable_grad():
             # Without a graph (a frozen backbone, or cut) the way from this layer up is all that a map needs. With
             # several tapped layers the graph starts at the first of them.
             kept = output if output.requires_grad else output.detach().clone().requires_grad_()
-            self.outputs.append(kept)
+            if not repeated:
+                self.outputs.append(kept)
+            # A recomputation takes the same steps, or checkpointing would find other saved tensors than before.
             return kept.clone()

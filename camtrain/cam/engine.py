@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from camtrain._errors import InputError
-from camtrain.cam.affine_head import affine_head
+from camtrain.cam.affine_head import affine_head, is_source
+from camtrain.cam.capture import reading_graph
 from camtrain.cam.method_table import Method, find_method
 from camtrain.cam.selection import Labels, Selection, select
 
@@ -45,12 +47,19 @@ def attention_maps(
     chosen = select(labels, logits.shape[0], logits.shape[1], logits.device)
     with torch.autocast(device_type=logits.device.type, enabled=False), torch.enable_grad():
         activations = _precise(spatial(source, reshape))
-        weights = affine_head(logits, source) if reshape is None else None
+        if activations.shape[0] != logits.shape[0]:
+            raise InputError(
+                f"the tapped layer gives {tuple(activations.shape)} for {logits.shape[0]} rows of logits: if it works "
+                "on slices or patches, bring them back to (B, K, *S) with reshape="
+            )
+        weights = _weights(logits, source) if reshape is None else None
         if row.name == "cam":
             weights = _pool_weights(weights)
         if weights is not None:
-            maps = _closed_form(activations, weights.to(activations.dtype), row, chosen)
+            maps = _closed_form(activations, weights.to(activations), row, chosen)
         else:
+            if create_graph:
+                _refuse_compiled(logits, source)
             gradients = _label_gradients(logits, source, chosen, create_graph)
             formula = row.function()
             each = [formula(activations, _precise(spatial(gradient, reshape))) for gradient in gradients]
@@ -73,9 +82,13 @@ def score_map(
     Returns:
         (B, 1, *S').
     """
-    if scores.shape != source.shape[:1]:
-        raise InputError(f"target= must return one score per sample, shape ({len(source)},), got {tuple(scores.shape)}")
-    return attention_maps(source, scores[:, None], method, None, create_graph, reshape)
+    batch = len(spatial(source, reshape))
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != (batch,):
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise InputError(f"target= must return one score per sample, shape ({batch},), got {got}")
+    with torch.enable_grad():
+        column = scores.as_subclass(Tensor)[:, None]
+    return attention_maps(source, column, method, None, create_graph, reshape)
 
 
 def spatial(source: Tensor, reshape: Reshape | None) -> Tensor:
@@ -88,14 +101,22 @@ def spatial(source: Tensor, reshape: Reshape | None) -> Tensor:
     plain = plain if reshape is None else reshape(plain)
     if plain.ndim < 3:
         raise InputError(
-            f"the tapped layer gives {tuple(plain.shape)}, expected (B, K, *S) with spatial axes: choose an earlier layer "
-            "(camtrain layers, or ct.layers, lists them) or pass reshape="
+            f"the tapped layer gives {tuple(plain.shape)}, expected (B, K, *S) with spatial axes: choose an earlier "
+            "layer (camtrain layers, or ct.layers, lists them) or pass reshape="
         )
     return plain
 
 
 def _precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _weights(logits: Tensor, source: Tensor) -> Tensor | None:
+    with reading_graph():
+        try:
+            return affine_head(logits, source)
+        except RuntimeError as error:
+            raise (_explained(error) or error) from None
 
 
 def _pool_weights(weights: Tensor | None) -> Tensor:
@@ -113,15 +134,16 @@ def _closed_form(activations: Tensor, weights: Tensor, row: Method, chosen: Sele
     cells = activations[0, 0].numel()
     if chosen.columns is not None and not chosen.everything:
         weights = weights.index_select(0, chosen.columns)
-    if row.name == "gradcam" or pooled and row.name in ("hirescam", "cam"):
+    shape = (activations.shape[0], weights.shape[0], *activations.shape[2:])
+    if row.name == "gradcam" or (pooled and row.name in ("hirescam", "cam")):
         flat = weights.flatten(2).mean(dim=2) * (cells if row.name == "cam" else 1)
-        maps = torch.einsum("lk,bks->bls", flat, activations.flatten(2)).unflatten(2, activations.shape[2:])
+        maps = torch.einsum("lk,bks->bls", flat, activations.flatten(2)).reshape(shape)
     elif row.name == "hirescam":
         full = weights.expand(-1, *activations.shape[1:]).flatten(2)
-        maps = torch.einsum("lks,bks->bls", full, activations.flatten(2)).unflatten(2, activations.shape[2:])
+        maps = torch.einsum("lks,bks->bls", full, activations.flatten(2)).reshape(shape)
     else:
         formula = row.function()
-        maps = torch.stack([formula(activations, w[None].expand_as(activations)) for w in weights], dim=1)
+        maps = _stack([formula(activations, w[None].expand_as(activations)) for w in weights], activations)
     return maps if chosen.columns is not None else chosen.take(maps)
 
 
@@ -138,9 +160,11 @@ def _gradient(score: Tensor, source: Tensor, create_graph: bool) -> Tensor:
     if score.grad_fn is None:
         raise InputError(_NO_LINK)
     try:
-        (gradient,) = torch.autograd.grad(score, source, retain_graph=True, create_graph=create_graph, allow_unused=True)
+        (gradient,) = torch.autograd.grad(
+            score, source, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
     except RuntimeError as error:
-        raise InputError(f"{_NO_LINK} (torch says: {error})") from error
+        raise (_explained(error) or error) from None
     if gradient is None:
         raise InputError(_NO_LINK)
     return gradient
@@ -149,11 +173,52 @@ def _gradient(score: Tensor, source: Tensor, create_graph: bool) -> Tensor:
 def _stack(maps: list[Tensor], activations: Tensor) -> Tensor:
     if maps:
         return torch.stack(maps, dim=1)
-    return activations.new_zeros(activations.shape[0], 0, *activations.shape[2:])
+    # No label at all: no map, but with a graph, so that a loss over nothing is a zero that can be sent backward.
+    return activations[:, :0]
 
 
+def _explained(error: RuntimeError) -> InputError | None:
+    """In the user's words what torch says of its graph; None for what has nothing to do with it (memory)."""
+    text = str(error)
+    if "second time" in text:
+        return InputError("the graph of this forward is gone: ask for maps before backward(), or use retain_graph=True")
+    if "use_reentrant" in text:
+        return InputError(f"{_NO_LINK} (torch says: {text})")
+    return None
+
+
+def _refuse_compiled(logits: Tensor, source: Tensor) -> None:
+    """A loss on maps needs double backward through the head, which compiled code lacks."""
+    if "torch._dynamo" not in sys.modules:
+        return
+    above: dict[Any, list[Any]] = {}
+    reached: list[Any] = []
+    stack = [logits.grad_fn]
+    while stack:
+        node = stack.pop()
+        if is_source(node, source):
+            reached.append(node)
+            continue
+        for operand, _ in () if node is None else node.next_functions:
+            if operand is not None and operand not in above:
+                stack.append(operand)
+            above.setdefault(operand, []).append(node)
+    seen = set(reached)
+    while reached:
+        for node in above.get(reached.pop(), []):
+            if type(node).__name__.startswith("CompiledFunction"):
+                raise InputError(_COMPILED)
+            if node not in seen:
+                seen.add(node)
+                reached.append(node)
+
+
+_COMPILED = (
+    "the part between the tapped layer and the logits is compiled by torch.compile, and compiled code cannot be "
+    "differentiated twice: compile the part before the layer, leave the head eager"
+)
 _NO_LINK = (
-    "the logits do not depend on the tapped layer's output: the layer must lie between the image and the logits, in the same "
-    "forward, outside torch.no_grad, detach, reentrant checkpointing and whole-model torch.compile "
-    "(compile the part before the layer, leave the head eager)"
+    "the logits do not depend on the tapped layer's output: the layer must lie between the image and the logits, in "
+    "the same forward (maps() takes what the last one returned), outside torch.no_grad, inference mode, detach, "
+    "reentrant checkpointing and whole-model torch.compile (compile the part before the layer, leave the head eager)"
 )

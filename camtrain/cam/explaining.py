@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
@@ -14,16 +15,18 @@ from torch import Tensor, nn
 from camtrain._errors import InputError
 from camtrain.cam.capture import LayerCapture
 from camtrain.cam.engine import Reshape, attention_maps, score_map
-from camtrain.cam.layer_lookup import default_layer, find_layer, untouched
+from camtrain.cam.layer_lookup import default_layer, find_layer, plain_name, untouched
 from camtrain.cam.logits import PickLogits, pick_logits
 from camtrain.cam.selection import Labels
 from camtrain.cam.tap import chosen_call
 
 Layer = str | nn.Module | None
+Layers = list[str] | list[nn.Module] | list[str | nn.Module] | tuple[str | nn.Module, ...]
 Target = Callable[[Any], Tensor]
 Size = Literal["image"] | Sequence[int] | None
 
 
+# fmt: off
 @overload
 def explain(
     model: nn.Module, image: Tensor, method: str = ..., layer: Layer = ..., labels: Labels = ..., size: Size = ...,
@@ -32,15 +35,22 @@ def explain(
 ) -> Tensor: ...
 @overload
 def explain(
-    model: nn.Module, image: Tensor, method: str, layer: Sequence[str | nn.Module], labels: Labels = ..., size: Size = ...,
-    target: Target | None = ..., logits: PickLogits | None = ..., reshape: Reshape | None = ..., *,
+    model: nn.Module, image: Tensor, method: str = ..., *, layer: Layers, labels: Labels = ..., size: Size = ...,
+    target: Target | None = ..., logits: PickLogits | None = ..., reshape: Reshape | None = ...,
+    fuse: Literal["mean"], call: int | None = ...,
+) -> Tensor: ...
+@overload
+def explain(
+    model: nn.Module, image: Tensor, method: str = ..., *, layer: Layers, labels: Labels = ..., size: Size = ...,
+    target: Target | None = ..., logits: PickLogits | None = ..., reshape: Reshape | None = ...,
     fuse: None = ..., call: int | None = ...,
-) -> dict[str, Tensor]: ...  # fmt: skip
+) -> dict[str, Tensor]: ...
+# fmt: on
 def explain(
     model: nn.Module,
     image: Tensor,
     method: str = "hirescam",
-    layer: Layer | Sequence[str | nn.Module] = None,
+    layer: Layer | Layers = None,
     labels: Labels = None,
     size: Size = None,
     target: Target | None = None,
@@ -60,15 +70,15 @@ def explain(
         model: Any module whose output contains logits (B, L).
         image: (B, C, *S).
         method: A name of `ct.methods()`.
-        layer: Dotted name, module, or None for the last feature map; a list gives {name: maps}.
-        labels: None = all | ints: those columns, in that order | LongTensor (B, n): per sample | bool (L,): those columns |
-            bool (B, L): result (B, L, *S') with NaN where not selected.
+        layer: Dotted name, module, or None for the last feature map; a list gives {name as you wrote it: maps}.
+        labels: None = all | ints: those columns, in that order | LongTensor (B, n): per sample | bool (L,): those
+            columns | bool (B, L): result (B, L, *S') with NaN where not selected.
         size: None = grid of the layer | "image" | spatial sizes; enlarged linearly (sums are kept only with None).
         target: Instead of labels: callable(output) -> (B,) score, for any concept; result (B, 1, *S').
         logits: Callable that picks (B, L) from the model's output.
         reshape: Callable that makes (B, K, *S') of the layer's output.
         fuse: "mean" turns the maps of several layers into one on the finest grid.
-        call: Which call of the layer counts, where one forward runs it several times.
+        call: Which call of the layer counts, where one forward runs it several times (layer=None: the last one).
 
     Returns:
         (B, n, *S') detached, signed, on the image's device.
@@ -85,26 +95,43 @@ def explain(
     image = _checked_image(image)
     if target is not None and labels is not None:
         raise InputError("give either labels= or target=, not both")
-    if isinstance(layer, str | nn.Module) or layer is None:
-        wanted: list[Layer] = [layer]
-    else:
-        wanted = list(layer)
-        if not wanted:
-            raise InputError("layer= is an empty list: name at least one layer")
-    with untouched(model, {image.device}):
-        found = [default_layer(model, image) if w is None else find_layer(model, w) for w in wanted]
-        sources, output = _forward(model, image.clone(), found, call)
-        maps = {}
-        for (name, _), source in zip(found, sources, strict=True):
+    wanted: list[Layer] = list(layer) if isinstance(layer, list | tuple) else [layer]
+    if not wanted:
+        raise InputError("layer= is an empty list: name at least one layer")
+    sizes = _sizes(size, image)
+    with untouched(model, {image.device}), torch.enable_grad():
+        found = [_Wanted.of(model, image, w, call) for w in wanted]
+        sources, output = _forward(model, image.clone(), found)
+        each = []
+        for source in sources:
             if target is not None:
-                map_ = score_map(source, target(output), method, False, reshape)
+                maps = score_map(source, target(output), method, False, reshape)
             else:
                 picked = pick_logits(output, logits, len(image))
-                map_ = attention_maps(source, picked, method, labels, False, reshape)
-            maps[name] = _resized(map_, image.shape[2:] if size == "image" else size)
+                maps = attention_maps(source, picked, method, labels, False, reshape)
+            each.append(_resized(maps, sizes))
     if fuse is not None:
-        return _fused(list(maps.values()), fuse)
-    return next(iter(maps.values())) if isinstance(layer, str | nn.Module) or layer is None else maps
+        return _fused(each, fuse)
+    return {w.key: maps for w, maps in zip(found, each, strict=True)} if isinstance(layer, list | tuple) else each[0]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One layer to look at: under which key it is handed out, and which of its calls counts."""
+
+    key: str
+    name: str
+    module: nn.Module
+    call: int | None
+
+    @staticmethod
+    def of(model: nn.Module, image: Tensor, layer: Layer, call: int | None) -> _Wanted:
+        if layer is None:
+            # A shared activation module runs several times; the last feature map is what its last call gave.
+            name, module = default_layer(model, image)
+            return _Wanted(plain_name(name), name, module, -1 if call is None else call)
+        name, module = find_layer(model, layer)
+        return _Wanted(layer if isinstance(layer, str) else plain_name(name), name, module, call)
 
 
 def _checked_image(image: Tensor) -> Tensor:
@@ -117,27 +144,40 @@ def _checked_image(image: Tensor) -> Tensor:
     return plain
 
 
-def _forward(
-    model: nn.Module, image: Tensor, layers: list[tuple[str, nn.Module]], call: int | None
-) -> tuple[list[Tensor], Any]:
+def _forward(model: nn.Module, image: Tensor, layers: list[_Wanted]) -> tuple[list[Tensor], Any]:
     """One forward; the graph starts at the first of the layers to run, below it nothing is recorded."""
-    captures = [LayerCapture(name, cut=True) for name, _ in layers]
+    captures = [LayerCapture(layer.name, cut=True) for layer in layers]
     with ExitStack() as stack:
-        for capture, (_, module) in zip(captures, layers, strict=True):
-            capture.attach(module)
+        for capture, layer in zip(captures, layers, strict=True):
+            capture.attach(layer.module)
             stack.callback(capture.detach)
         with torch.no_grad():
             output = model(image)
-        return [chosen_call(list(c.outputs), call, c.name) for c in captures], output
+        sources = [
+            chosen_call(list(c.outputs), layer.call, plain_name(c.name))
+            for c, layer in zip(captures, layers, strict=True)
+        ]
+        return sources, output
 
 
-def _resized(maps: Tensor, size: Sequence[int] | None) -> Tensor:
+def _sizes(size: Size, image: Tensor) -> tuple[int, ...] | None:
+    if size is None:
+        return None
+    if isinstance(size, str) or not isinstance(size, Iterable):
+        if size != "image":
+            raise InputError(f"size= expects None, 'image' or a tuple of {image.ndim - 2} sizes, got {size!r}")
+        return tuple(image.shape[2:])
+    return tuple(int(s) for s in size)
+
+
+def _resized(maps: Tensor, size: tuple[int, ...] | None) -> Tensor:
     """Linear enlargement to the wanted grid, centre-aligned."""
-    if size is None or tuple(size) == tuple(maps.shape[2:]):
+    if size is None or size == tuple(maps.shape[2:]):
         return maps
-    size = tuple(int(s) for s in size)
     if len(size) != maps.ndim - 2 or min(size) < 1:
         raise InputError(f"size= needs {maps.ndim - 2} positive sizes or 'image', got {size}")
+    if maps.shape[1] == 0:
+        return maps.new_empty(*maps.shape[:2], *size)
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
     return F.interpolate(maps, size=size, mode=mode, align_corners=False)
 

@@ -23,7 +23,8 @@ def _space(activations: Tensor) -> tuple[int, ...]:
 
 def _weighted(weights: Tensor, activations: Tensor) -> Tensor:
     """Sum over channels of weight x activation: (B, K), (B, K, *S) -> (B, *S)."""
-    return torch.einsum("bk,bks->bs", weights, activations.flatten(2)).unflatten(1, activations.shape[2:])
+    shape = (activations.shape[0], *activations.shape[2:])
+    return torch.einsum("bk,bks->bs", weights, activations.flatten(2)).reshape(shape)
 
 
 def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -123,8 +124,8 @@ def respond_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     sign = torch.where(total < 0, -torch.ones_like(total), torch.ones_like(total))
     denominator = sign * torch.maximum(total.abs(), floor)
     numerator = (activations * gradients).sum(dim=space)
-    weights = torch.where(dead, torch.zeros_like(total), numerator / torch.where(dead, torch.ones_like(total), denominator))
-    return _weighted(weights, activations)
+    # A dead channel is divided by 1, not by 0: its weight is then exactly 0, and so is its gradient.
+    return _weighted(numerator / torch.where(dead, torch.ones_like(total), denominator), activations)
 
 
 def xgrad_cam(activations: Tensor, gradients: Tensor) -> Tensor:

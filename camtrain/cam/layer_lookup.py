@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from camtrain._errors import InputError, nearest
+from camtrain.cam.capture import eager
 
 LayerSpec = str | nn.Module | None
 # torch.compile and DistributedDataParallel put these in front of or between the names that users know.
@@ -62,12 +63,24 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
         raise InputError(f"layer {layer!r} is ambiguous in {type(model).__name__}: write one of {', '.join(found[:6])}")
     known = [plain_name(n) for n in modules if n]
     raise InputError(
-        f"{type(model).__name__} has no layer {layer!r}{nearest(layer, known)}; camtrain layers (or ct.layers) lists all"
+        f"{type(model).__name__} has no layer {layer!r}{nearest(layer, known)}; "
+        "camtrain layers (or ct.layers) lists all"
     )
 
 
 def _without_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def around(name: str) -> list[str]:
+    """Names of the modules around a layer, from the smallest to the model itself.
+
+    Example:
+        >>> around("net.layer4.1")
+        ['net.layer4', 'net', '']
+    """
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1)]
 
 
 @contextmanager
@@ -88,7 +101,19 @@ def untouched(model: nn.Module, devices: set[torch.device] | None = None) -> Ite
                 module.training = mode
 
 
-def default_layer(model: nn.Module, image: Tensor, run: Callable[[Tensor], object] | None = None) -> tuple[str, nn.Module]:
+def is_map(output: object, image: Tensor) -> bool:
+    """Is this a feature map: the image's rank, and more than one position?"""
+    return (
+        isinstance(output, Tensor)
+        and output.is_floating_point()
+        and output.ndim == image.ndim
+        and output.shape[2:].numel() > 1
+    )
+
+
+def default_layer(
+    model: nn.Module, image: Tensor, run: Callable[[Tensor], object] | None = None
+) -> tuple[str, nn.Module]:
     """The layer that `layer=None` takes.
 
     The last module, in the order in which they finish, whose output has the image's rank and more than one position:
@@ -106,13 +131,13 @@ def default_layer(model: nn.Module, image: Tensor, run: Callable[[Tensor], objec
 
     def record(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
         def hook(_: nn.Module, __: tuple[object, ...], output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == image.ndim and output.shape[2:].numel() > 1:
+            if is_map(output, image):
                 last.append(name)
 
         return hook
 
     named = [(n, m) for n, m in model.named_modules() if n]
-    handles = [m.register_forward_hook(record(n)) for n, m in named]
+    handles = [m.register_forward_hook(eager(record(n))) for n, m in named]
     try:
         with untouched(model, {image.device}), torch.no_grad():
             (run or model)(image[:1].clone())

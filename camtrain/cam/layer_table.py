@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
 from camtrain._errors import InputError
 from camtrain.cam.capture import LayerCapture
-from camtrain.cam.layer_lookup import default_layer, find_layer, plain_name, untouched
+from camtrain.cam.layer_lookup import default_layer, find_layer, is_map, plain_name, untouched
 
 # Above this share, attention inside the organ does not show that the evidence lay there.
 SEEN_SHARE_LIMIT = 0.5
@@ -52,7 +53,8 @@ class LayerTable(tuple[LayerRow, ...]):
         width = max([len(row.name) for row in self] + [5])
         lines = [f"  {'layer':<{width}}  {'output':<22} {'cell (voxels)':<18} {'cell (mm)':<18} seen share"]
         lines += [_line(row, width) for row in self]
-        return "\n".join([*lines, "* = taken by layer=None. Seen share: part of the image that a central cell depends on."])
+        lines.append("* = taken by layer=None. Seen share: part of the image that a central cell depends on.")
+        return "\n".join(lines)
 
     __repr__ = __str__
 
@@ -75,8 +77,8 @@ def layers(
     Args:
         model: The model.
         image: (B, C, *S); the first sample is used.
-        depth: List modules at most so deep below the first branching (None = all). Every row costs a backward pass to the
-            image for its seen share.
+        depth: List modules at most so deep below the first branching (None = all). Every row costs a backward pass to
+            the image for its seen share.
         affine: (4, 4) or (B, 4, 4) voxel to world in mm; a MetaTensor image brings its own.
         seen: Compute the seen share.
 
@@ -101,7 +103,9 @@ def layers(
     shapes = _output_shapes(model, plain, names)
     rows: Iterable[tuple[str, tuple[int, ...]]] = shapes.items()
     if seen and len(shapes) > _QUIET:
-        rows = track(shapes.items(), description="seen share per layer", transient=True)
+        # On stderr: what is printed of the table may go into a file.
+        console = Console(stderr=True)
+        rows = track(shapes.items(), "seen share per layer", console=console, transient=True)
     return LayerTable(_row(model, plain, name, shape, affine, seen, name == chosen) for name, shape in rows)
 
 
@@ -129,7 +133,7 @@ def _output_shapes(model: nn.Module, image: Tensor, names: list[str]) -> dict[st
 
     def record(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == image.ndim and output.shape[2:].numel() > 1:
+            if is_map(output, image):
                 shapes.pop(name, None)
                 shapes[name] = tuple(output.shape[1:])
 
@@ -197,11 +201,17 @@ def seen_share(
     return float(support.float().mean())
 
 
+_Cell = tuple[int | slice, ...]
+
+
 def _central_support(output: Tensor, image: Tensor, name: str) -> Tensor:
-    centre = (0, slice(None), *(size // 2 for size in output.shape[2:]))
+    centre: _Cell = (0, slice(None), *(size // 2 for size in output.shape[2:]))
     # A rectified cell that is silent on this image has no gradient; then the liveliest cell stands in.
+    # Different weights per channel: behind a LayerNorm the plain sum over channels is constant.
+    weights = torch.linspace(1, 2, output.shape[1], dtype=output.dtype, device=output.device)
     for cell in (centre, _liveliest(output)):
-        (gradient,) = torch.autograd.grad(output[cell].sum(), image, retain_graph=True, allow_unused=True)
+        score = (output[cell] * weights).sum()
+        (gradient,) = torch.autograd.grad(score, image, retain_graph=True, allow_unused=True)
         if gradient is None:
             raise InputError(f"layer {name!r} does not depend on the image")
         support = (gradient[0] != 0).any(dim=0)
@@ -210,7 +220,7 @@ def _central_support(output: Tensor, image: Tensor, name: str) -> Tensor:
     return support
 
 
-def _liveliest(output: Tensor) -> tuple[Any, ...]:
+def _liveliest(output: Tensor) -> _Cell:
     strength = output[0].detach().abs().sum(dim=0)
     index = torch.unravel_index(strength.argmax(), strength.shape)
     return (0, slice(None), *(int(i) for i in index))

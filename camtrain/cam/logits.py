@@ -58,11 +58,12 @@ def pick_logits(output: Any, pick: PickLogits | None = None, batch: int | None =
     Raises:
         InputError: Nothing there is (B, L).
     """
-    found = find_logits(output if pick is None else pick(output), batch)
+    given = output if pick is None else pick(output)
+    found = find_logits(given, batch)
     if found is None:
         what = "logits= returned" if pick is not None else "the model returns"
         raise InputError(
-            f"expected logits (B, L), but {what} {_describe(output if pick is None else pick(output))}: "
+            f"expected logits (B, L), but {what} {_describe(given)}: "
             "pass logits=, a callable that picks them from the model's output"
         )
     return found

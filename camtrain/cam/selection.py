@@ -51,8 +51,8 @@ def select(labels: Labels, batch: int, outputs: int, device: torch.device) -> Se
     """Read the `labels=` argument.
 
     Args:
-        labels: None = all columns; ints = those columns in that order; LongTensor (B, n) = per sample; bool (L,) = those
-            columns; bool (B, L) = per sample, result laid out over all L columns with NaN where not selected.
+        labels: None = all columns; ints = those columns in that order; LongTensor (B, n) = per sample; bool (L,) =
+            those columns; bool (B, L) = per sample, result laid out over all L columns with NaN where not selected.
         batch: B.
         outputs: L.
         device: Where the logits are.
@@ -70,8 +70,8 @@ def select(labels: Labels, batch: int, outputs: int, device: torch.device) -> Se
     chosen = torch.as_tensor(labels, device=device)
     if chosen.dtype == torch.bool:
         return _from_mask(chosen, batch, outputs)
-    if chosen.is_floating_point() or chosen.is_complex():
-        raise InputError("labels= expects columns (ints) or a bool mask, got floating numbers: pass label == 1")
+    if chosen.numel() and (chosen.dtype == torch.uint8 or chosen.is_floating_point() or chosen.is_complex()):
+        raise InputError(f"labels= expects columns (ints) or a bool mask, got {chosen.dtype} numbers: pass label == 1")
     chosen = chosen.long().reshape(1) if chosen.ndim == 0 else chosen.long()
     if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= outputs):
         raise InputError(f"labels= must lie in 0..{outputs - 1}, got {int(chosen.min())}..{int(chosen.max())}")

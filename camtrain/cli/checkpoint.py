@@ -53,21 +53,29 @@ def read_checkpoint(path: str | Path, weights_only: bool = True) -> dict[str, An
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise InputError(
-                f"{file} holds pickled Python objects ({_culprit(error)}), which could run any code when read: save plain "
-                "values in hyper-parameters, or pass --weights_only false if you trust the file"
+                f"{file} holds pickled Python objects ({_culprit(error)}), which could run any code when read: save "
+                "plain values in hyper-parameters, or pass --weights_only false to a fit or test if you trust the file"
             ) from error
         raise InputError(_damaged(file, error)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(_damaged(file, error)) from error
     if not isinstance(content, dict) or "state_dict" not in content:
-        came = f"the keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"expected a Lightning checkpoint with the key state_dict, got {came} in {file}: name a .ckpt file")
+        came = (
+            f"the keys {', '.join(map(str, list(content)[:5]))}"
+            if isinstance(content, dict)
+            else type(content).__name__
+        )
+        raise InputError(
+            f"expected a Lightning checkpoint with the key state_dict, got {came} in {file}: name a .ckpt file"
+        )
     return content
 
 
 def _damaged(file: Path, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-    return f"{file} cannot be read as a checkpoint ({reason}): it is truncated, damaged or of another kind; copy it again"
+    return (
+        f"{file} cannot be read as a checkpoint ({reason}): it is truncated, damaged or of another kind; copy it again"
+    )
 
 
 def _culprit(error: Exception) -> str:
@@ -89,7 +97,7 @@ def check_fits(checkpoint: Mapping[str, Any], model: nn.Module, name: str | Path
     wrote, net = checkpoint.get("camtrain_net"), getattr(model, "net", None)
     if isinstance(wrote, str) and isinstance(net, nn.Module) and wrote != class_path(net):
         raise InputError(
-            f"{name} holds a {wrote}, but the config builds a {class_path(net)}: use the config that it was trained with"
+            f"{name} holds a {wrote}, but the config builds a {class_path(net)}: use the config of its training"
         )
     try:
         check_state(checkpoint["state_dict"], model.state_dict(), bool(getattr(model, "strict_loading", True)))

@@ -122,7 +122,9 @@ def _logits(output: Any) -> Any:
     if isinstance(output, Tensor) and output.ndim == 2:
         return output
     came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    raise InputError(f"camtrain explain expects a model that gives logits (B, L), got {came}: use ct.explain with logits=")
+    raise InputError(
+        f"camtrain explain expects a model that gives logits (B, L), got {came}: use ct.explain with logits="
+    )
 
 
 def _names(model: Any, outputs: int) -> list[str]:
@@ -193,7 +195,7 @@ def _sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _scores(result: Explained, options: argparse.Namespace, files: Sequence[str]) -> dict[str, Any]:
-    """What scores.json holds. `rest` = logit - map_sum: the bias, for methods and heads where maps add up to the logit."""
+    """What scores.json holds. `rest` = logit - map_sum: the bias, where maps add up to the logit."""
     sums = result.maps.reshape(len(result.names), -1).sum(axis=1, dtype=np.float64)
     rows = {
         name: {

@@ -35,7 +35,9 @@ def appearing(out: str | Path, overwrite: bool, made_by: str) -> Iterator[Path]:
         try:
             working.mkdir(parents=True)
         except OSError as error:
-            raise InputError(f"--out: cannot make a folder beside {target} ({error.strerror}): choose another") from error
+            raise InputError(
+                f"--out: cannot make a folder beside {target} ({error.strerror}): choose another"
+            ) from error
         yield working
         if target.exists():
             target.rename(old)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
@@ -84,6 +85,7 @@ class CamtrainCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # Without LightningCLI's warning about args= beside sys.argv: this is the command line.
+        _check_yaml(args)
         self.config = parser.parse_args(args)
 
     @override
@@ -142,6 +144,22 @@ class CamtrainCLI(LightningCLI):
         model = self._get(self.config, "model")
         stated = model.get("init_args", {}).get("labels") if model is not None else None
         return [str(name) for name in stated] if isinstance(stated, list | tuple) else stated
+
+
+def _check_yaml(args: Sequence[str]) -> None:
+    """A config that is no YAML: jsonargparse's complaint would not name the file."""
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        given = following if word in ("--config", "-c") else word.removeprefix("--config=")
+        if given == word or not Path(given).is_file():
+            continue
+        try:
+            content = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{given} is not readable as YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise InputError(
+                f"{given}: expected the keys data, model, trainer, got {type(content).__name__}: see configs/"
+            )
 
 
 def _short(names: Sequence[str], most: int = 6) -> str:

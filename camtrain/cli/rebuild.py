@@ -52,10 +52,7 @@ def rebuild_model(
             does not fit the model of the config.
     """
     saved = dict(checkpoint.get("hyper_parameters", {}))
-    if config is not None:
-        arguments = _from_config(config, saved)
-    else:
-        arguments = _from_checkpoint(checkpoint, saved, path, trust)
+    arguments = _from_config(config, saved) if config is not None else _from_checkpoint(checkpoint, saved, path, trust)
     model = instantiate_module(pl.LightningModule, arguments)
     check_fits(checkpoint, model, path)
     model.load_state_dict(checkpoint["state_dict"], strict=bool(getattr(model, "strict_loading", True)))
@@ -82,8 +79,8 @@ def _from_checkpoint(
     foreign = [name for name in dict.fromkeys(_class_names(saved)) if not is_own_class(name)]
     if foreign and not trust:
         raise InputError(
-            f"{path} names classes outside camtrain ({', '.join(foreign[:3])}), whose code would run: give --config with the "
-            "config that it was trained with, or --trust if you trust the file"
+            f"{path} names classes outside camtrain ({', '.join(foreign[:3])}), whose code would run: give --config with "
+            "the config that it was trained with, or --trust if you trust the file"
         )
     return saved
 

@@ -99,7 +99,9 @@ def _print_layers(model: Any, raw: Any, depth: int, seen: bool) -> None:
         raise InputError("camtrain layers expects batches with the key 'image'")
     rows = find_layers(model, batch.image, depth=depth, affine=batch.affine, seen=seen)
     image = " x ".join(map(str, batch.image.shape[1:]))
-    table = Table(title=f"image {image}", title_justify="left", caption="* = taken by layer=None", caption_justify="left")
+    table = Table(
+        title=f"image {image}", title_justify="left", caption="* = taken by layer=None", caption_justify="left"
+    )
     for column in ("layer", "class", "output", "cell (voxels)", "cell (mm)", "seen share"):
         table.add_column(column, overflow="fold", justify="left" if column in ("layer", "class") else "right")
     for row in rows:

@@ -133,8 +133,8 @@ def paint_body(anatomy: Anatomy, size: tuple[int, int, int], rng: np.random.Gene
     frame = Frame(size, anatomy.pose)
     hu = np.full(size, AIR, np.float32)
     scene = Scene(frame, anatomy, hu, np.zeros(size, np.uint8))
-    _table(scene)
     _trunk(scene)
+    _table(scene)
     _cavity(scene)
     _spine(scene)
     _airways(scene)
@@ -174,12 +174,15 @@ def _trunk(scene: Scene) -> None:
     a, f = scene.anatomy, scene.frame
     radius = shell(a, f)
     mean = (a.width + a.depth) / 2
-    rib_out, rib_in = 1 - (a.fat + 5) / mean, 1 - (a.fat + a.wall - 3) / mean
-    for limit, value in ((1.0, SKIN), (1 - 3 / mean, FAT), (1 - a.fat / mean, MUSCLE)):
-        np.copyto(scene.hu, np.float32(value), where=radius < limit)
+    # Layers from the axis outwards, by one look-up on the distance in steps of 1/200.
+    steps = np.arange(256) / 200
+    layers = [steps < 1 - a.fat / mean, steps < 1 - 3 / mean, steps < 1]
+    level = np.minimum(radius * 200, 255).astype(np.uint8)
+    scene.hu[:] = np.select(layers, [MUSCLE, FAT, SKIN], AIR).astype(np.float32)[level]
     # Ribs run down towards the front, one every 26 mm.
-    turns = (f.z + 0.4 * f.y + a.rib_phase) / 26
-    ribs = (radius < rib_out) & (radius > rib_in) & (turns - np.floor(turns) < 0.42) & (f.z > -110)
+    cage = (steps < 1 - (a.fat + 5) / mean) & (steps > 1 - (a.fat + a.wall - 3) / mean)
+    turns = f.z / 26 + (0.4 * f.y + a.rib_phase) / 26
+    ribs = cage[level] & (turns - np.floor(turns) < 0.42) & (f.z > -110)
     np.copyto(scene.hu, np.float32(BONE * 0.75), where=ribs)
     box = f.box((-17, a.depth - a.fat - 20, -40), (17, a.depth - a.fat - 8, 85))
     x, y, z = f.at(box)
@@ -193,7 +196,7 @@ def _cavity(scene: Scene) -> None:
     x, y, z = f.x, f.y, f.z
     everything = (slice(None), slice(None), slice(None))
     cavity = in_cavity(a, f, everything)
-    dome = np.where(x > 0, a.dome_right, a.dome_left)
+    dome = np.where(x > 0, np.float32(a.dome_right), np.float32(a.dome_left))
     hump = np.minimum(((np.abs(x) - 48) / 62) ** 2 + ((y - 8) / 72) ** 2, 1.6)
     above = z > dome - 48 * hump
     gap = 9 + 17 * np.exp(-(((y + 8) / 30) ** 2))

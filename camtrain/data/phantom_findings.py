@@ -101,20 +101,23 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Bools:
     """Chalk along the coronary arteries: bright specks on arcs just under the surface of the heart muscle."""
     reach = 1.1 * scene.heart_outer * float(scene.anatomy.heart_axes.max())
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
-    u, v, w = (c / scene.heart_inner for c in heart_coordinates(scene, box))
-    nearest = np.full(np.broadcast_shapes(u.shape, v.shape, w.shape), np.inf, np.float32)
+    at = [c / scene.heart_inner for c in heart_coordinates(scene, box)]
     size = max(7.5, 1.15 * scene.frame.thin) / 46
+    wall = (scene.organs[box] == HEART) & (at[0] ** 2 + at[1] ** 2 + at[2] ** 2 > 0.3)
     # Angle around the long axis: the groove between the ventricles in front, then the two that run beside the atria.
+    specks = []
     for angle, start, end in ((1.2, -0.4, 0.6), (-2.5, -0.45, 0.3), (0.1, -0.4, 0.3))[: 2 + int(rng.integers(0, 2))]:
         turn = angle + rng.uniform(-0.2, 0.2)
-        for along in np.linspace(start, end, 7) + rng.uniform(-0.05, 0.05, 7):
-            radius = 0.86 * np.sqrt(1 - along**2)
-            y, z = radius * np.cos(turn), radius * np.sin(turn)
-            dist: Floats = ((u - along) ** 2 + (v - y) ** 2 + (w - z) ** 2) / size**2
-            np.minimum(nearest, dist, out=nearest)
-    specks = inside(nearest, scene.organs[box] == HEART)
-    scene.hu[box][specks] = rng.uniform(900, 1200)
-    return _whole(scene, box, specks)
+        along = np.linspace(start, end, 7) + rng.uniform(-0.05, 0.05, 7)
+        radius = 0.86 * np.sqrt(1 - along**2)
+        specks.append(np.stack([along, radius * np.cos(turn), radius * np.sin(turn)], axis=1))
+    points = np.concatenate(specks).astype(np.float32)
+    squares = [(c[wall][:, None] - points[:, axis]) ** 2 for axis, c in enumerate(at)]
+    nearest = np.full(wall.shape, np.inf, np.float32)
+    nearest[wall] = (squares[0] + squares[1] + squares[2]).min(axis=1)
+    chalk = inside(nearest / np.float32(size**2), wall)
+    scene.hu[box][chalk] = rng.uniform(900, 1200)
+    return _whole(scene, box, chalk)
 
 
 def _effusion(scene: Scene, rng: np.random.Generator) -> Bools:
@@ -132,7 +135,7 @@ def _effusion(scene: Scene, rng: np.random.Generator) -> Bools:
 
 
 def _roomiest(
-    scene: Scene, rng: np.random.Generator, radii: Floats, tries: int = 8, above: float = -200
+    scene: Scene, rng: np.random.Generator, radii: Floats, tries: int = 5, above: float = -200
 ) -> tuple[Box, Floats, Bools]:
     """An ellipsoid at that of a few random places in the lung where most of it is lung without another lesion."""
     f = scene.frame
@@ -153,9 +156,9 @@ def _roomiest(
 
 
 def _nodule(scene: Scene, rng: np.random.Generator) -> Bools:
-    """Two to four round solids in the upper and middle lung."""
+    """Three to five round solids in the upper and middle lung."""
     region = np.zeros(scene.frame.size, bool)
-    for _ in range(int(rng.integers(2, 5))):
+    for _ in range(int(rng.integers(3, 6))):
         box, _, ball = _roomiest(scene, rng, np.full(3, rng.uniform(15, 19)), above=-15)
         ball &= ~region[box]
         scene.hu[box][ball] = rng.uniform(30, 80)
@@ -180,7 +183,7 @@ def _ground_glass(scene: Scene, rng: np.random.Generator) -> Bools:
     """A haze that lets the vessels through: density is added, and fades at the border. Often on both sides."""
     region = np.zeros(scene.frame.size, bool)
     for _ in range(2):
-        box, dist, patch = _roomiest(scene, rng, rng.uniform(38, 54, 3), tries=4)
+        box, dist, patch = _roomiest(scene, rng, rng.uniform(38, 54, 3), tries=3)
         patch &= ~region[box]
         grain = 1 + 0.15 * rng.standard_normal(dist.shape, dtype=np.float32)
         haze = rng.uniform(310, 390) * np.clip(2.5 * (1 - dist), 0, 1) * grain

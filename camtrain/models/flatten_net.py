@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
 
 from camtrain.models._parts import (
@@ -21,20 +22,21 @@ from camtrain.models._parts import (
 
 
 class FlattenNet(nn.Module):
-    """Tiles of `stem` voxels -> two 3-convolutions -> tiles of 2 -> ReLU -> flatten -> one Linear layer.
+    """Tiles of 2 voxels -> two 3-convolutions -> max-pool -> 1-convolution -> ReLU -> flatten -> one Linear layer.
 
     Because exactly one fully connected layer follows the tapped ReLU (`relu`, the last module before the head),
-    sum(HiResCAM) + bias = logit in eval and in training mode. Cells lie exactly on the 2 * `stem` voxels that they
-    are drawn on, and see 6 * `stem` of them along each axis: 18 of 48 by default, so that a cell that
-    is lit inside an organ speaks of that organ and its surroundings. Sizes that do not divide by
-    2 * `stem` are padded at the far end with the border's values.
+    sum(HiResCAM) + bias = logit in eval and in training mode. A cell lies exactly on the 2 * `pool` voxels along each
+    axis that it is drawn on, and sees 4 more on either side: 14 of 48 by default, so that a cell that is lit inside an
+    organ speaks of that organ and its surroundings. Sizes that do not divide by 2 * `pool` are padded at the far end
+    with the border's values.
 
     Args:
         labels: Number of outputs L; `resize_head` changes it later.
         size: Spatial size of the images: one number (a cube) or one per axis. Two numbers make a 2D net.
         channels: Image channels.
         widths: Channels of the four convolutions; the last is K of the tapped layer.
-        stem: Edge of the first tiles in voxels. The grid has size / (2 * stem) cells along each axis.
+        pool: Width of the max-pool. The grid has size / (2 * pool) cells along each axis, and the head a weight for
+            each: raise it with the size of the images.
 
     Raises:
         InputError: An argument out of range; in `forward`, an image of another shape.
@@ -51,27 +53,29 @@ class FlattenNet(nn.Module):
         labels: int = 8,
         size: int | tuple[int, ...] = 48,
         channels: int = 1,
-        widths: tuple[int, int, int, int] = (16, 32, 32, 16),
-        stem: int = 3,
+        widths: tuple[int, int, int, int] = (8, 16, 32, 16),
+        pool: int = 3,
     ) -> None:
         super().__init__()
         self.size = spatial_size(size)
         self.channels = check_channels(channels)
+        (self.pool,) = spatial_size(pool, "pool", dims=1)
         self.config: dict[str, Any] = {
             "labels": check_outputs(labels),
             "size": list(self.size),
             "channels": channels,
             "widths": list(widths),
-            "stem": stem,
+            "pool": pool,
         }
-        (self.stem,) = spatial_size(stem, "stem", dims=1)
         dims = len(self.size)
         first, second, third, last = check_widths(widths, 4)
         self.features = nn.Sequential(
-            *(tile(dims, channels, first, self.stem), nn.ReLU()),
+            *(tile(dims, channels, first, 2), nn.ReLU()),
             *(look(dims, first, second), nn.ReLU()),
             *(look(dims, second, third), nn.ReLU()),
-            tile(dims, third, last, 2),
+            # The strongest voxel of a cell, wherever it is: what is small need not be found anew at each offset.
+            Pool[Pool.MAX, dims](kernel_size=pool),
+            tile(dims, third, last, 1),
         )
         self.relu = nn.ReLU()
         self.head = nn.Linear(last * math.prod(self.cells), labels)
@@ -79,12 +83,12 @@ class FlattenNet(nn.Module):
     @property
     def cells(self) -> tuple[int, ...]:
         """Grid of the tapped layer, one number per spatial axis."""
-        return tuple(math.ceil(n / (2 * self.stem)) for n in self.size)
+        return tuple(math.ceil(n / (2 * self.pool)) for n in self.size)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, L) of images (B, C, *size)."""
         check_image(image, self.channels, self.size, len(self.size), "FlattenNet")
-        activations = self.relu(self.features(pad_to_multiple(image, 2 * self.stem)))
+        activations = self.relu(self.features(pad_to_multiple(image, 2 * self.pool)))
         logits: Tensor = self.head(activations.flatten(1))
         return logits
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
 
 from camtrain.models._parts import (
@@ -22,7 +23,7 @@ _STRIDE = 12
 
 
 class PoolNet(nn.Module):
-    """Tiles of 3, 2 and 2 voxels with 3-convolutions between them -> ReLU -> global average pool -> one Linear layer.
+    """Tiles of 2, a max-pool of 3, tiles of 2, with 3-convolutions between -> ReLU -> global average pool -> Linear.
 
     The small sibling of MONAI's ResNets and DenseNets. CAM, Grad-CAM and HiResCAM of `relu`, the last module before the
     pool, are the same map up to one positive factor. Every cell may have seen the whole image, so that a map locates
@@ -33,7 +34,7 @@ class PoolNet(nn.Module):
         size: Spatial size up to which every cell sees everything: one number or one per axis. Two numbers make a 2D
             net. Images of another size are taken too.
         channels: Image channels.
-        widths: Channels at 1/3, 1/6 and 1/12 of the resolution; the last is K of the tapped layer.
+        widths: Channels of the first tiles, up to 1/6 and at 1/12 of the resolution; the last is K of the tapped layer.
 
     Raises:
         InputError: An argument out of range; in `forward`, an image of another rank or with other channels.
@@ -63,9 +64,10 @@ class PoolNet(nn.Module):
         dims = len(self.size)
         fine, middle, coarse = check_widths(widths, 3)
         self.features = nn.Sequential(
-            *(tile(dims, channels, fine, 3), nn.ReLU()),
-            *(look(dims, fine, fine), nn.ReLU()),
-            *(tile(dims, fine, middle, 2), nn.ReLU()),
+            *(tile(dims, channels, fine, 2), nn.ReLU()),
+            *(look(dims, fine, middle), nn.ReLU()),
+            # The strongest voxel of a cell, wherever it is: what is small need not be found anew at each offset.
+            Pool[Pool.MAX, dims](kernel_size=3),
             *(look(dims, middle, middle), nn.ReLU()),
             tile(dims, middle, coarse, 2),
             *(layer for _ in range(_looks(max(self.size))) for layer in (nn.ReLU(), look(dims, coarse, coarse))),

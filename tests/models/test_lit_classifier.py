@@ -245,7 +245,7 @@ def test_forgotten_loss_is_told(tmp_path):
 
 def test_checkpoint_of_another_model_is_refused(tmp_path):
     path = fitted_checkpoint(LitClassifier(flatten_net(), NAMES), tmp_path)
-    with pytest.raises(InputError, match=r"net\.features\.0\.0\.weight has shape \(3, 1, 3, 3, 3\), expected \(5, 1"):
+    with pytest.raises(InputError, match=r"net\.features\.0\.0\.weight has shape \(3, 1, 2, 2, 2\), expected \(5, 1"):
         LitClassifier.load_from_checkpoint(path, net=flatten_net(widths=(5, 4, 4, 4)))
     resumed = LitClassifier(flatten_net(), NAMES[:2])
     with pytest.raises(InputError, match=r"net\.head\.weight .* expected \(2, "):

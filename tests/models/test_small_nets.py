@@ -72,13 +72,13 @@ def test_pool_head_makes_cam_and_hirescam_one():
     torch.testing.assert_close(cam.flatten(2).mean(2) + net.head.bias, logits)
 
 
-def test_flatten_cells_see_their_own_tile_and_six_more_voxels_around():
+def test_flatten_cells_see_their_own_tile_and_four_more_voxels_around():
     torch.manual_seed(0)
     net = FlattenNet(labels=1)
     assert net.cells == (8, 8, 8)
     seen = bounds(seen_of_cell(net, torch.randn(1, 1, 48, 48, 48), (4, 0, 7)))
     # Cell 4 stands for voxels 24 to 29.
-    assert seen == [(18, 35), (0, 11), (36, 47)]
+    assert seen == [(20, 33), (0, 9), (38, 47)]
 
 
 def test_pool_cells_see_everything():
@@ -175,10 +175,10 @@ def test_wrong_arguments_are_refused(build, arguments, words):
         build(**arguments)
 
 
-def test_stem_of_flatten_net_is_checked():
-    with pytest.raises(InputError, match="stem="):
-        FlattenNet(stem=0)
-    assert FlattenNet(size=48, stem=4).cells == (6, 6, 6)
+def test_pool_of_flatten_net_is_checked():
+    with pytest.raises(InputError, match="pool="):
+        FlattenNet(pool=0)
+    assert FlattenNet(size=48, pool=4).cells == (6, 6, 6)
 
 
 @pytest.mark.parametrize("build", [FlattenNet, PoolNet])

@@ -16,7 +16,19 @@ SMALL = {
     "monitor_only.py": ["--cases", "24", "--epochs", "1", "--out", "{out}"],
     "plain_pytorch.py": ["--cases", "24", "--epochs", "1"],
     "phantom_before_after.py": ["--cases", "32", "--test-cases", "24", "--epochs", "1", "--out", "{out}"],
-    "phantom_study.py": ["claim", "--seeds", "1", "--cases", "32", "--test-cases", "24", "--epochs", "1", "--out", "{out}"],
+    "phantom_study.py": [
+        "claim",
+        "--seeds",
+        "1",
+        "--cases",
+        "32",
+        "--test-cases",
+        "24",
+        "--epochs",
+        "1",
+        "--out",
+        "{out}",
+    ],
 }
 SAYS = {
     "existing_module.py": ["val/organ_iou", "train/mask_loss", "val/auroc"],
@@ -30,7 +42,12 @@ SAYS = {
 def run(name: str, arguments: list[str], folder: Path) -> str:
     environment = os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     done = subprocess.run(
-        [sys.executable, str(RECIPES / name), *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=400
+        [sys.executable, str(RECIPES / name), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return done.stdout + done.stderr
@@ -50,7 +67,9 @@ def test_recipe(name, tmp_path):
 
 @pytest.mark.slow
 def test_monitoring_needs_no_organs(tmp_path):
-    text = run("monitor_only.py", ["--cases", "24", "--epochs", "1", "--organs", "none", "--out", str(tmp_path)], tmp_path)
+    text = run(
+        "monitor_only.py", ["--cases", "24", "--epochs", "1", "--organs", "none", "--out", str(tmp_path)], tmp_path
+    )
     assert "auroc" in text
     assert "organ_iou" not in text
 
