@@ -173,9 +173,9 @@ def refuse_taken(trainer: Any, keys: Sequence[str]) -> None:
     Raises:
         InputError: Somebody has.
     """
-    # What is left of an earlier epoch, ours too, is marked as reset.
-    entries = (getattr(trainer, "_results", None) or {}).values()
-    taken = {entry.meta.name for entry in entries if hasattr(entry, "meta") and not entry.has_reset}
+    # What is left of an earlier epoch, ours too, is marked as reset; of several loaders each has a suffix of its own.
+    entries = [e for e in (getattr(trainer, "_results", None) or {}).values() if not getattr(e, "has_reset", True)]
+    taken = {e.meta.name for e in entries if e.meta.dataloader_idx is None or not e.meta.add_dataloader_idx}
     for key in keys:
         if key in taken:
             raise InputError(_clash(key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,8 +45,8 @@ def attention_maps(
         InputError: The logits do not depend on the activations, or the method does not suit the head.
     """
     row = find_method(method)
-    chosen = select(labels, logits.shape[0], logits.shape[1], logits.device)
-    with torch.autocast(device_type=logits.device.type, enabled=False), torch.enable_grad():
+    with _gradients_on(logits.device):
+        chosen = select(labels, logits.shape[0], logits.shape[1], logits.device)
         activations = _precise(spatial(source, reshape))
         if activations.shape[0] != logits.shape[0]:
             raise InputError(
@@ -86,9 +87,16 @@ def score_map(
     if not isinstance(scores, Tensor) or tuple(scores.shape) != (batch,):
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(f"target= must return one score per sample, shape ({batch},), got {got}")
-    with torch.enable_grad():
+    with _gradients_on(scores.device):
         column = scores.as_subclass(Tensor)[:, None]
     return attention_maps(source, column, method, None, create_graph, reshape)
+
+
+@contextmanager
+def _gradients_on(device: torch.device) -> Iterator[None]:
+    """Full precision and gradients, whatever mode the caller is in (Trainer.test runs under inference mode)."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type=device.type, enabled=False):
+        yield
 
 
 def spatial(source: Tensor, reshape: Reshape | None) -> Tensor:

@@ -31,7 +31,7 @@ class LayerRow:
         shape: (K, *S') of its output.
         cell: Image voxels per cell and axis.
         cell_mm: The same in mm, where the affine is known.
-        seen: Share of the input that a central cell depends on; None if it was not asked for.
+        seen: Share of the input that a central cell depends on; None if not asked for, or if the layer sees no image.
         default: Is it the one that `layer=None` takes?
     """
 
@@ -161,7 +161,7 @@ def _row(
         shape=shape,
         cell=cell,
         cell_mm=None if voxel is None else tuple(c * mm for c, mm in zip(cell, voxel, strict=False)),
-        seen=seen_share(model, image, name) if seen else None,
+        seen=_seen(model, image, name) if seen else None,
         default=default,
     )
 
@@ -186,6 +186,15 @@ def seen_share(
     Raises:
         InputError: The layer does not run, or does not depend on the image.
     """
+    share = _seen(model, image, layer, run)
+    if share is None:
+        raise InputError(f"layer {find_layer(model, layer)[0]!r} does not depend on the image")
+    return share
+
+
+def _seen(
+    model: nn.Module, image: Tensor, layer: str | nn.Module, run: Callable[[Tensor], object] | None = None
+) -> float | None:
     name, module = find_layer(model, layer)
     capture = LayerCapture(name)
     capture.attach(module)
@@ -195,16 +204,17 @@ def seen_share(
             (run or model)(probe)
             if not capture.outputs:
                 raise InputError(f"layer {name!r} did not run in the model's forward")
-            support = _central_support(capture.outputs[-1].as_subclass(Tensor), probe, name)
+            support = _central_support(capture.outputs[-1].as_subclass(Tensor), probe)
     finally:
         capture.detach()
-    return float(support.float().mean())
+    return None if support is None else float(support.float().mean())
 
 
 _Cell = tuple[int | slice, ...]
 
 
-def _central_support(output: Tensor, image: Tensor, name: str) -> Tensor:
+def _central_support(output: Tensor, image: Tensor) -> Tensor | None:
+    """Positions of the image that the central cell depends on; None when the layer never saw the image."""
     centre: _Cell = (0, slice(None), *(size // 2 for size in output.shape[2:]))
     # A rectified cell that is silent on this image has no gradient; then the liveliest cell stands in.
     # Different weights per channel: behind a LayerNorm the plain sum over channels is constant.
@@ -213,7 +223,7 @@ def _central_support(output: Tensor, image: Tensor, name: str) -> Tensor:
         score = (output[cell] * weights).sum()
         (gradient,) = torch.autograd.grad(score, image, retain_graph=True, allow_unused=True)
         if gradient is None:
-            raise InputError(f"layer {name!r} does not depend on the image")
+            return None
         support = (gradient[0] != 0).any(dim=0)
         if bool(support.any()):
             break

@@ -68,6 +68,8 @@ def select(labels: Labels, batch: int, outputs: int, device: torch.device) -> Se
         columns = torch.arange(outputs, device=device)
         return Selection(columns.expand(batch, -1), None, columns, None, everything=True)
     chosen = torch.as_tensor(labels, device=device)
+    if chosen.is_inference():
+        chosen = chosen.clone()  # an index made under inference mode could not be saved for a backward pass
     if chosen.dtype == torch.bool:
         return _from_mask(chosen, batch, outputs)
     if chosen.numel() and (chosen.dtype == torch.uint8 or chosen.is_floating_point() or chosen.is_complex()):

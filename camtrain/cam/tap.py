@@ -108,7 +108,7 @@ class LayerTap:
             InputError: The layer did not run, ran several times, or the logits do not come from it.
         """
         source = self._last()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             batch = len(spatial(source, self._reshape))
             logits = pick_logits(y, self._pick, batch)
         return attention_maps(source, logits, method, labels, create_graph, self._reshape)

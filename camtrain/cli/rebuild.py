@@ -79,8 +79,8 @@ def _from_checkpoint(
     foreign = [name for name in dict.fromkeys(_class_names(saved)) if not is_own_class(name)]
     if foreign and not trust:
         raise InputError(
-            f"{path} names classes outside camtrain ({', '.join(foreign[:3])}), whose code would run: give --config with "
-            "the config that it was trained with, or --trust if you trust the file"
+            f"{path} names classes outside camtrain ({', '.join(foreign[:3])}), whose code would run: give --config "
+            "with the config that it was trained with, or --trust if you trust the file"
         )
     return saved
 

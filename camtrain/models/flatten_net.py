@@ -53,7 +53,7 @@ class FlattenNet(nn.Module):
         labels: int = 8,
         size: int | tuple[int, ...] = 48,
         channels: int = 1,
-        widths: tuple[int, int, int, int] = (8, 16, 32, 16),
+        widths: tuple[int, int, int, int] = (8, 8, 16, 16),
         pool: int = 3,
     ) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ def acts(grid, dtype=torch.float64, batch=B, channels=K):
 
 
 class PerSlice(nn.Module):
-    """One linear layer for each slice (a convolution as large as the slice), then the mean over the slices: AxialNet."""
+    """One linear layer per slice (a convolution as large as the slice), then the mean over slices: AxialNet."""
 
     def __init__(self, rank, labels=L):
         super().__init__()
@@ -120,7 +120,7 @@ def test_weights_are_differentiable_with_respect_to_the_parameters(rank, name):
 @pytest.mark.parametrize("name", ["pool", "flatten", "per slice", "two linears"])
 def test_gradcheck_of_the_closed_form(name):
     head, activations = heads(2)[name].double(), acts(GRIDS[2], batch=1)
-    shapes = {n: p for n, p in head.named_parameters()}
+    shapes = dict(head.named_parameters())
 
     def hires(*values):
         logits = torch.func.functional_call(head, dict(zip(shapes, values, strict=True)), (activations,))

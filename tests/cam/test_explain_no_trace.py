@@ -12,7 +12,7 @@ B, L = 2, 5
 
 
 class Net(nn.Module):
-    """Everything that others disturb: dropout, two BatchNorms (one frozen by the user), in-place ReLU behind the layer."""
+    """What others disturb: dropout, two BatchNorms (one frozen by the user), in-place ReLU behind the layer."""
 
     def __init__(self, fails=False):
         super().__init__()

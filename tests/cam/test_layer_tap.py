@@ -279,7 +279,7 @@ def test_nothing_leaks_over_50_steps():
 
     def alive():
         gc.collect()
-        return sum(1 for thing in gc.get_objects() if isinstance(thing, torch.Tensor))
+        return sum(1 for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
 
     with ct.LayerTap(model, "act") as tap:
         refs = [step(tap) for _ in range(3)]
@@ -425,5 +425,5 @@ def test_tokens_through_reshape():
     (gradient,) = torch.autograd.grad(score, tokens)
     expected = (tokens * gradient).sum(dim=2)[:, 1:].reshape(B, 3, 5)
     torch.testing.assert_close(maps[:, 2].detach(), expected.detach(), rtol=1e-4, atol=1e-6)
-    with pytest.raises(ct.InputError, match="nonsense|spatial axes"):
+    with pytest.raises(ct.InputError, match="spatial axes"):
         ct.explain(model, x, layer="block", reshape=lambda t: t[:, 0])

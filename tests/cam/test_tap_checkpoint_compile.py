@@ -91,12 +91,8 @@ def test_reentrant_checkpointing_across_the_layer_or_behind_it_is_told(part):
 def test_explain_a_checkpointed_model(part, reentrant):
     expected = ct.explain(Net(head="mlp"), image().detach(), layer="trunk")
     model = Net(part, reentrant=reentrant, head="mlp")
-    if reentrant and part == "all":
+    if reentrant and part != "stem":
         # Reentrant checkpointing hides what runs inside it from every graph.
-        with pytest.raises(ct.InputError, match="reentrant"):
-            ct.explain(model, image().detach(), layer="trunk")
-        return
-    if reentrant and part == "head":
         with pytest.raises(ct.InputError, match="reentrant"):
             ct.explain(model, image().detach(), layer="trunk")
         return

@@ -1,0 +1,99 @@
+"""Both callbacks under DDP with two processes and uneven shares equal one process on the union of the batches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = '''
+import importlib.util, os, sys
+import torch
+import camtrain as ct
+
+spec = importlib.util.spec_from_file_location("kit", sys.argv[1])
+kit = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kit)
+torch.set_num_threads(1)
+folder, processes, shape, bare = sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
+
+cases = kit.make_cases(8)
+for row, case in enumerate(cases):
+    # With two processes the second one gets the odd cases: it may have few organs, or none ever.
+    if row in (1, 3, 5) or (bare == "bare" and row % 2):
+        case["organs"] = torch.zeros_like(case["organs"])
+held_out = kit.make_cases(7, seed=5)
+held_out[3]["organs"] = torch.zeros_like(held_out[3]["organs"])
+if bare == "bare":
+    for case in held_out[1::2]:
+        case["organs"] = torch.zeros_like(case["organs"])
+
+seen = []
+
+def validation_step(self, batch, batch_idx):
+    logits = self(batch["image"])
+    seen.append((torch.is_grad_enabled(), logits.requires_grad))
+    return logits
+
+methods = {"validation_step": validation_step}
+if shape == "flat":  # the layer lies in the LightningModule itself, which DDP calls
+    def __init__(self, net):
+        type(self).__mro__[1].__init__(self)
+        self.features, self.head = net.features, net.head
+    methods |= {"__init__": __init__, "forward": lambda self, image: self.head(self.features(image))}
+module = kit.make_lit(kit.make_net("mlp"), **methods)
+loss = ct.MaskLossCallback(kit.LAYER, kit.TABLE, weight=2.0)
+monitor = ct.AttentionMonitor(kit.LAYER, kit.TABLE, methods=["hirescam", "gradcam"])
+strategy = {} if processes == 1 else {"devices": 2, "strategy": "ddp"}
+trainer = kit.make_trainer(folder, loss, monitor, max_epochs=2, num_sanity_val_steps=1, **strategy)
+train, val = kit.loader(cases, 4 // processes), kit.loader(held_out, 4 // processes)
+trainer.fit(module, train, val)
+fitted = dict(trainer.callback_metrics)
+trainer.validate(module, kit.loader(held_out[:5], 2), verbose=False)
+again = dict(trainer.callback_metrics)
+trainer.test(module, val, verbose=False)
+weights = {k.removeprefix("net."): v for k, v in module.state_dict().items()}
+torch.save({"fitted": fitted, "again": again, "tested": dict(trainer.callback_metrics), "weights": weights, "seen": seen,
+            "thresholds": monitor.thresholds, "hooks": kit.hooks_of(module), "files": monitor.publisher.run_dir is not None},
+           f"{folder}/{trainer.global_rank}.pt")
+'''
+
+
+def launch(tmp_path, processes, shape, bare):
+    folder = tmp_path / str(processes)
+    folder.mkdir()
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    kit = Path(__file__).with_name("conftest.py")
+    command = [sys.executable, str(script), str(kit), str(folder), str(processes), shape, bare]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)], done.stderr
+
+
+def numbers(metrics):
+    return {key: value.item() for key, value in metrics.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "bare"), [("net", "some"), ("flat", "bare")])
+def test_two_processes_equal_one(tmp_path, shape, bare):
+    (one,), _ = launch(tmp_path, 1, shape, bare)
+    pair, said = launch(tmp_path, 2, shape, bare)
+    for rank, two in enumerate(pair):
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(two["weights"][name], weight, atol=1e-5, rtol=1e-4, msg=lambda t, n=name: f"{n}: {t}")
+        for stage in ("fitted", "again", "tested"):
+            assert numbers(two[stage]) == pytest.approx(numbers(one[stage]), abs=2e-4), (rank, stage)
+        torch.testing.assert_close(two["thresholds"], one["thresholds"])
+        assert two["hooks"] == {}
+        assert two["files"] == (rank == 0)
+        assert set(two["seen"]) == {(False, False)}
+    assert len(list((tmp_path / "2" / "camtrain").glob("*"))) == 1
+    assert one["fitted"]["train/cases_without_organs"] == (4 if bare == "bare" else 3)
+    assert "sync_dist" not in said
