@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -168,4 +169,11 @@ def _affine(affine: Tensor | None, image: Any, size: int) -> Tensor | None:
         return None
     if affine.ndim == 2 and size == 1:
         affine = affine[None]
-    return affine if affine.ndim == 3 and len(affine) == size else None
+    if affine.ndim == 3 and len(affine) == size:
+        return affine
+    warnings.warn(
+        f"an affine of shape {tuple(affine.shape)} for {size} images says nothing about each of them (torch's default "
+        "collate keeps the first case's only), so the geometry counts as unknown: use monai.data.DataLoader",
+        stacklevel=2,
+    )
+    return None

@@ -38,7 +38,7 @@ def train(
     """Train one network; returns it with its test scores {measure: {label: value}}."""
     console.rule(f"{name} training")
     pl.seed_everything(args.seed, verbose=False)
-    model = LitClassifier(FlattenNet(size=data.phantom.size), labels=data.labels, lr=args.lr, schedule="one_cycle")
+    model = LitClassifier(FlattenNet(size=data.phantom.size), labels=data.labels, lr=args.lr, weight_decay=1e-2, schedule="one_cycle")
     folder = args.out / name.replace(" ", "_")
     monitor = ct.AttentionMonitor(methods=["hirescam", "gradcam"], every_n_epochs=args.epochs)
     callbacks: list[pl.Callback] = [

@@ -61,7 +61,7 @@ def train(net: str, shortcut: float | None, mask_loss: bool, seed: int, args: ar
         test_splits=["test"] if shortcut is None else ["test", "shift_free", "shift_random", "shift_reversed"],
     )  # fmt: skip
     make, layer = NETS[net]
-    model = LitClassifier(make(data.phantom.size), labels=data.labels, lr=args.lr, schedule="one_cycle")
+    model = LitClassifier(make(data.phantom.size), labels=data.labels, lr=args.lr, weight_decay=1e-2, schedule="one_cycle")
     monitor = ct.AttentionMonitor(layer=layer, methods=["hirescam", "gradcam"], every_n_epochs=0)
     extra = [ct.MaskLossCallback(layer=layer, weight=args.weight)] if mask_loss else []
     trainer = pl.Trainer(

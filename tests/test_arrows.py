@@ -29,7 +29,7 @@ def rooms():
 
 
 def imported(source, package):
-    """Every module that a file imports, wherever in it: full dotted names; relative ones resolved against the package."""
+    """Every module that a file imports, wherever in it, as full dotted names."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

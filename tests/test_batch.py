@@ -44,7 +44,7 @@ def test_an_image_alone_is_a_batch():
     assert batch.has_organs.tolist() == [False, False]
 
 
-# Labels -----------------------------------------------------------------------------------------------------------------
+# Labels --------------------------------------------------------------------------------------------------------------
 
 
 def test_class_indices_become_one_hot():
@@ -93,7 +93,7 @@ def test_wrong_labels(label, outputs, words):
         read_batch(a_batch(label=label), outputs=outputs)
 
 
-# Organs -----------------------------------------------------------------------------------------------------------------
+# Organs --------------------------------------------------------------------------------------------------------------
 
 
 def test_whole_floats_are_ids():
@@ -129,12 +129,13 @@ def test_has_organs_is_derived_or_taken():
     assert read_batch(a_batch(organs=None, has_organs=torch.ones(B))).has_organs.tolist() == [False] * B
 
 
-# Geometry, names, layouts -----------------------------------------------------------------------------------------------
+# Geometry, names, layouts --------------------------------------------------------------------------------------------
 
 
 def test_affine_of_a_default_collate_is_unknown_geometry():
     """torch's collate keeps one (4, 4) of a whole batch: whose it is nobody knows."""
-    assert read_batch(a_batch(affine=torch.eye(4))).affine is None
+    with pytest.warns(UserWarning, match="geometry counts as unknown"):
+        assert read_batch(a_batch(affine=torch.eye(4))).affine is None
     one = {k: v[:1] for k, v in a_batch().items()}
     assert read_batch({**one, "affine": torch.eye(4)}).affine.shape == (1, 4, 4)
 
@@ -165,7 +166,7 @@ def test_an_adapter_reads_any_batch():
 
     batch = read_batch(SimpleNamespace(x=torch.rand(2, 1, 4), y=torch.ones(2, 3)), adapter=adapter, outputs=3)
     assert batch.label.shape == (2, 3)
-    with pytest.raises(InputError, match="got tuple.*adapter="):
+    with pytest.raises(InputError, match=r"got tuple.*adapter="):
         read_batch((torch.rand(2, 1, 4), torch.ones(2, 3)))
 
 

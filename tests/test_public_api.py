@@ -100,10 +100,8 @@ def test_typing_marker():
 def test_type_checkers_see_the_same_names():
     """The names under TYPE_CHECKING are those of the table."""
     text = (ROOT / "camtrain" / "__init__.py").read_text(encoding="utf-8")
-    typed = dict(
-        (name, module) for module, name in re.findall(r"^    from (\S+) import (\w+)", text, flags=re.MULTILINE)
-    )
-    assert typed == ct._PUBLIC
+    pairs = re.findall(r"^    from (\S+) import (\w+)", text, flags=re.MULTILINE)
+    assert {name: module for module, name in pairs} == ct._PUBLIC
 
 
 def test_version_is_that_of_the_changelog():

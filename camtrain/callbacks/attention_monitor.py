@@ -287,8 +287,8 @@ class AttentionMonitor(Callback):
     def _finish(self, trainer: Any, pl_module: Any, original: Callable[..., Any]) -> Any:
         """Log the scores, but not those of the sanity check, which has seen a batch or two.
 
-        After the module's own end of the epoch: what it has logged by then can be looked at, while a key of ours that it
-        logged later would end in an error of Lightning's which speaks of two calls to a user who made one.
+        After the module's own end of the epoch: what it has logged by then can be looked at, while a key of ours that
+        it logged later would end in an error of Lightning's which speaks of two calls to a user who made one.
         """
         output = original()
         if trainer.sanity_checking:

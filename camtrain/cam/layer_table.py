@@ -221,7 +221,7 @@ def _central_support(output: Tensor, image: Tensor) -> Tensor | None:
     weights = torch.linspace(1, 2, output.shape[1], dtype=output.dtype, device=output.device)
     for cell in (centre, _liveliest(output)):
         score = (output[cell] * weights).sum()
-        (gradient,) = torch.autograd.grad(score, image, retain_graph=True, allow_unused=True)
+        gradient: Tensor | None = torch.autograd.grad(score, image, retain_graph=True, allow_unused=True)[0]
         if gradient is None:
             return None
         support = (gradient[0] != 0).any(dim=0)

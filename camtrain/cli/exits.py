@@ -82,7 +82,7 @@ def refused_option(message: str) -> str:
     """
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
     keys = _KEY.findall(message)
-    lines = [_KEY.sub("", line).strip().removeprefix("- ").strip() for line in message.splitlines()]
+    lines = [_KEY.sub("", line).strip().removeprefix("-").strip() for line in message.splitlines()]
     reasons = [line for line in lines if line and not line.startswith(_WRAPPING)]
     telling = [line for line in reasons if not line.startswith(_NO_CHOICE)] or reasons or [message.strip()]
     where = ".".join(dict.fromkeys(keys))

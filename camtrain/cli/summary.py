@@ -55,23 +55,25 @@ def _splits(monitor: AttentionMonitor, epoch: int | None, key: str) -> Iterator[
 
 
 def _show_split(console: Console, monitor: AttentionMonitor, split: str, title: str, rows: Iterable[Score]) -> None:
+    """The first method label by label; of the others the means."""
     first = monitor.methods[0]
     by_measure: dict[str, dict[str, float]] = {}
-    means: dict[str, float] = {}
+    means: dict[str, dict[str, float]] = {first: {}}
     for row in rows:
-        measure = row.measure + ("" if row.method in ("", first) else f"@{row.method}")
+        method = row.method or first
         if row.label == _MEAN:
-            means[measure] = row.value
-        else:
-            by_measure.setdefault(measure, {})[row.label] = row.value
+            means.setdefault(method, {})[row.measure] = row.value
+        elif method == first:
+            by_measure.setdefault(row.measure, {})[row.label] = row.value
     name = f"{monitor.name}: " if monitor.name else ""
     run = monitor.publisher.run_dir
     full = "scores.csv" if run is None else str(run.scores_path)
     if by_measure:
         console.print(score_table(by_measure, title=f"{name}{title}, maps by {first}", full=full))
-    alone = [f"{key} {value:.3f}" for key, value in means.items() if key not in by_measure]
-    if alone:
-        console.print("  ".join(alone), highlight=False)
+    for method, values in means.items():
+        shown = [f"{key} {value:.3f}" for key, value in values.items() if method != first or key not in by_measure]
+        if shown:
+            console.print(f"{method}: {'  '.join(shown)}", highlight=False)
 
 
 def _places(trainer: Any, monitors: Iterable[AttentionMonitor], command: str) -> Iterator[str]:

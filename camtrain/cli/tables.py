@@ -114,4 +114,8 @@ def _print_layers(model: Any, raw: Any, depth: int, seen: bool) -> None:
 
 
 def _by(values: Sequence[float] | None) -> str:
-    return "-" if values is None else " x ".join(f"{value:.3g}" for value in values)
+    return (
+        "-"
+        if values is None
+        else " x ".join(str(value) if isinstance(value, int) else f"{value:.3g}" for value in values)
+    )

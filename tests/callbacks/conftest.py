@@ -1,4 +1,4 @@
-"""Tiny cases, nets and LightningModules that know nothing of camtrain, and real Trainers, for the tests of this room."""
+"""Tiny cases, nets and LightningModules that know nothing of camtrain, and real Trainers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def make_lit(net, namespace="pytorch_lightning", **methods):
 
     base = importlib.import_module(namespace).LightningModule
 
-    def __init__(self, net):
+    def init(self, net):
         base.__init__(self)
         self.net = net
 
@@ -106,16 +106,15 @@ def make_lit(net, namespace="pytorch_lightning", **methods):
     def configure_optimizers(self):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.05)
 
-    steps = {f.__name__: f for f in (training_step, validation_step, test_step, forward, configure_optimizers, __init__)}
-    return type("Lit", (base,), {**steps, **methods})(net)
+    usual = {f.__name__: f for f in (training_step, validation_step, test_step, forward, configure_optimizers)}
+    return type("Lit", (base,), {"__init__": init, **usual, **methods})(net)
 
 
 def make_trainer(folder, *callbacks, namespace="pytorch_lightning", **options):
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
-    defaults = {"default_root_dir": folder, "accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0}
-    return importlib.import_module(namespace).Trainer(
-        callbacks=list(callbacks), **{**quiet, **defaults, "log_every_n_steps": 1, **options}
-    )
+    quiet = dict.fromkeys(["enable_progress_bar", "enable_model_summary", "enable_checkpointing", "logger"], False)
+    usual = {"default_root_dir": folder, "accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0}
+    given = {**quiet, **usual, "log_every_n_steps": 1, **options}
+    return importlib.import_module(namespace).Trainer(callbacks=list(callbacks), **given)
 
 
 def by_hand(net, batches, loss_fn=None, table=None, epochs=1, factors=None, method="hirescam"):

@@ -153,7 +153,7 @@ def test_a_head_beside_the_backbone(kit, tmp_path, methods):
         self.log("val/loss", kit.bce(logits, batch["label"]))
 
     if not methods:
-        with pytest.raises(ct.InputError, match="logits='name.of.the.head'"):
+        with pytest.raises(ct.InputError, match=r"logits='name\.of\.the\.head'"):
             validate(kit, tmp_path, net, monitor(kit), methods={"validation_step": validation_step})
         return
     added = monitor(kit, logits="net.head")
@@ -229,6 +229,29 @@ def test_without_organs_or_table(kit, tmp_path):
     assert logged(trainer) == pytest.approx(wanted, abs=2e-6)
 
 
+def test_one_affine_for_a_whole_batch_is_unknown_geometry(kit, tmp_path):
+    def adapter(batch):
+        return {**batch, "affine": torch.eye(4)}
+
+    with pytest.warns(UserWarning, match="geometry counts as unknown: use monai.data.DataLoader"):
+        validate(kit, tmp_path, kit.make_net(), monitor(kit, adapter=adapter))
+    table = {**kit.TABLE, "labels": {**kit.TABLE["labels"], "stent": {"organs": ["heart"], "dilate_mm": 3}}}
+    with pytest.raises(ct.InputError, match="mm options need an affine/spacing"):
+        validate(kit, tmp_path, kit.make_net(), monitor(kit, adapter=adapter, table=table))
+    shear = torch.tensor([[0.0, 2, 0, 1], [1, 0, 0, 1], [0, 0, 3, 1], [0, 0, 0, 1]])
+    cases = [{**case, "affine": shear} for case in kit.make_cases()]
+    trainer = validate(kit, tmp_path, kit.make_net(), monitor(kit, table=table), cases=cases)
+    wanted = ct.OrganTable.load(table)
+    batch = torch.utils.data.default_collate(cases)
+    allowed = wanted.allowed(batch["organs"], size=(3, 4, 5), spacing=[1, 2, 3])
+    share = allowed[:, 1].flatten(1).double().mean(1)[batch["label"][:, 1] == 1]
+    assert not torch.equal(allowed, wanted.allowed(batch["organs"], size=(3, 4, 5), spacing=[2, 1, 3]))
+    maps = ct.explain(trainer.lightning_module.net, batch["image"], layer=kit.LAYER, labels=batch["label"] == 1)
+    inside = energy_inside(maps, allowed, batch["label"])[:, 1].nanmean()
+    assert trainer.callback_metrics["val/energy_inside/stent"].item() == pytest.approx(inside.item(), abs=1e-5)
+    assert 0 < share.mean() < 1
+
+
 def test_unnamed_labels(kit, tmp_path):
     trainer = validate(kit, tmp_path, kit.make_net(), monitor(kit, table=None))
     assert {"val/auroc", "val/auroc/label_0", "val/auroc/label_2"} <= set(trainer.callback_metrics)
@@ -262,7 +285,6 @@ def test_nothing_is_left_after_an_exception(kit, tmp_path, error, where):
     module = kit.make_lit(net, validation_step=validation_step)
     with pytest.raises((RuntimeError, KeyboardInterrupt, SystemExit)):
         kit.make_trainer(tmp_path, monitor(kit)).validate(module, kit.loader(kit.make_cases()), verbose=False)
-        raise KeyboardInterrupt
     if handle is not None:
         handle.remove()
     assert kit.hooks_of(module) == {}
@@ -278,7 +300,7 @@ def test_wrong_arguments(kit, tmp_path):
         ct.AttentionMonitor(methods=["gradcamm"])
     with pytest.raises(ct.InputError, match="every_n_epochs= expects 0"):
         ct.AttentionMonitor(every_n_epochs=-1)
-    with pytest.raises(ct.InputError, match="no layer 'features.33'"):
+    with pytest.raises(ct.InputError, match=r"no layer 'features\.33'"):
         validate(kit, tmp_path, kit.make_net(), monitor(kit, layer="features.33"))
     with pytest.raises(ct.InputError, match="names= has 2 names, but the network gives 3 outputs"):
         validate(kit, tmp_path, kit.make_net(), monitor(kit, names=["nodule", "stent"]))

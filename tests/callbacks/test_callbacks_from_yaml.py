@@ -12,7 +12,7 @@ from camtrain.data import PhantomDataModule
 from camtrain.models import LitClassifier
 
 LABELS = ["nodule", "effusion"]
-INLINE = {"organs": {"lung_left": 1, "lung_right": 2, "heart": 3}, "labels": {"nodule": ["lung_left"], "effusion": "anywhere"}}
+INLINE = {"organs": {"lung_left": 1, "lung_right": 2}, "labels": {"nodule": ["lung_left"], "effusion": "anywhere"}}
 
 
 def cli(folder, table, namespace="pytorch_lightning", **more):

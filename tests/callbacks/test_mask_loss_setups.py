@@ -81,7 +81,7 @@ def beside(kit, in_step):
     """A module with a head beside the backbone, put together in forward or in the step itself."""
     net = kit.make_net()
 
-    def __init__(self, backbone):
+    def init(self, backbone):
         type(self).__mro__[1].__init__(self)
         self.backbone, self.head = backbone, net.head[1]
 
@@ -92,7 +92,8 @@ def beside(kit, in_step):
         logits = self.head(self.backbone(batch["image"])) if in_step else self(batch["image"])
         return kit.bce(logits, batch["label"])
 
-    return kit.make_lit(TwoParts(net), __init__=__init__, forward=forward, training_step=training_step), net
+    methods = {"__init__": init, "forward": forward, "training_step": training_step}
+    return kit.make_lit(TwoParts(net), **methods), net
 
 
 def test_the_module_around_that_fits_the_labels_is_taken(kit, tmp_path):
@@ -105,7 +106,7 @@ def test_the_module_around_that_fits_the_labels_is_taken(kit, tmp_path):
 def test_logits_by_the_name_of_a_module(kit, tmp_path, given):
     module, net = beside(kit, in_step=True)
     if given == "Lit.head":
-        with pytest.raises(ct.InputError, match="no layer 'Lit.head'; nearest: head"):
+        with pytest.raises(ct.InputError, match=r"no layer 'Lit\.head'; nearest: head"):
             fit(kit, tmp_path, module, callback(kit, logits=given))
         return
     fit(kit, tmp_path, module, callback(kit, logits=given))
@@ -286,11 +287,11 @@ def test_keys_and_adapter(kit, tmp_path):
     fit(kit, tmp_path, kit.make_lit(nets[1], training_step=step(0, 1)), adapted, data=kit.loader(tuples))
     for net in nets:
         check_like_by_hand(kit, None, net)
-    with pytest.raises(ct.InputError, match="expected a dict batch .*got list: pass adapter="):
-        module = kit.make_lit(kit.make_net(), training_step=step(0, 1))
+    module = kit.make_lit(kit.make_net(), training_step=step(0, 1))
+    with pytest.raises(ct.InputError, match=r"expected a dict batch .*got list: pass adapter="):
         fit(kit, tmp_path, module, callback(kit), data=kit.loader(tuples))
+    module = kit.make_lit(kit.make_net(), training_step=step("img", "y"))
     with pytest.raises(ct.InputError, match="no key 'label': name yours with keys="):
-        module = kit.make_lit(kit.make_net(), training_step=step("img", "y"))
         fit(kit, tmp_path, module, callback(kit, keys={"image": "img"}), data=kit.loader(renamed))
 
 
@@ -341,65 +342,9 @@ def test_wrong_names(kit, tmp_path):
         fit(kit, tmp_path, kit.make_lit(kit.make_net()), callback(kit), data=Data(kit, ["nodule", "stent"]))
     with pytest.raises(ct.InputError, match="the organ table has 3 names, but the network gives 5 outputs"):
         fit(kit, tmp_path, kit.make_lit(kit.make_net(outputs=5), training_step=any_outputs), callback(kit))
+    names = ["nodul", "stent", "effusion"]
     with pytest.raises(ct.InputError, match="label 'nodul' has no rule; nearest: nodule"):
-        names = ["nodul", "stent", "effusion"]
         fit(kit, tmp_path, kit.make_lit(kit.make_net()), callback(kit, names=names))
+    module = kit.make_lit(kit.make_net(outputs=4), training_step=any_outputs)
     with pytest.raises(ct.InputError, match="the network gives 4 outputs but the batch has 3 label columns"):
-        module = kit.make_lit(kit.make_net(outputs=4), training_step=any_outputs)
         fit(kit, tmp_path, module, callback(kit, names=FOUR, table=None), data=Data(kit, None, "phantom"))
-
-
-# What a cell has seen ----------------------------------------------------------------------------------------------
-
-
-def shares_said(caplog):
-    return [r.getMessage() for r in caplog.records if "a central cell of" in r.getMessage()]
-
-
-def test_the_seen_share_is_not_told_of_cells_that_see_little(kit, tmp_path, caplog):
-    fit(kit, tmp_path, kit.make_lit(kit.make_net()), callback(kit))
-    assert shares_said(caplog) == []
-
-
-class Mixed(nn.Module):
-    """Takes the whole batch; every cell has seen the whole image."""
-
-    def __init__(self, net, style):
-        super().__init__()
-        self.features, self.head, self.style = net.features, net.head, style
-
-    def forward(self, image, age=None):
-        if self.style == "dict":
-            image, age = image["image"], image["age"]
-        if self.style == "kwargs" and age is None:
-            raise ValueError("an age for each case, please")
-        image = image + image.mean(dim=(2, 3, 4), keepdim=True) + age.reshape(-1, 1, 1, 1, 1)
-        return self.head(self.features(image))
-
-
-@pytest.mark.parametrize("style", ["dict", "kwargs"])
-def test_the_seen_share_with_other_inputs_than_an_image(kit, tmp_path, caplog, style):
-    cases = [{**case, "age": torch.tensor(0.1 * row)} for row, case in enumerate(kit.make_cases())]
-
-    def training_step(self, batch, batch_idx):
-        logits = self.net(batch) if style == "dict" else self.net(batch["image"], age=batch["age"])
-        return kit.bce(logits, batch["label"])
-
-    module = kit.make_lit(Mixed(kit.make_net(), style), training_step=training_step)
-    fit(kit, tmp_path, module, callback(kit), data=kit.loader(cases), max_epochs=2)
-    assert len(shares_said(caplog)) == 1
-    assert "'net.features.3' depends on 100% of the image" in shares_said(caplog)[0]
-    assert "OutsideSwap" in shares_said(caplog)[0]
-
-
-def test_the_seen_share_of_a_monai_resnet(kit, tmp_path, caplog):
-    from monai.networks.nets import ResNet
-
-    torch.manual_seed(0)
-    net = ResNet("basic", [1, 1, 1, 1], [2, 4, 4, 8], n_input_channels=1, num_classes=3)
-    module = kit.make_lit(net)
-    data = kit.loader(kit.make_cases(2, size=(32, 32, 32)), 2)
-    fit(kit, tmp_path, module, callback(kit, layer="layer4"), data=data)
-    assert len(shares_said(caplog)) == 1
-    assert "'net.layer4'" in shares_said(caplog)[0]
-    assert kit.hooks_of(module) == {}

@@ -187,7 +187,7 @@ def test_any_shape_also_where_sizes_coincide(batch, channels, labels, grid, pool
     torch.testing.assert_close(contributions.sum(dim=2) + head.bias, logits)
 
 
-# What must not be proved ------------------------------------------------------------------------------------------------
+# What must not be proved ---------------------------------------------------------------------------------------------
 
 
 class Refused:

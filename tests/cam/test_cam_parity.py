@@ -137,7 +137,7 @@ def test_closed_form_equals_autograd_on_resnet18_of_quarter_width():
 def test_closed_form_equals_autograd_on_densenet121():
     torch.manual_seed(0)
     model = DenseNet121(spatial_dims=3, in_channels=1, out_channels=L).eval()
-    compare_with_autograd(model, "class_layers.relu", image(64, 64, 72), ["hirescam", "gradcam", "layercam"])
+    compare_with_autograd(model, "class_layers.relu", image(64, 64, 72), ["hirescam", "layercam"])
 
 
 def test_monai_densenet_pool_head_identities():

@@ -141,7 +141,7 @@ def test_wrong_labels(net, labels, words):
         ct.explain(net, image(), layer="act", labels=labels)
 
 
-# target, size, layers ---------------------------------------------------------------------------------------------------
+# target, size, layers ------------------------------------------------------------------------------------------------
 
 
 def test_target_sees_the_whole_output_and_gives_one_map(net):
@@ -229,7 +229,7 @@ def test_a_shared_activation_counts_by_its_last_call():
         ct.explain(model, x, layer="act", call=7)
 
 
-# output layouts ---------------------------------------------------------------------------------------------------------
+# output layouts ------------------------------------------------------------------------------------------------------
 
 
 Output = namedtuple("Output", "logits features")
@@ -285,7 +285,7 @@ def test_nothing_like_logits():
         assert find_logits(output, B) is None
 
 
-# wrong input ------------------------------------------------------------------------------------------------------------
+# wrong input ---------------------------------------------------------------------------------------------------------
 
 
 def test_wrong_images(net):

@@ -166,12 +166,13 @@ def test_every_rank(rank):
     model = nn.Sequential(conv(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
     x = image(*(8, 6, 5)[:rank])
     model(x)
+    nn.init.constant_(model[0].bias, 2.0)  # no cell is silent
     (row,) = [row for row in ct.layers(model, x) if row.default]
     assert row.name == "1"
     assert row.seen == pytest.approx(3**rank / x[0].numel())
 
 
-# Which layer is the default ---------------------------------------------------------------------------------------------
+# Which layer is the default ------------------------------------------------------------------------------------------
 
 
 def test_the_default_is_the_last_feature_map_after_its_activation():
@@ -194,7 +195,7 @@ def test_no_feature_map_at_all():
         ct.layers(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), image(4, 5))
 
 
-# Lookup -----------------------------------------------------------------------------------------------------------------
+# Lookup --------------------------------------------------------------------------------------------------------------
 
 
 def test_names_and_their_ends():
@@ -233,7 +234,7 @@ def test_a_module_known_under_two_names_is_one():
     assert find_layer(model, "a.0")[1] is shared
 
 
-# The method table -------------------------------------------------------------------------------------------------------
+# The method table ----------------------------------------------------------------------------------------------------
 
 
 def test_methods():

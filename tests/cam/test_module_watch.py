@@ -120,7 +120,7 @@ def test_many_steps_start_anew():
         watch.start()
         watch.start()  # calling it twice is calling it once
         module.step(image() * scale)
-        source, logits = watch.take()
+        _, logits = watch.take()
         torch.testing.assert_close(logits, Net()(image() * scale))
         watch.stop()
     assert watch.inputs is None
@@ -188,7 +188,7 @@ def test_what_the_user_does_to_the_logits_in_place_is_not_seen(cut):
     torch.testing.assert_close(maps, expected_maps(module))
 
 
-# Where the logits are ---------------------------------------------------------------------------------------------------
+# Where the logits are ------------------------------------------------------------------------------------------------
 
 
 class Apart(nn.Module):

@@ -145,6 +145,22 @@ def test_a_whole_model_compiled_before_the_tap_is_told(layer):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("head", ["flatten", "mlp"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_whole_model_compiled_with_the_tap_in_place_is_right_or_told(head):
+    model = torch.compile(Net(head=head), backend="aot_eager")
+    expected, right = step(Net(head=head), "layercam")
+    try:
+        maps, slopes = step(model, "layercam")
+    except ct.InputError as error:
+        assert "leave the head eager" in str(error)  # noqa: PT017 - either answer is right, a wrong map is not
+    else:
+        torch.testing.assert_close(maps, expected)
+        for name, slope in right.items():
+            torch.testing.assert_close(slopes[f"_orig_mod.{name}"], slope, msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_head_is_told_before_the_backward_pass():
     model = Net(head="mlp")

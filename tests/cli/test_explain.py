@@ -70,7 +70,9 @@ def test_labels_layer_method_and_organs(trained, run, tmp_path):
     assert result.code == 0, result.err
     said = json.loads((tmp_path / "a" / "b" / "scores.json").read_text())
     assert list(said["labels"]) == ["nodule"]
-    assert said["grid"] == [8, 6, 10]
+    model = LitClassifier.load_from_checkpoint(trained.checkpoint).eval()
+    maps = ct.explain(model, torch.zeros(1, 1, 24, 18, 30), "layercam", "net.features.1")
+    assert said["grid"] == list(maps.shape[2:])
     assert b"layercam nodule" in bytes(nib.load(tmp_path / "a" / "b" / "nodule.nii.gz").header["descrip"])
 
 

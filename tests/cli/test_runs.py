@@ -154,7 +154,7 @@ def test_layer_without_spatial_axes(write, refused):
         (["--data.shortcut_at=skinn"], "'skinn'; nearest: skin"),
         (["--data.labels=[nodle]"], "'nodle'; nearest: nodule"),
         (["--data.cases=many"], "data.cases: Expected a int"),
-        (["--model.net.stem=0"], "stem"),
+        (["--model.net.pool=0"], "pool= expects"),
         (["--model.optimizer=adam"], "optimizer"),
         (["--model.net.class_path=camtrain.models.FlatNet"], "FlatNet"),
         (

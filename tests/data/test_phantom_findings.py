@@ -133,6 +133,7 @@ class TestKinds:
         core = heart & ~lesion
         assert core.any()
         assert case.hu[lesion].mean() < case.hu[core].mean() - 60
+        assert abs(np.median(case.hu[lesion])) < 60  # water
         # Seen from the muscle, the fluid lies outwards.
         middle = np.argwhere(heart).mean(0)
         distance = [np.linalg.norm(np.argwhere(v) - middle, axis=1).mean() for v in (core, lesion)]
