@@ -39,8 +39,8 @@ bench: $(VENV)/.installed ## Measure the cost of the mask loss (interleaved pair
 	$(BIN)/python benchmarks/step_cost.py
 
 results: $(VENV)/.installed ## Rebuild the tables of docs/results.md (about an hour on 2 cores)
-	$(BIN)/python recipes/phantom_study.py claim
-	$(BIN)/python recipes/phantom_study.py shortcut
+	$(BIN)/python benchmarks/phantom_study.py claim
+	$(BIN)/python benchmarks/phantom_study.py shortcut
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) runs .demo .pytest_cache .mypy_cache .ruff_cache

@@ -12,7 +12,7 @@ import argparse
 
 import pytorch_lightning as pl
 import torch
-from monai.networks.nets import DenseNet121
+from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
 import camtrain as ct
@@ -24,7 +24,8 @@ class MyClassifier(pl.LightningModule):
 
     def __init__(self, labels: int) -> None:
         super().__init__()
-        self.backbone = DenseNet121(spatial_dims=3, in_channels=1, out_channels=labels, init_features=16, growth_rate=8)
+        widths = [16, 32, 64, 128]
+        self.backbone = ResNet("basic", [1, 1, 1, 1], widths, n_input_channels=1, num_classes=labels, conv1_t_stride=2)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Plain task loss."""
@@ -55,8 +56,8 @@ def main() -> None:
         default_root_dir=args.out,
         log_every_n_steps=5,
         callbacks=[
-            ct.MaskLossCallback(layer="class_layers.relu", weight=1 / 3),
-            ct.AttentionMonitor(layer="class_layers.relu", methods=["hirescam"]),
+            ct.MaskLossCallback(layer="layer3", weight=1 / 3),
+            ct.AttentionMonitor(layer="layer3", methods=["hirescam"]),
             pl.callbacks.ModelCheckpoint(monitor="val/auroc", mode="max"),
         ],
     )

@@ -38,13 +38,12 @@ def train(
     """Train one network; returns it with its test scores {measure: {label: value}}."""
     console.rule(f"{name} training")
     pl.seed_everything(args.seed, verbose=False)
-    model = LitClassifier(FlattenNet(size=data.phantom.size), labels=data.labels, lr=args.lr, weight_decay=1e-2, schedule="one_cycle")
+    net = FlattenNet(size=data.phantom.size)
+    model = LitClassifier(net, labels=data.labels, lr=args.lr, weight_decay=1e-2, schedule="one_cycle")
     folder = args.out / name.replace(" ", "_")
-    monitor = ct.AttentionMonitor(methods=["hirescam", "gradcam"], every_n_epochs=args.epochs)
-    callbacks: list[pl.Callback] = [
-        monitor,
-        ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False),
-    ]
+    monitor = ct.AttentionMonitor(methods=["hirescam", "gradcam"])
+    checkpoint = ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
+    callbacks: list[pl.Callback] = [monitor, checkpoint]
     if mask_loss:
         callbacks.append(ct.MaskLossCallback(weight=1 / 3))
     loggers: list[Logger] = [CSVLogger(folder)]
@@ -61,11 +60,9 @@ def train(
     )
     trainer.fit(model, data)
     trainer.test(model, data, verbose=False)
-    for line in [
-        f"run folder: {monitor.publisher.run_dir.path}",
-        f"checkpoint: {folder / 'last.ckpt'}",
-        *describe_loggers(loggers),
-    ]:
+    for line in (f"run folder: {monitor.publisher.run_dir.path}", f"checkpoint: {folder / 'last.ckpt'}"):
+        console.print(f"  {line}", soft_wrap=True)
+    for line in describe_loggers(loggers):
         console.print(f"  {line}", soft_wrap=True)
     if args.wandb:
         loggers[-1].experiment.finish()

@@ -9,40 +9,28 @@ from pathlib import Path
 
 import pytest
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+STUDY = ["claim", "--seeds", "1", "--cases", "32", "--test-cases", "24", "--epochs", "1", "--out", "{out}"]
 # Recipe -> small form; a new recipe without an entry here fails the completeness test.
 SMALL = {
     "existing_module.py": ["--cases", "24", "--epochs", "1", "--out", "{out}"],
     "monitor_only.py": ["--cases", "24", "--epochs", "1", "--out", "{out}"],
     "plain_pytorch.py": ["--cases", "24", "--epochs", "1"],
     "phantom_before_after.py": ["--cases", "32", "--test-cases", "24", "--epochs", "1", "--out", "{out}"],
-    "phantom_study.py": [
-        "claim",
-        "--seeds",
-        "1",
-        "--cases",
-        "32",
-        "--test-cases",
-        "24",
-        "--epochs",
-        "1",
-        "--out",
-        "{out}",
-    ],
 }
 SAYS = {
     "existing_module.py": ["val/organ_iou", "train/mask_loss", "val/auroc"],
     "monitor_only.py": ["organ_iou", "layercam", "scores.csv"],
     "plain_pytorch.py": ["weighted mask loss", "layer relu"],
     "phantom_before_after.py": ["before_after.png", "wandb sync", "energy inside"],
-    "phantom_study.py": ["| mask loss | hirescam |"],
 }
 
 
-def run(name: str, arguments: list[str], folder: Path) -> str:
+def run(script: Path, arguments: list[str], folder: Path) -> str:
     environment = os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     done = subprocess.run(
-        [sys.executable, str(RECIPES / name), *arguments],
+        [sys.executable, str(script), *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -60,7 +48,7 @@ def test_every_recipe_is_run():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_recipe(name, tmp_path):
-    text = run(name, [a.format(out=tmp_path) for a in SMALL[name]], tmp_path)
+    text = run(RECIPES / name, [a.format(out=tmp_path) for a in SMALL[name]], tmp_path)
     for phrase in SAYS[name]:
         assert phrase in text
 
@@ -76,15 +64,24 @@ def test_monitoring_needs_no_organs(tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path):
-    arguments = [a.format(out=tmp_path) for a in SMALL["phantom_study.py"]]
-    run("phantom_study.py", arguments, tmp_path)
+    arguments = [a.format(out=tmp_path) for a in STUDY]
+    text = run(ROOT / "benchmarks" / "phantom_study.py", arguments, tmp_path)
+    assert "| mask loss | hirescam |" in text
     lines = (tmp_path / "claim.jsonl").read_text()
-    run("phantom_study.py", arguments, tmp_path)
+    run(ROOT / "benchmarks" / "phantom_study.py", arguments, tmp_path)
     assert (tmp_path / "claim.jsonl").read_text() == lines
+
+
+@pytest.mark.slow
+def test_the_step_cost_benchmark_runs(tmp_path):
+    arguments = ["--pairs", "2", "--size", "32", "--labels", "5"]
+    assert "MONAI DenseNet121: mask-loss step / plain step" in run(
+        ROOT / "benchmarks" / "step_cost.py", arguments, tmp_path
+    )
 
 
 def test_recipes_are_short_and_flat():
     for path in RECIPES.glob("*.py"):
         text = path.read_text()
-        assert len(text.splitlines()) <= 160, path.name
+        assert len(text.splitlines()) < 150, path.name
         assert "from camtrain._" not in text, f"{path.name} uses a private name"

@@ -1,7 +1,8 @@
 """Two questions about the mask loss, answered on the chest phantom with several seeds (docs/results.md).
 
-    python recipes/phantom_study.py claim       # the papers' claim: OrganIoU with and without the mask loss, no shortcuts
-    python recipes/phantom_study.py shortcut    # AUROC when the shortcut turns against the model, plain / mask loss / ceiling
+    python benchmarks/phantom_study.py claim       # the papers' claim: OrganIoU with and without the mask loss, no shortcuts
+    python benchmarks/phantom_study.py claim --cooccurrence 0.6          # the same where findings come together
+    python benchmarks/phantom_study.py shortcut    # AUROC when the shortcut turns against the model, plain / mask loss / ceiling
 
 Each finished run is one JSON line in `--out`; an interrupted study goes on where it stopped. The table is printed from
 those lines and written beside them as Markdown.
@@ -57,11 +58,14 @@ def train(net: str, shortcut: float | None, mask_loss: bool, seed: int, args: ar
     pl.seed_everything(seed, verbose=False)
     data = PhantomDataModule(
         cases=args.cases, val_cases=args.test_cases, test_cases=args.test_cases, shortcut=shortcut, seed=seed, batch_size=16,
+        cooccurrence=args.cooccurrence,
         **({} if args.size is None else {"size": args.size}),
         test_splits=["test"] if shortcut is None else ["test", "shift_free", "shift_random", "shift_reversed"],
     )  # fmt: skip
     make, layer = NETS[net]
-    model = LitClassifier(make(data.phantom.size), labels=data.labels, lr=args.lr, weight_decay=1e-2, schedule="one_cycle")
+    model = LitClassifier(
+        make(data.phantom.size), labels=data.labels, lr=args.lr, weight_decay=1e-2, schedule="one_cycle"
+    )
     monitor = ct.AttentionMonitor(layer=layer, methods=["hirescam", "gradcam"], every_n_epochs=0)
     extra = [ct.MaskLossCallback(layer=layer, weight=args.weight)] if mask_loss else []
     trainer = pl.Trainer(
@@ -148,6 +152,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=None, help="cube; default: the phantom's own")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight", type=float, default=1 / 3)
+    parser.add_argument("--cooccurrence", type=float, default=0.0)
     parser.add_argument("--net", choices=sorted(NETS), default=None, help="only this network")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     args = parser.parse_args()
