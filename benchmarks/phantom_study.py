@@ -1,8 +1,8 @@
 """Two questions about the mask loss, answered on the chest phantom with several seeds (docs/results.md).
 
-    python benchmarks/phantom_study.py claim       # the papers' claim: OrganIoU with and without the mask loss, no shortcuts
+    python benchmarks/phantom_study.py claim       # the papers' claim: OrganIoU with and without the mask loss
     python benchmarks/phantom_study.py claim --cooccurrence 0.6          # the same where findings come together
-    python benchmarks/phantom_study.py shortcut    # AUROC when the shortcut turns against the model, plain / mask loss / ceiling
+    python benchmarks/phantom_study.py shortcut    # AUROC when the shortcut turns: plain, mask loss, ceiling
 
 Each finished run is one JSON line in `--out`; an interrupted study goes on where it stopped. The table is printed from
 those lines and written beside them as Markdown.
@@ -53,24 +53,24 @@ RUNS = {
 }
 
 
-def train(net: str, shortcut: float | None, mask_loss: bool, seed: int, args: argparse.Namespace) -> dict[str, object]:
+def train(name: str, shortcut: float | None, mask_loss: bool, seed: int, args: argparse.Namespace) -> dict[str, object]:
     """One training and its test scores: {split: {measure[@method]: {label or mean: value}}}."""
     pl.seed_everything(seed, verbose=False)
     data = PhantomDataModule(
-        cases=args.cases, val_cases=args.test_cases, test_cases=args.test_cases, shortcut=shortcut, seed=seed, batch_size=16,
-        cooccurrence=args.cooccurrence,
+        cases=args.cases, val_cases=args.test_cases, test_cases=args.test_cases, batch_size=16, seed=seed,
+        shortcut=shortcut, cooccurrence=args.cooccurrence,
         **({} if args.size is None else {"size": args.size}),
         test_splits=["test"] if shortcut is None else ["test", "shift_free", "shift_random", "shift_reversed"],
     )  # fmt: skip
-    make, layer = NETS[net]
+    make, layer = NETS[name]
     model = LitClassifier(
         make(data.phantom.size), labels=data.labels, lr=args.lr, weight_decay=1e-2, schedule="one_cycle"
     )
     monitor = ct.AttentionMonitor(layer=layer, methods=["hirescam", "gradcam"], every_n_epochs=0)
     extra = [ct.MaskLossCallback(layer=layer, weight=args.weight)] if mask_loss else []
     trainer = pl.Trainer(
-        max_epochs=args.epochs, callbacks=[*extra, monitor], logger=False, enable_checkpointing=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(args.out), num_sanity_val_steps=0,
+        max_epochs=args.epochs, callbacks=[*extra, monitor], logger=False, enable_checkpointing=False,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(args.out), num_sanity_val_steps=0,
         # Thresholds for OrganIoU come from the last validation.
         check_val_every_n_epoch=args.epochs,
     )  # fmt: skip

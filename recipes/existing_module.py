@@ -2,8 +2,8 @@
 
     python recipes/existing_module.py
 
-What the batch must have: `image` (B, C, *S), `label` (B, L) with 0, 1 or NaN, `organs` (B, 1, *S) with integer ids. Other
-names or tuples: `keys={"image": "img"}` or `adapter=callable`.
+What the batch must have: `image` (B, C, *S), `label` (B, L) with 0, 1 or NaN, `organs` (B, 1, *S) with integer ids.
+Other names or tuples: `keys={"image": "img"}` or `adapter=callable`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python recipes/monitor_only.py [--organs none]
 
-With organs: OrganIoU, energy inside, pointing game and mask IoU per label in every validation epoch, next to AUROC. Without:
-AUROC and the pictures. Everything goes to the Trainer's loggers and to the run folder.
+With organs: OrganIoU, energy inside, pointing game and mask IoU per label in every validation epoch, next to AUROC.
+Without: AUROC and the pictures. Everything goes to the Trainer's loggers and to the run folder.
 """
 
 from __future__ import annotations
