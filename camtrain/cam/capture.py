@@ -27,6 +27,21 @@ def reading_graph() -> Iterator[None]:
         _reading.now = before
 
 
+@contextmanager
+def own_forward() -> Iterator[None]:
+    """A forward that camtrain runs by itself: taps and watches of the user's forward must not see it."""
+    _reading.level = level() + 1
+    try:
+        yield
+    finally:
+        _reading.level -= 1
+
+
+def level() -> int:
+    """How deep in forwards of camtrain's own we are; 0 in the user's."""
+    return getattr(_reading, "level", 0)
+
+
 def recomputing() -> bool:
     """Does a forward that runs now only repeat an earlier one (gradient checkpointing)?"""
     return getattr(_reading, "now", False) or torch._C._current_graph_task_id() != -1
@@ -59,9 +74,11 @@ class LayerCapture:
         self.cut = cut
         self.outputs: list[Tensor] = []
         self._handle: torch.utils.hooks.RemovableHandle | None = None
+        self._level = 0
 
     def attach(self, module: nn.Module) -> None:
         """Put the hook on the layer."""
+        self._level = level()
         self._handle = module.register_forward_hook(eager(self._hook))
 
     def detach(self) -> None:
@@ -72,6 +89,8 @@ class LayerCapture:
         self.outputs.clear()
 
     def _hook(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
+        if level() != self._level:
+            return None
         if not isinstance(output, Tensor) or not output.is_floating_point():
             raise InputError(
                 f"layer {self.name!r} returns a {type(output).__name__}, expected one floating tensor (B, K, *S): "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from camtrain._errors import InputError, nearest
-from camtrain.cam.capture import eager
+from camtrain.cam.capture import eager, own_forward
 
 LayerSpec = str | nn.Module | None
 # torch.compile and DistributedDataParallel put these in front of or between the names that users know.
@@ -91,7 +91,7 @@ def untouched(model: nn.Module, devices: set[torch.device] | None = None) -> Ite
     """
     modes = [(module, module.training) for module in model.modules()]
     cuda = [d for d in (devices or set()) if d.type == "cuda"]
-    with torch.random.fork_rng(devices=cuda), torch.inference_mode(False):
+    with torch.random.fork_rng(devices=cuda), torch.inference_mode(False), own_forward():
         try:
             for module, _ in modes:
                 module.training = False

@@ -197,9 +197,9 @@ def _seen(
 ) -> float | None:
     name, module = find_layer(model, layer)
     capture = LayerCapture(name)
-    capture.attach(module)
     try:
         with untouched(model, {image.device}), torch.enable_grad():
+            capture.attach(module)
             probe = image[:1].detach().clone().requires_grad_()
             (run or model)(probe)
             if not capture.outputs:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from camtrain._errors import InputError
-from camtrain.cam.capture import LayerCapture, eager, recomputing
+from camtrain.cam.capture import LayerCapture, eager, level, recomputing
 from camtrain.cam.engine import Reshape, attention_maps, spatial
 from camtrain.cam.layer_lookup import around, default_layer, find_layer, plain_name
 from camtrain.cam.logits import PickLogits, pick_logits
@@ -59,6 +59,7 @@ class LayerTap:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._open: list[nn.Module] = []
         self._probing = False
+        self._level = 0
         if layer is not None:
             find_layer(model, layer)
 
@@ -73,6 +74,7 @@ class LayerTap:
         return self._last()
 
     def __enter__(self) -> LayerTap:
+        self._level = level()
         if self._layer is not None:
             self._attach(*find_layer(self.model, self._layer))
         elif self._capture is not None:
@@ -129,7 +131,7 @@ class LayerTap:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The outermost call begins a forward: what an earlier one left is not mixed in, and its graph not kept."""
-        if self._probing or recomputing():
+        if self._probing or recomputing() or level() != self._level:
             return
         if not self._open:
             if self._capture is None:
@@ -139,7 +141,7 @@ class LayerTap:
         self._open.append(module)
 
     def _leave(self, module: nn.Module, _: tuple[Any, ...], __: Any) -> None:
-        if self._probing or recomputing() or module not in self._open:
+        if self._probing or recomputing() or level() != self._level or module not in self._open:
             return
         while self._open and self._open.pop() is not module:
             pass

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from camtrain._errors import InputError
-from camtrain.cam.capture import LayerCapture, eager, recomputing
+from camtrain.cam.capture import LayerCapture, eager, level, recomputing
 from camtrain.cam.layer_lookup import around, find_layer, plain_name
 from camtrain.cam.logits import PickLogits, find_logits, pick_logits
 from camtrain.cam.tap import chosen_call, find_image
@@ -57,7 +57,7 @@ class ModuleWatch:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._outputs: list[tuple[nn.Module, Any]] = []
         self._open: list[nn.Module] = []
-        self._modes: tuple[torch.inference_mode | None, bool] | None = None
+        self._holds_modes = False
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.entry: nn.Module | None = None
 
@@ -158,7 +158,7 @@ class ModuleWatch:
     # What the hooks do ------------------------------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if recomputing():
+        if recomputing() or level():
             return None
         first = not self._open
         self._open.append(module)
@@ -166,22 +166,13 @@ class ModuleWatch:
             self.entry, self.inputs = module, (args, kwargs)
         if not (self.cut and first):
             return None
-        if self._modes is None and (torch.is_inference_mode_enabled() or not torch.is_grad_enabled()):
-            self._leave_inference()
+        if not self._holds_modes and (torch.is_inference_mode_enabled() or not torch.is_grad_enabled()):
+            self._holds_modes = True
+            _MODES.leave()
         return tree_map(_normal, args), tree_map(_normal, kwargs)
 
-    def _leave_inference(self) -> None:
-        """Trainer.validate and Trainer.test run under inference mode, where no gradient can ever be taken."""
-        before = torch.is_grad_enabled()
-        context = None
-        if torch.is_inference_mode_enabled():
-            context = torch.inference_mode(False)
-            context.__enter__()
-        self._modes = (context, before)
-        torch.set_grad_enabled(False)
-
     def _leave(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
-        if recomputing() or module not in self._open:
+        if recomputing() or level() or module not in self._open:
             return None
         while self._open and self._open.pop() is not module:
             pass
@@ -189,21 +180,54 @@ class ModuleWatch:
         if self._open:
             return None
         # What the user does to the logits in place (a sigmoid) must not reach those that were watched.
-        if self._modes is None:
+        if not self._holds_modes:
             return tree_map(_copied, output)
         if self._head is not None and module is not self._head and self._head not in set(module.modules()):
             return None  # The head is yet to come; gradients must last until then.
-        self._restore()
-        return tree_map(_detached, output)
+        # Another watch of the same forward has yet to see the output with its graph; the last one detaches.
+        return tree_map(_detached, output) if self._restore() else None
 
-    def _restore(self) -> None:
-        if self._modes is None:
+    def _restore(self) -> bool:
+        if not self._holds_modes:
+            return False
+        self._holds_modes = False
+        return _MODES.give_back()
+
+
+class _UserModes:
+    """Inference and grad mode of the user's forward: the first watch that enters leaves them, the last restores them.
+
+    Trainer.validate and Trainer.test run under inference mode, where no gradient can ever be taken.
+    """
+
+    def __init__(self) -> None:
+        self._holders = 0
+        self._context: torch.inference_mode | None = None
+        self._grad_enabled = False
+
+    def leave(self) -> None:
+        self._holders += 1
+        if self._holders > 1:
             return
-        context, grad_enabled = self._modes
-        self._modes = None
-        if context is not None:
-            context.__exit__(None, None, None)
-        torch.set_grad_enabled(grad_enabled)
+        self._grad_enabled = torch.is_grad_enabled()
+        if torch.is_inference_mode_enabled():
+            self._context = torch.inference_mode(False)
+            self._context.__enter__()
+        torch.set_grad_enabled(False)
+
+    def give_back(self) -> bool:
+        """Was this the last holder?"""
+        self._holders -= 1
+        if self._holders:
+            return False
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = None
+        torch.set_grad_enabled(self._grad_enabled)
+        return True
+
+
+_MODES = _UserModes()
 
 
 def _normal(value: Any) -> Any:

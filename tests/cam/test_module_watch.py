@@ -359,3 +359,40 @@ def test_a_layer_that_works_on_slices():
     maps = attention_maps(source, logits, reshape=lambda f: f.reshape(B, 7, *f.shape[1:]).transpose(1, 2))
     watch.stop()
     torch.testing.assert_close(maps.sum(dim=(2, 3, 4)) + model.fc.bias, y)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_two_watches_of_one_forward_both_see_the_graph(mode):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"net": nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))})
+    watches = [ModuleWatch(model, "net.1", cut=True), ModuleWatch(model, "net.0", cut=True)]
+    for watch in watches:
+        watch.start()
+    with mode():
+        output = model["net"](torch.rand(2, 1, 8))
+        assert not output.requires_grad
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+        for watch in watches:
+            source, logits = watch.take()
+            with torch.inference_mode(False), torch.enable_grad():
+                (gradient,) = torch.autograd.grad(logits.sum(), source, retain_graph=True)
+            assert gradient.abs().sum() > 0
+    for watch in watches:
+        watch.stop()
+    assert torch.is_grad_enabled()
+
+
+def test_forwards_of_our_own_are_not_seen():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"net": nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))})
+    watch = ModuleWatch(model, "net.1")
+    watch.start()
+    image = torch.rand(2, 1, 8)
+    output = model["net"](image)
+    ct.explain(model["net"], image, layer="0")
+    ct.layers(model["net"], image)
+    source, logits = watch.take()
+    assert torch.equal(logits, output)
+    assert len(source) == 2
+    watch.stop()
