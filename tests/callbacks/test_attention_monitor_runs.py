@@ -256,6 +256,19 @@ def test_the_panel_is_the_same_every_epoch(kit, tmp_path, monkeypatch):
     assert sorted(f"epochs/0002/{case}_{label}.png" for case, label in epochs[0]) == names
 
 
+def test_the_first_pass_chooses_the_panel():
+    from camtrain.callbacks._panel import Panel
+
+    panel, all_segmented = Panel(cases=3, labels_per_case=1), torch.ones(3, dtype=torch.bool)
+    label = torch.tensor([[1.0, 0.0, torch.nan], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    panel.begin()
+    assert panel.wanted(["a", "a", "b"], label, all_segmented) == {0: [0], 2: [1]}
+    assert panel.wanted(["c", "d", "e"], label.roll(1, 1), torch.zeros(3, dtype=torch.bool)) == {}
+    panel.end()
+    # A label that the first pass did not show joins no more; the chosen cases are found wherever they come.
+    assert panel.wanted(["e", "b", "a"], torch.ones(3, 3), all_segmented) == {1: [1], 2: [0]}
+
+
 def test_a_shuffled_validation_set_keeps_its_panel(kit, tmp_path):
     trainer = kit.make_trainer(tmp_path, monitor(kit, every_n_epochs=1), max_epochs=2)
     data = torch.utils.data.DataLoader(kit.make_cases(), batch_size=3, shuffle=True)
