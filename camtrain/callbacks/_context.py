@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from camtrain._batch import Adapter, Batch, read_batch
@@ -54,6 +55,7 @@ class RunContext:
         self._loaded: OrganTable | None = None
         self._selected: OrganTable | None = None
         self.names: list[str] | None = None
+        self._told_one_cell = False
 
     def setup(self, trainer: Any) -> None:
         """Find the table; forget what another run resolved.
@@ -132,6 +134,12 @@ class RunContext:
         table = self._selected
         if table is None or batch.organs is None:
             return None
+        if math.prod(size) == 1 and not self._told_one_cell:
+            self._told_one_cell = True
+            rank_zero_warn(
+                "camtrain: the tapped layer has a single cell on these images, so its maps cannot say where: choose an "
+                "earlier layer (camtrain layers, or ct.layers, lists them) or larger images"
+            )
         spacing = spacing_of(batch.affine) if table.needs_spacing and batch.affine is not None else None
         return table.allowed(batch.organs, size=size, mode=self.mode, spacing=spacing)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import pytorch_lightning as pl
@@ -348,3 +349,26 @@ def test_wrong_names(kit, tmp_path):
     module = kit.make_lit(kit.make_net(outputs=4), training_step=any_outputs)
     with pytest.raises(ct.InputError, match="the network gives 4 outputs but the batch has 3 label columns"):
         fit(kit, tmp_path, module, callback(kit, names=FOUR, table=None), data=Data(kit, None, "phantom"))
+
+
+def test_a_layer_with_a_single_cell_is_warned_about_once(kit):
+    from camtrain._batch import Batch
+    from camtrain.callbacks._context import RunContext
+
+    context = RunContext(kit.TABLE, None, None, kit.LABELS, "fill")
+    context.setup(object())
+    context.resolve(_Untold(), torch.nn.Identity(), 3)
+    organs = torch.ones(2, 1, 4, 5, 6, dtype=torch.int16)
+    batch = Batch(None, None, organs, torch.ones(2, dtype=torch.bool), None, None)
+    with pytest.warns(UserWarning, match="a single cell"):
+        context.allowed(batch, (1, 1, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        context.allowed(batch, (1, 1, 1))
+        context.allowed(batch, (2, 2, 2))
+
+
+class _Untold:
+    """Stands in for a Trainer: it can be remembered, and has no data module."""
+
+    datamodule = None
