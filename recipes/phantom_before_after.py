@@ -27,7 +27,6 @@ from camtrain.models import FlattenNet, LitClassifier
 from camtrain.reporting import Row, comparison_table, describe_loggers, geometry, side_by_side
 
 Scores = dict[str, dict[str, float]]
-SHOWN = ("effusion", "nodule", "coronary_calcification", "aneurysm")
 console = Console()
 
 
@@ -84,11 +83,11 @@ def table_of(monitor: ct.AttentionMonitor) -> Scores:
     }
 
 
-def picture(models: list[LitClassifier], data: PhantomDataModule, path: Path) -> None:
-    """The first test case with each finding, seen by both networks."""
+def picture(models: list[LitClassifier], data: PhantomDataModule, labels: list[str], path: Path) -> None:
+    """The first test case with each of these findings, seen by both networks."""
     rows = []
     dataset = data.test_dataloader()[0].dataset
-    for label in SHOWN:
+    for label in labels:
         index = data.labels.index(label)
         case = next((c for c in (dataset[i] for i in range(len(dataset))) if c["label"][index] == 1), None)
         if case is None:
@@ -138,7 +137,8 @@ def main() -> None:
     plain, before = train("plain", False, data, args)
     masked, after = train("mask loss", True, data, args)
     path = args.out / "before_after.png"
-    picture([plain, masked], data, path)
+    shown = sorted(before["energy inside"], key=before["energy inside"].__getitem__)[:3]  # where plain looks away most
+    picture([plain, masked], data, shown, path)
     for measures in (("AUROC", "reversed"), ("OrganIoU", "energy inside")):
         console.print(comparison_table({m: before[m] for m in measures}, {m: after[m] for m in measures}))
     console.print("reversed: AUROC on test cases whose shortcuts point the other way (5 % agree with the label)")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
@@ -82,7 +83,14 @@ def score_table(
         >>> Console(width=60).print(score_table({"auroc": {"nodule": 0.91, "effusion": 0.83}}))  # doctest: +SKIP
     """
     labels, note = _shown(scores, sort, worst, full)
-    table = Table(title=title or None, caption=note or None, title_justify="left", caption_justify="left")
+    table = Table(
+        title=title or None,
+        caption=note or None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("label", no_wrap=True)
     for measure in scores:
         table.add_column(measure, justify="right")
@@ -130,11 +138,18 @@ def comparison_table(
         raise InputError(f"the two runs have no measure in common: {', '.join(before)} and {', '.join(after)}")
     lower = set(lower_is_better)
     labels, note = _shown({m: after[m] for m in measures}, sort, worst, full)
-    table = Table(title=title or None, caption=note or None, title_justify="left", caption_justify="left")
+    table = Table(
+        title=title or None,
+        caption=note or None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("label", no_wrap=True)
     for measure in measures:
         for head in (f"{measure}\n{titles[0]}", f"\n{titles[1]}", "\ndiff"):
-            table.add_column(head, justify="right")
+            table.add_column(head, justify="right", min_width=max(map(len, head.split())))
     for label in labels:
         cells: list[Text | str] = []
         for m in measures:
