@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -134,10 +135,11 @@ class Publisher:
         epoch: int,
         step: int,
     ) -> None:
-        if self._scale is None:
-            # One colour scale for all epochs, from the first maps: growing evidence shall look like growing evidence.
-            maps = (m for listed in entries.values() for entry in listed for m in entry.maps.values())
-            self._scale = shared_scale(maps) or None
+        # One colour scale for all pictures, in powers of two, and it only grows: maps of an untrained net are so small
+        # that a scale fixed on them would show nothing but saturated colours later. The legend gives the numbers.
+        needed = shared_scale(m for listed in entries.values() for entry in listed for m in entry.maps.values())
+        if needed > (self._scale or 0.0):
+            self._scale = 2.0 ** math.ceil(math.log2(needed))
         for split, listed in entries.items():
             for label in dict.fromkeys(entry.label for entry in listed):
                 chosen = [entry for entry in listed if entry.label == label]

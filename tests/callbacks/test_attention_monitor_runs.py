@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 import camtrain as ct
@@ -318,3 +319,18 @@ def test_every_fit_is_a_run_of_its_own(kit, tmp_path):
         fit(kit, tmp_path, added)
         assert len(runs_in(tmp_path)) == number
     assert files_in(runs_in(tmp_path)[0]) == ["scores.csv"]
+
+
+def test_the_colour_scale_grows_with_the_maps(kit, tmp_path):
+    added = monitor(kit, every_n_epochs=1, panel_cases=2)
+    lit = fit(kit, tmp_path, added, max_epochs=1).lightning_module
+    before = added.state_dict()["scale"]
+    with torch.no_grad():
+        for parameter in lit.parameters():
+            parameter.mul_(3)
+    again = monitor(kit, every_n_epochs=1, panel_cases=2)
+    again.load_state_dict(added.state_dict())
+    pl.Trainer(logger=False, default_root_dir=tmp_path, enable_progress_bar=False, callbacks=[again]).validate(
+        lit, kit.loader(kit.make_cases()), verbose=False
+    )
+    assert again.state_dict()["scale"] > 2 * before > 0

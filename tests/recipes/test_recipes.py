@@ -56,7 +56,9 @@ def test_recipe(name, tmp_path):
 @pytest.mark.slow
 def test_monitoring_needs_no_organs(tmp_path):
     text = run(
-        "monitor_only.py", ["--cases", "24", "--epochs", "1", "--organs", "none", "--out", str(tmp_path)], tmp_path
+        RECIPES / "monitor_only.py",
+        ["--cases", "24", "--epochs", "1", "--organs", "none", "--out", str(tmp_path)],
+        tmp_path,
     )
     assert "auroc" in text
     assert "organ_iou" not in text
