@@ -69,11 +69,18 @@ def train(name: str, shortcut: float | None, mask_loss: bool, seed: int, args: a
     monitor = ct.AttentionMonitor(layer=layer, methods=["hirescam", "gradcam"], every_n_epochs=0)
     extra = [ct.MaskLossCallback(layer=layer, weight=args.weight)] if mask_loss else []
     trainer = pl.Trainer(
-        max_epochs=args.epochs, callbacks=[*extra, monitor], logger=False, enable_checkpointing=False,
-        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(args.out), num_sanity_val_steps=0,
+        max_epochs=args.epochs,
+        callbacks=[*extra, monitor],
+        logger=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(args.out),
+        num_sanity_val_steps=0,
         # Thresholds for OrganIoU come from the last validation.
         check_val_every_n_epoch=args.epochs,
-    )  # fmt: skip
+    )
     start = time.perf_counter()
     trainer.fit(model, data)
     seconds = time.perf_counter() - start

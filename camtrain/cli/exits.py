@@ -26,6 +26,22 @@ def guarded(action: Callable[[], object]) -> int:
         >>> guarded(lambda: None)
         0
     """
+    code = 1
+    try:
+        code = _code_of(action)
+    finally:
+        _finish_wandb(code)
+    return code
+
+
+def _finish_wandb(code: int) -> None:
+    """Close an open W&B run while Python is whole: left to the interpreter's end it aborts the process (code 134)."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish(exit_code=code)
+
+
+def _code_of(action: Callable[[], object]) -> int:
     try:
         action()
     except KeyboardInterrupt:
