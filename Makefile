@@ -39,8 +39,10 @@ bench: $(VENV)/.installed ## Measure the cost of the mask loss (interleaved pair
 	$(BIN)/python benchmarks/step_cost.py
 
 results: $(VENV)/.installed ## Rebuild the tables of docs/results.md (about an hour on 2 cores)
-	$(BIN)/python benchmarks/phantom_study.py claim
-	$(BIN)/python benchmarks/phantom_study.py shortcut
+	$(BIN)/python benchmarks/phantom_study.py claim --epochs 10
+	$(BIN)/python benchmarks/phantom_study.py claim --epochs 10 --cooccurrence 0.6 --out runs/study/cooccurrence
+	$(BIN)/python benchmarks/phantom_study.py shortcut --net flatten --epochs 10 --out runs/study/flatten
+	$(BIN)/python benchmarks/phantom_study.py shortcut --net resnet18q --epochs 12 --out runs/study/resnet
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) runs .demo .pytest_cache .mypy_cache .ruff_cache
