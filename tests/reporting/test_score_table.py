@@ -26,7 +26,8 @@ def text(table):
 
 def test_table():
     shown = text(score_table(SCORES, title="scores"))
-    lines = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.count("│") > 2}
+    rows = [line for line in shown.splitlines() if line.strip()]
+    lines = {line.split()[0]: line for line in rows[rows.index(next(r for r in rows if "──" in r)) + 1 :]}
     assert list(lines) == ["nodule", "effusion", "fracture", "mean"]
     assert "0.910" in lines["nodule"]
     assert lines["fracture"].count("-") == 2
@@ -90,3 +91,12 @@ def test_mean_of_nothing_is_undefined():
     assert math.isnan(mean_of({"a": NAN}))
     assert math.isnan(mean_of({}))
     assert text(score_table({"auroc": {}})).count("-") >= 1
+
+
+def test_a_comparison_of_two_measures_fits_a_terminal_of_80_columns():
+    scores = {name: {"coronary_calcification": 0.5, "nodule": 0.25} for name in ("reversed", "OrganIoU")}
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(comparison_table(scores, scores))
+    shown = console.export_text()
+    assert "…" not in shown
+    assert all(word in shown for word in ("reversed", "OrganIoU", "coronary_calcification"))
