@@ -34,8 +34,8 @@ class PanelEntry:
         """Case, label, truth and what the network says."""
         return f"{self.case}  {self.label}: {'present' if self.present else 'absent'}, p = {self.probability:.2f}"
 
-    def draw(self, scale: float | None) -> npt.NDArray[np.uint8]:
-        """The picture, with one colour scale for all epochs."""
+    def draw(self, scale: Mapping[str, float]) -> npt.NDArray[np.uint8]:
+        """The picture, with one colour scale per method."""
         axes, spacing = (None, None) if self.affine is None else geometry(self.affine)
         return compose_panel(
             self.image,

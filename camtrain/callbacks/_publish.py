@@ -32,24 +32,24 @@ class Publisher:
         self._run_id: str | None = None
         self._root: str | None = None
         self._sinks: list[Sink] | None = None
-        self._scale: float | None = None
+        self._scale: dict[str, float] = {}
 
     def setup(self, trainer: Any, stage: str) -> None:
         """A fit is a run of its own, unless a checkpoint says which one goes on; validate and test join it."""
         if stage == "fit":
-            self._run_id, self._scale = None, None
+            self._run_id, self._scale = None, {}
         self.run_dir, self._sinks = None, None
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which run this is, and its colour scale."""
-        return {"run_id": self._run_id, "scale": self._scale}
+        """What a checkpoint keeps: which run this is, and its colour scale per method."""
+        return {"run_id": self._run_id, "scale": dict(self._scale)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with an earlier run, as far as it had begun."""
         self._run_id = state.get("run_id") or self._run_id
-        self._scale = state.get("scale") or self._scale
+        self._scale = dict(state.get("scale") or self._scale)
 
     def draws(self, trainer: Any) -> bool:
         """Are there pictures to be made of this pass? On rank zero, every n epochs of a fit, always otherwise."""
@@ -135,11 +135,12 @@ class Publisher:
         epoch: int,
         step: int,
     ) -> None:
-        # One colour scale for all pictures, in powers of two, and it only grows: maps of an untrained net are so small
-        # that a scale fixed on them would show nothing but saturated colours later. The legend gives the numbers.
-        needed = shared_scale(m for listed in entries.values() for entry in listed for m in entry.maps.values())
-        if needed > (self._scale or 0.0):
-            self._scale = 2.0 ** math.ceil(math.log2(needed))
+        # One colour scale per method (Grad-CAM behind a flatten head is a hundredth of HiResCAM), in powers of two. It
+        # only grows: a scale fixed on the maps of an untrained net would show nothing but saturated colours later.
+        every = [entry for listed in entries.values() for entry in listed]
+        for method in every[0].maps if every else ():
+            needed = shared_scale(entry.maps[method] for entry in every)
+            self._scale[method] = max(self._scale.get(method, 0.0), 2.0 ** math.ceil(math.log2(needed)))
         for split, listed in entries.items():
             for label in dict.fromkeys(entry.label for entry in listed):
                 chosen = [entry for entry in listed if entry.label == label]
@@ -154,7 +155,7 @@ class Publisher:
         ]
         known = run_dir.read_panel() or {}
         kept = [case for case in known.get("cases", []) if case.get("split") not in entries]
-        run_dir.write_panel({"scale": self._scale, "cases": kept + cases})
+        run_dir.write_panel({"scale": dict(self._scale), "cases": kept + cases})
 
 
 def _key(*parts: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -143,6 +143,3 @@ def find_method(name: str) -> Method:
         return _BY_NAME[name]
     except KeyError:
         raise InputError(f"unknown method {name!r}{nearest(name, _BY_NAME)}") from None
-
-
-METHOD_COLUMNS = tuple(field.name for field in fields(Method) if field.name != "formula")

@@ -113,7 +113,9 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def legend(width: int, scale: float | None, region: str | None, size: int = 12) -> Pixels:
+def legend(
+    width: int, scale: float | None, region: str | None, size: int = 12, own: str = "each map at its own maximum"
+) -> Pixels:
     """A strip with the colour bar and the sign of the outline; words give way where the strip is narrow.
 
     Args:
@@ -121,10 +123,11 @@ def legend(width: int, scale: float | None, region: str | None, size: int = 12) 
         scale: End of the colour scale; None when each map has its own.
         region: What the outline stands for; None draws no such entry.
         size: Text size.
+        own: What to say where each map has its own scale.
     """
     height = round(1.7 * size)
     low_end, high_end = ("", "") if scale is None else ("  -" + number(scale), "+" + number(scale) + "  ")
-    own = "  (each map at its own maximum)" if scale is None else ""
+    own = f"  ({own})" if scale is None else ""
     region = plain(region) if region else ""
     right = text_width(region, size) + 2 * size if region else 0
     for low, high in (

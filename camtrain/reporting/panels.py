@@ -32,7 +32,7 @@ def compose_panel(
     spacing: Sequence[float] | None = None,
     axes: str | None = None,
     caption: str = "",
-    scale: float | None = None,
+    scale: float | Mapping[str, float] | None = None,
     point: Sequence[int] | None = None,
     window: tuple[float, float] | None = None,
     width: int = 640,
@@ -50,7 +50,7 @@ def compose_panel(
         spacing: Voxel size in mm; default: cubes.
         axes: Where the image's axes run, such as `"RAS"` (see `geometry`); None = unknown: no R/L letters.
         caption: First line: case, label, truth, score.
-        scale: Map value with the strongest colour; default: the largest of these maps.
+        scale: Map value with the strongest colour, for all maps or per title; default: the largest of these maps.
         point: Voxel through which the planes go; default: where the allowed region is largest.
         window: Image values shown as black and white; default: quantiles of the image.
         width: Width of the panel in pixels.
@@ -73,12 +73,19 @@ def compose_panel(
     rank = np.ndim(next(iter(named.values())))
     scene = Scene.make(image, allowed, rank=rank, spacing=spacing, axes=axes, point=point, window=window)
     oriented = {title: scene.orient(m) for title, m in named.items()}
-    end = checked_scale(scale) if scale is not None else shared_scale(oriented.values())
+    if isinstance(scale, Mapping):
+        ends = {title: checked_scale(scale[title]) for title in oriented}
+    else:
+        end = checked_scale(scale) if scale is not None else shared_scale(oriented.values())
+        ends = dict.fromkeys(oriented, end)
+    common = next(iter(ends.values())) if len(set(ends.values())) == 1 else None
+    heads = {t: t if common is not None else f"{t}, colours end at +-{_draw.number(e)}" for t, e in ends.items()}
     inner = width - 2 * _MARGIN
     down, boxes = _layout(scene, len(oriented) + 1, inner)
-    blocks = [draw_block(scene, boxes, None, end, "image")]
-    blocks += [draw_block(scene, boxes, m, end, title, marked) for title, m in oriented.items()]
-    parts = [_draw.stack(blocks, GAP, down=down), _draw.legend(inner, end, region_note(scene.allowed))]
+    blocks = [draw_block(scene, boxes, None, 1.0, "image")]
+    blocks += [draw_block(scene, boxes, m, ends[title], heads[title], marked) for title, m in oriented.items()]
+    legend = _draw.legend(inner, common, region_note(scene.allowed), own="each map on its own scale")
+    parts = [_draw.stack(blocks, GAP, down=down), legend]
     if caption:
         parts.insert(0, _draw.headline(caption, inner, 14))
     return _draw.framed(_draw.stack(parts, 2, down=True), _MARGIN)

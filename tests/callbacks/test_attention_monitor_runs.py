@@ -245,7 +245,7 @@ def test_the_panel_is_the_same_every_epoch(kit, tmp_path, monkeypatch):
     assert epochs[0] == epochs[1] == epochs[2]
     assert len(epochs[0]) == 3
     assert {label for _, label in epochs[0]} == set(kit.LABELS)
-    assert len({scale for _, scale in drawn}) == 1
+    assert len({tuple(scale.items()) for _, scale in drawn}) == 1
     for entry, _ in drawn:
         case = next(c for c in cases if c["id"] == entry.case)
         assert case["label"][kit.LABELS.index(entry.label)] == 1
@@ -324,7 +324,7 @@ def test_every_fit_is_a_run_of_its_own(kit, tmp_path):
 def test_the_colour_scale_grows_with_the_maps(kit, tmp_path):
     added = monitor(kit, every_n_epochs=1, panel_cases=2)
     lit = fit(kit, tmp_path, added, max_epochs=1).lightning_module
-    before = added.state_dict()["scale"]
+    before = added.state_dict()["scale"]["hirescam"]
     with torch.no_grad():
         for parameter in lit.parameters():
             parameter.mul_(3)
@@ -333,4 +333,4 @@ def test_the_colour_scale_grows_with_the_maps(kit, tmp_path):
     pl.Trainer(logger=False, default_root_dir=tmp_path, enable_progress_bar=False, callbacks=[again]).validate(
         lit, kit.loader(kit.make_cases()), verbose=False
     )
-    assert again.state_dict()["scale"] > 2 * before > 0
+    assert again.state_dict()["scale"]["hirescam"] > 2 * before > 0

@@ -220,3 +220,14 @@ def test_panels_are_cheap(chest):
         compose_panel(image, values, lungs, axes="RAS", caption="case 1 · nodule", scale=1.0)
         times.append(time.process_time() - start)
     assert min(times) < 0.03
+
+
+def test_each_method_can_have_its_own_scale():
+    """A map a hundred times smaller than its neighbour is blank on a common scale and visible on its own."""
+    image, large = np.full((12, 12, 12), 0.5), np.ones((3, 3, 3))
+    maps = {"hirescam": large, "gradcam": large / 100}
+    blank = compose_panel(image, maps, scale=1.0)
+    shown = compose_panel(image, maps, scale={"hirescam": 1.0, "gradcam": 0.01})
+    height = min(len(blank), len(shown))
+    warm = [(p[:height].astype(int)[..., 0] - p[:height].astype(int)[..., 2] > 60).sum() for p in (blank, shown)]
+    assert warm[1] > 1.5 * warm[0] > 0
