@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export WANDB_MODE ?= offline
 export MPLBACKEND ?= Agg
 
-.PHONY: help demo test test-fast lint format bench results clean
+.PHONY: help demo test test-fast parity lint format bench results clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -26,6 +26,15 @@ test: $(VENV)/.installed ## Set up, then run every test
 test-fast: $(VENV)/.installed ## The tests that take under two minutes together
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
+PARITY := .venv-parity
+$(PARITY)/.installed: pyproject.toml constraints.txt tests/parity/requirements.txt
+	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet -c constraints.txt -e . -r tests/parity/requirements.txt
+	touch $@
+
+parity: $(PARITY)/.installed ## Compare with grad-cam, torchcam, captum, MONAI and zennit, in an environment of its own
+	CAMTRAIN_PARITY=1 $(PARITY)/bin/python -m pytest tests/parity
+
 lint: $(VENV)/.installed ## ruff (lint and format) and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +54,4 @@ results: $(VENV)/.installed ## Rebuild the tables of docs/results.md (about an h
 	$(BIN)/python benchmarks/phantom_study.py shortcut --net resnet18q --epochs 12 --out runs/study/resnet
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) runs .demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY) runs .demo .pytest_cache .mypy_cache .ruff_cache

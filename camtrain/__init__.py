@@ -14,6 +14,9 @@ __version__ = "0.1.0"
 # Public name -> module that defines it. The order is the order of `dir(camtrain)` and of the documentation.
 _PUBLIC = {
     "explain": "camtrain.cam.explaining",
+    "account": "camtrain.cam.account",
+    "describe": "camtrain.evaluation.describing",
+    "channel_weights": "camtrain.cam.channel_weights",
     "methods": "camtrain.cam.method_table",
     "layers": "camtrain.cam.layer_table",
     "LayerTap": "camtrain.cam.tap",
@@ -31,10 +34,13 @@ if TYPE_CHECKING:
     from camtrain.anatomy.organ_table import OrganTable as OrganTable
     from camtrain.callbacks.attention_monitor import AttentionMonitor as AttentionMonitor
     from camtrain.callbacks.mask_loss import MaskLossCallback as MaskLossCallback
+    from camtrain.cam.account import account as account
+    from camtrain.cam.channel_weights import channel_weights as channel_weights
     from camtrain.cam.explaining import explain as explain
     from camtrain.cam.layer_table import layers as layers
     from camtrain.cam.method_table import methods as methods
     from camtrain.cam.tap import LayerTap as LayerTap
+    from camtrain.evaluation.describing import describe as describe
     from camtrain.losses.organ_mask import OrganMaskLoss as OrganMaskLoss
 
 

@@ -22,16 +22,19 @@ NAMES = [
     "OrganMaskLoss",
     "OrganTable",
     "__version__",
+    "account",
+    "channel_weights",
+    "describe",
     "explain",
     "layers",
     "methods",
 ]
 SIGNATURES = {
-    "explain": "model image method layer labels size target logits reshape fuse call",
+    "explain": "model image method layer labels size target logits reshape fuse call options",
     "layers": "model image depth affine seen",
     "methods": "",
     "LayerTap": "model layer logits reshape call",
-    "LayerTap.maps": "self y method labels create_graph",
+    "LayerTap.maps": "self y method labels create_graph fuse",
 }
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from camtrain._batch import Adapter, Batch, read_batch
 from camtrain._errors import InputError
 from camtrain.anatomy import OrganTable, spacing_of
-from camtrain.cam.layer_lookup import default_layer, find_layer, plain_name
 
 # What was already said in a run; both callbacks of one Trainer share it.
 _told: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
@@ -142,24 +141,3 @@ class RunContext:
             )
         spacing = spacing_of(batch.affine) if table.needs_spacing and batch.affine is not None else None
         return table.allowed(batch.organs, size=size, mode=self.mode, spacing=spacing)
-
-
-def resolve_layer(trainer: Any, pl_module: nn.Module, layer: str | nn.Module | None, image: Tensor | None) -> str:
-    """Dotted name of the layer; for None the last feature map of the module's own forward.
-
-    Raises:
-        InputError: No such layer, or None without an image or a forward.
-    """
-    if layer is not None:
-        return find_layer(pl_module, layer)[0]
-    if image is None:
-        raise InputError("layer=None needs the key 'image' in the batch: name the layer with layer=")
-    try:
-        name, _ = default_layer(pl_module, image)
-    except NotImplementedError as error:
-        raise InputError(
-            f"layer=None needs a forward(image) in {type(pl_module).__name__}, which has none: "
-            "name the layer with layer="
-        ) from error
-    tell_once(trainer, f"camtrain: layer=None takes {plain_name(name)!r}")
-    return name

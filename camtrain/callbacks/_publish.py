@@ -51,11 +51,17 @@ class Publisher:
         self._run_id = state.get("run_id") or self._run_id
         self._scale = dict(state.get("scale") or self._scale)
 
-    def draws(self, trainer: Any) -> bool:
-        """Are there pictures to be made of this pass? On rank zero, every n epochs of a fit, always otherwise."""
-        if not self.every_n_epochs or trainer.fast_dev_run or trainer.sanity_checking or not trainer.is_global_zero:
+    def due(self, trainer: Any) -> bool:
+        """Is this a pass with pictures? Every n epochs of a fit, always otherwise; the same on every process."""
+        if not self.every_n_epochs:
             return False
         return bool(trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0)
+
+    def draws(self, trainer: Any) -> bool:
+        """Are there pictures to be made of this pass? On rank zero, where they are due."""
+        if trainer.fast_dev_run or trainer.sanity_checking or not trainer.is_global_zero:
+            return False
+        return self.due(trainer)
 
     def log_scores(self, trainer: Any, pl_module: Any, split: str, scores: Sequence[Score], labels: int) -> None:
         """Hand the scores to Lightning: loggers, `callback_metrics`, `monitor=`.

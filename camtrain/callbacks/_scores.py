@@ -93,29 +93,36 @@ class ScoreBook:
             }
 
     def update(
-        self, maps: Mapping[str, Tensor], allowed: Tensor | None, label: Tensor, has_organs: Tensor, logits: Tensor
+        self,
+        maps: Mapping[str, Tensor],
+        allowed: Mapping[str, Tensor] | None,
+        label: Tensor,
+        has_organs: Tensor,
+        logits: Tensor,
     ) -> None:
-        """Count one batch."""
+        """Count one batch; `maps` and `allowed` by method, each pair on a grid of its own."""
         self.auroc.update(logits, label)
         if allowed is None:
             return
         for method, metrics in self.maps.items():
-            for metric in metrics.values():
-                metric.update(maps[method], allowed, label, has_organs)
+            for metric in metrics.values() if method in maps else ():
+                metric.update(maps[method], allowed[method], label, has_organs)
 
     def reset(self) -> None:
         """Begin anew."""
         for metric in [self.auroc, *(m for metrics in self.maps.values() for m in metrics.values())]:
             metric.reset()
 
-    def thresholds(self) -> dict[str, Tensor]:
+    def thresholds(self, methods: Sequence[str]) -> dict[str, Tensor]:
         """Method -> (L,) OrganIoU thresholds of this split (all processes must call it together)."""
-        return {method: metrics["organ_iou"].best_thresholds().cpu() for method, metrics in self.maps.items()}
+        return {m: metrics["organ_iou"].best_thresholds().cpu() for m, metrics in self.maps.items() if m in methods}
 
-    def compute(self) -> list[Score]:
-        """All defined scores, in a fixed order (all processes must call it together)."""
+    def compute(self, methods: Sequence[str]) -> list[Score]:
+        """All defined scores of these methods, in a fixed order (all processes must call it together)."""
         scores = list(self._spread("auroc", None, self.auroc.averaged("none")))
         for method, metrics in self.maps.items():
+            if method not in methods:
+                continue
             for measure, metric in metrics.items():
                 scores += self._spread(measure, method, metric.averaged("none"))
             scores += self._single("organ_iou_micro", method, metrics["organ_iou"].averaged("micro"))

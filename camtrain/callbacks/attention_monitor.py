@@ -13,39 +13,48 @@ from torch import Tensor, nn
 from camtrain._batch import Adapter, Batch
 from camtrain._errors import InputError
 from camtrain._lightning import Callback
-from camtrain.callbacks._context import RunContext, resolve_layer
+from camtrain.callbacks._context import RunContext
+from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
+from camtrain.callbacks._methods import Asked, maps_of_methods, read_methods
 from camtrain.callbacks._panel import Panel
 from camtrain.callbacks._publish import Publisher
 from camtrain.callbacks._scores import Score, ScoreBook
 from camtrain.callbacks._splits import is_repeat, loader_of, split_name
 from camtrain.callbacks._steps import WrappedStep, batch_of
-from camtrain.cam.engine import Reshape, attention_maps
-from camtrain.cam.layer_lookup import find_layer
-from camtrain.cam.method_table import find_method
+from camtrain.cam.engine import Reshape
 from camtrain.cam.watch import LogitsFrom, ModuleWatch
 
 
 class AttentionMonitor(Callback):
     """Scores attention maps against organs in every validation and test epoch, and draws a fixed panel of cases.
 
-    Works on an unmodified module and adds no forward: hooks on the layer and on the modules around it see the user's
-    own validation step, under `no_grad` and inference mode alike. Maps are made of present labels only.
+    Works on an unmodified module and adds no forward: hooks on the layers and on the modules around them see the user's
+    own validation step, under `no_grad` and inference mode alike. Maps are made of present labels only; of several
+    layers the map is the mean of theirs, on the finest of their grids.
+
+    Methods beyond the gradient family (`scorecam`, `relevancecam`, `lrp`, `guided_backprop`, `guided_gradcam`) are paid
+    for with forwards of their own, in eval mode, of the module that the step called, of samples that have a present
+    label. They are scored only where pictures are due: every `every_n_epochs` of a fit, and in the sanity check, so
+    that what cannot work shows before an epoch is spent. Their keys are new in those epochs only: no `monitor=`.
 
     Logged every epoch (usable as `monitor=`): `<split>/<score>` as mean over labels and `<split>/<score>/<label>`, for
     the scores auroc, organ_iou, energy_inside, pointing_game, mask_iou, empty_map_rate, with `organ_iou_micro` (the
     paper's mean over cases and labels) and `energy_inside_chance`; methods after the first as
-    `<split>/<score>@<method>`. OrganIoU thresholds are chosen on validation every epoch and frozen for test; a
-    checkpoint carries those of its epoch. Undefined scores are left out.
+    `<split>/<score>@<method>`. OrganIoU thresholds are chosen on validation every epoch (of paid methods: whenever they
+    are scored) and frozen for test; a checkpoint carries those of its epoch. Undefined scores are left out.
 
     Pictures go every `every_n_epochs` to every logger of the Trainer and to the run folder
     `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv`.
 
     Args:
-        layer: Tapped layer: dotted name, module, or None for the last feature map.
+        layer: Tapped layer: dotted name, module, or None for the last feature map; or a list of them.
         table: `OrganTable`, path, shipped name, mapping with the sections of the YAML, or None for the data module's;
             without any, only AUROC and pictures.
-        methods: Attention methods; the first has the plain keys.
-        every_n_epochs: Draw pictures every so many epochs (0 = never). Scores are computed every epoch.
+        methods: Attention methods, by name or as a dict of `name` and options (`{"name": "scorecam", "channels": 16}`).
+            The first has the plain keys, and must be of the gradient family. A method whose maps are on another grid
+            (guided: the image's) is compared with the regions on that grid.
+        every_n_epochs: Draw pictures and score paid methods every so many epochs (0 = never). Scores of the others are
+            computed every epoch.
         panel_cases: Cases of the panel.
         labels_per_case: Labels drawn of each panel case.
         max_label_keys: Up to so many labels the per-label scores go to the loggers one by one; beyond, as one table.
@@ -60,7 +69,7 @@ class AttentionMonitor(Callback):
         call: Which call of the layer counts, where one step runs it several times.
 
     Raises:
-        InputError: Unknown layer or method, batches that break the contract, a key that the module logs too.
+        InputError: Unknown layer, method or option, batches that break the contract, a key that the module logs too.
 
     Example:
         >>> AttentionMonitor(layer="layer4", methods=["hirescam", "gradcam"]).methods
@@ -69,9 +78,9 @@ class AttentionMonitor(Callback):
 
     def __init__(
         self,
-        layer: str | None = None,
+        layer: str | list[str] | None = None,
         table: Any = None,  # OrganTable | str | Path | Mapping | None; a union makes jsonargparse open the file itself
-        methods: Sequence[str] = ("hirescam",),
+        methods: Sequence[str | dict[str, Any]] = ("hirescam",),
         every_n_epochs: int = 1,
         panel_cases: int = 6,
         labels_per_case: int = 2,
@@ -85,9 +94,14 @@ class AttentionMonitor(Callback):
         name: str | None = None,
         call: int | None = None,
     ) -> None:
-        if not methods or isinstance(methods, str):
-            raise InputError(f"methods= expects a list such as ['hirescam'], got {methods!r}")
-        self.methods = [find_method(method).name for method in methods]
+        self._asked = read_methods(methods)
+        self.methods = [asked.name for asked in self._asked]
+        paid = next((asked.name for asked in self._asked if asked.paid), None)
+        if paid is not None and not every_n_epochs:
+            raise InputError(
+                f"method {paid!r} needs forwards of its own and is scored only in epochs with pictures, but "
+                "every_n_epochs=0 means never: set it to 1 or more"
+            )
         self.layer, self.name = layer, name
         self.logits, self.reshape, self.call = logits, reshape, call
         self.context = RunContext(table, keys, adapter, names, mode)
@@ -97,6 +111,7 @@ class AttentionMonitor(Callback):
         self.thresholds: dict[str, Tensor] = {}
         self._new_panel = partial(Panel, panel_cases, labels_per_case)
         self._books: dict[str, ScoreBook] = {}
+        self._due: list[Asked] = []
         self._seen_cases: dict[int, int] = {}
         self._at = (0, 0)
         self._wrapped: list[WrappedStep] = []
@@ -127,10 +142,7 @@ class AttentionMonitor(Callback):
         if stage not in _HOOKS:
             return
         self.context.setup(trainer)
-        if self.layer is not None:
-            find_layer(pl_module, self.layer)
-        if isinstance(self.logits, str):
-            find_layer(pl_module, self.logits)
+        check_layers(pl_module, self.layer, self.logits)
         if stage == "fit":
             self.panels.clear()
         self.publisher.setup(trainer, stage)
@@ -150,11 +162,11 @@ class AttentionMonitor(Callback):
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to count."""
-        self._begin()
+        self._begin(trainer)
 
     def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to count."""
-        self._begin()
+        self._begin(trainer)
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -178,7 +190,9 @@ class AttentionMonitor(Callback):
 
     # What they do -----------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def _begin(self, trainer: Any) -> None:
+        due = self.publisher.due(trainer)
+        self._due = [asked for asked in self._asked if due or not asked.paid]
         with torch.inference_mode(False):
             for book in self._books.values():
                 book.reset()
@@ -207,21 +221,29 @@ class AttentionMonitor(Callback):
             # Metric states made under inference mode could never be updated again.
             with torch.inference_mode(False), torch.no_grad():
                 outputs = None if self.context.names is None else len(self.context.names)
-                source, logits = watch.take(outputs, self.context.expected(trainer, pl_module))
+                sources, logits = watch.take_all(outputs, self.context.expected(trainer, pl_module))
                 names = self.context.resolve(trainer, pl_module, logits.shape[1])
-                self._count(trainer, self.context.read(batch, len(names)), source, logits, names)
+                maps = partial(maps_of_methods, self._due, watch, sources, logits, reshape=self.reshape)
+                self._count(trainer, self.context.read(batch, len(names)), maps, logits.detach(), names)
         finally:
             watch.stop()
         return output
 
     def _watching(self, trainer: Any, pl_module: nn.Module, batch: Any) -> ModuleWatch:
         if self._watch is None:
-            image = self.context.image(batch) if self.layer is None else None
-            name = resolve_layer(trainer, pl_module, self.layer, image)
-            self._watch = ModuleWatch(pl_module, name, self.logits, self.call, cut=True)
+            image = self.context.image(batch) if needs_image(self.layer) else None
+            layers = resolve_layers(trainer, pl_module, self.layer, image)
+            self._watch = ModuleWatch(pl_module, layers, self.logits, self.call, cut=True)
         return self._watch
 
-    def _count(self, trainer: Any, words: Batch, source: Tensor, logits: Tensor, names: list[str]) -> None:
+    def _count(
+        self,
+        trainer: Any,
+        words: Batch,
+        maps_of: Callable[[Tensor], dict[str, Tensor]],
+        logits: Tensor,
+        names: list[str],
+    ) -> None:
         if words.label is None:
             raise InputError(
                 "AttentionMonitor needs labels, but the batch has no key 'label': name yours with keys={'label': ...}"
@@ -231,28 +253,35 @@ class AttentionMonitor(Callback):
         segmented = words.has_organs if self.context.has_table else torch.ones_like(words.has_organs)
         segmented = segmented.to(logits.device)
         present = (label == 1) & segmented[:, None]
-        maps = {m: attention_maps(source, logits, m, present, False, self.reshape) for m in self.methods}
-        grid = maps[self.methods[0]].shape[2:]
-        allowed = self.context.allowed(words, grid)
-        if allowed is None and self.context.has_table:
-            allowed = present.new_zeros(*present.shape, *grid)
+        maps = maps_of(present)
         split = split_name(trainer, dataloader_idx)
         if split not in self._books:
             self._books[split] = self._book(trainer, split, names, logits.device)
-        scores = logits.detach()
-        allowed = None if allowed is None else allowed.to(logits.device)
-        self._books[split].update(maps, allowed, label, segmented, scores)
+        self._books[split].update(maps, self._allowed(words, maps, present), label, segmented, logits)
         if self.publisher.draws(trainer):
             panel = self._panel(split)
             cases = words.ids or [f"case_{batch_idx}_{row}" for row in range(len(label))]
             rows = panel.wanted(cases, label, segmented)
-            panel.collect(rows, cases, words, maps, scores, names, partial(self._region, words))
+            panel.collect(rows, cases, words, maps, logits, names, partial(self._region, words))
+
+    def _allowed(self, words: Batch, maps: dict[str, Tensor], present: Tensor) -> dict[str, Tensor] | None:
+        """Method -> (B, L, *S') bool on the grid of its maps; None without a table."""
+        if not self.context.has_table:
+            return None
+        on_grid: dict[tuple[int, ...], Tensor] = {}
+        for grid in {tuple(each.shape[2:]) for each in maps.values()}:
+            allowed = self.context.allowed(words, grid)
+            on_grid[grid] = present.new_zeros(*present.shape, *grid) if allowed is None else allowed.to(present.device)
+        return {method: on_grid[tuple(each.shape[2:])] for method, each in maps.items()}
 
     def _book(self, trainer: Any, split: str, names: list[str], device: torch.device) -> ScoreBook:
         """Validation chooses thresholds on its own cases, each loader for itself; test takes those of `val`."""
         frozen = self.thresholds if trainer.testing else None
-        if trainer.testing and self.context.has_table and not frozen:
-            rank_zero_warn(f"camtrain: no validation has run, so OrganIoU thresholds are chosen on {split!r} itself")
+        missing = [asked.name for asked in self._due if asked.name not in self.thresholds]
+        if trainer.testing and self.context.has_table and missing:
+            which = "" if len(missing) == len(self._due) else f" of {', '.join(missing)}"
+            ran = "no validation has run" if not which else "no validation has scored them"
+            rank_zero_warn(f"camtrain: {ran}, so OrganIoU thresholds{which} are chosen on {split!r} itself")
         return ScoreBook(names, self.methods, self.context.has_table, device, frozen)
 
     def _panel(self, split: str) -> Panel:
@@ -294,9 +323,11 @@ class AttentionMonitor(Callback):
         if trainer.sanity_checking:
             return output
         with torch.inference_mode(False):
-            self.scores = {split: book.compute() for split, book in self._books.items()}
+            due = [asked.name for asked in self._due]
+            self.scores = {split: book.compute(due) for split, book in self._books.items()}
             if "val" in self._books:
-                self.thresholds = self._books["val"].thresholds()
+                kept = {method: values for method, values in self.thresholds.items() if method in self.methods}
+                self.thresholds = kept | self._books["val"].thresholds(due)
         for split, scores in self.scores.items():
             self.publisher.log_scores(trainer, pl_module, split, scores, len(self.context.names or []))
         return output

@@ -7,21 +7,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
-from torchmetrics import MeanMetric
 
-from camtrain._batch import Adapter
+from camtrain._batch import Adapter, Batch
 from camtrain._errors import InputError
 from camtrain._lightning import Callback
-from camtrain.callbacks._context import RunContext, resolve_layer, tell_once
+from camtrain.callbacks._context import RunContext
+from camtrain.callbacks._figures import Figures, mean_loss
+from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
 from camtrain.callbacks._publish import refuse_taken
+from camtrain.callbacks._seen import tell_seen_share
 from camtrain.callbacks._steps import WrappedStep, batch_of
-from camtrain.cam.engine import Reshape, attention_maps
-from camtrain.cam.layer_lookup import find_layer, plain_name
-from camtrain.cam.layer_table import SEEN_SHARE_LIMIT, seen_share
-from camtrain.cam.method_table import find_method
+from camtrain.cam.engine import Reshape
+from camtrain.cam.method_table import find_method, methods
+from camtrain.cam.several import maps_of_layers
 from camtrain.cam.watch import LogitsFrom, ModuleWatch
 from camtrain.losses.organ_mask import MaskLossParts, OrganMaskLoss, Reduction, Scale
 from camtrain.losses.schedule import Ramp
@@ -31,17 +31,21 @@ from camtrain.losses.taking_part import Labels
 class MaskLossCallback(Callback):
     """Adds the organ mask loss to whatever loss `training_step` returns.
 
-    In every training step the callback watches one layer of the user's own forward, turns activations and gradients
-    into maps of all labels, brings the organs of the batch down to the grid of the maps, and adds weight x loss. The
-    module is not edited: `training_step` is wrapped for the time of `fit` and restored afterwards, also after an
-    exception. Gradient accumulation averages batch means; DDP equals one process.
+    In every training step the callback watches one layer or several of the user's own forward, turns activations and
+    gradients into maps of all labels, brings the organs of the batch down to the grid of the maps, and adds weight x
+    loss; of several layers it is the mean of their losses, each on the grid of its own. The module is not edited:
+    `training_step` is wrapped for the time of `fit` and restored afterwards, also after an exception. Gradient
+    accumulation averages batch means; DDP equals one process.
 
     Logged as means over the epoch: `train/task_loss` (what the module returned), `train/mask_loss` (unweighted),
     `train/outside_evidence` (share of the positive evidence of present labels outside their organs), and what was left
-    out: `train/unknown_labels`, `train/cases_without_organs`, `train/labels_without_region` (counts per epoch).
+    out: `train/unknown_labels`, `train/cases_without_organs`, `train/labels_without_region` (counts per epoch). With
+    several layers `train/mask_loss` and `train/outside_evidence` are means over the layers, `train/mask_loss/<layer>`
+    are their losses, and the counts are those of one layer, the one with the most labels without region.
 
     Args:
-        layer: Tapped layer: dotted name, module, or None for the last feature map.
+        layer: Tapped layer: dotted name, module, or None for the last feature map; or a list of them, which one
+            forward passes through on its way to the logits.
         table: `OrganTable`, path, shipped name, mapping with the sections of the YAML, or None for the data module's.
         method: Map of the loss; must be differentiable (`ct.methods()`).
         form: Formula of the loss (`camtrain.losses.FORMS`).
@@ -74,7 +78,7 @@ class MaskLossCallback(Callback):
 
     def __init__(
         self,
-        layer: str | None = None,
+        layer: str | list[str] | None = None,
         table: Any = None,  # OrganTable | str | Path | Mapping | None; a union makes jsonargparse open the file itself
         method: str = "hirescam",
         form: str = "softplus",
@@ -95,7 +99,8 @@ class MaskLossCallback(Callback):
         call: int | None = None,
     ) -> None:
         if not find_method(method).differentiable:
-            raise InputError(f"method {method!r} is not differentiable: train with 'hirescam'")
+            known = ", ".join(row.name for row in methods() if row.differentiable)
+            raise InputError(f"method {method!r} is not differentiable, no loss trains through it: take one of {known}")
         self.layer, self.method, self.name = layer, method, name
         self.logits, self.reshape, self.call = logits, reshape, call
         self.loss_fn = OrganMaskLoss(form, labels, weight, scale, reduction, label_weights)
@@ -103,7 +108,7 @@ class MaskLossCallback(Callback):
         self.context = RunContext(table, keys, adapter, names, mode)
         self._watch: ModuleWatch | None = None
         self._wrapped: WrappedStep | None = None
-        self._figures: _Figures | None = None
+        self._figures: Figures | None = None
         self._seen: tuple[nn.Module | None, Any] | None = None
         self._checked = False
 
@@ -119,10 +124,7 @@ class MaskLossCallback(Callback):
         self._restore()
         self.context.setup(trainer)
         _refuse(trainer, pl_module, self.context)
-        if self.layer is not None:
-            find_layer(pl_module, self.layer)
-        if isinstance(self.logits, str):
-            find_layer(pl_module, self.logits)
+        check_layers(pl_module, self.layer, self.logits)
         self._wrapped = WrappedStep(pl_module, "training_step", partial(self._step, trainer, pl_module))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -137,8 +139,8 @@ class MaskLossCallback(Callback):
         """After the first step, when its graph is gone: say what the maps can and cannot show."""
         if self._seen is not None:
             (entry, inputs), self._seen = self._seen, None
-            if self._watch is not None and trainer.is_global_zero:
-                _tell_seen_share(trainer, self._watch.name, entry, inputs)
+            for name in self._watch.names if self._watch is not None and trainer.is_global_zero else []:
+                tell_seen_share(trainer, name, entry, inputs)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the means of the epoch."""
@@ -163,7 +165,7 @@ class MaskLossCallback(Callback):
     def _step(self, trainer: Any, pl_module: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """One training step: the user's, watched, plus the mask loss."""
         if self._figures is None:
-            self._figures = _Figures(pl_module.device)
+            self._figures = Figures(pl_module.device)
         factor = self.ramp.weight_at(trainer.global_step)
         if factor == 0 and self._checked:
             output = original(*args, **kwargs)
@@ -188,19 +190,20 @@ class MaskLossCallback(Callback):
             # The first step of a warm-up only shows that the loss will work when its time comes.
             return output
         self._figures.update(parts)
-        total = task + factor * self.loss_fn.weight * parts.loss.to(task.dtype)
+        total = task + factor * self.loss_fn.weight * mean_loss(parts).to(task.dtype)
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 
     def _watching(self, trainer: Any, pl_module: nn.Module, batch: Any) -> ModuleWatch:
         if self._watch is None:
-            image = self.context.image(batch) if self.layer is None else None
-            name = resolve_layer(trainer, pl_module, self.layer, image)
-            self._watch = ModuleWatch(pl_module, name, self.logits, self.call)
+            image = self.context.image(batch) if needs_image(self.layer) else None
+            layers = resolve_layers(trainer, pl_module, self.layer, image)
+            self._watch = ModuleWatch(pl_module, layers, self.logits, self.call)
         return self._watch
 
-    def _parts(self, trainer: Any, pl_module: nn.Module, watch: ModuleWatch, batch: Any) -> MaskLossParts:
+    def _parts(self, trainer: Any, pl_module: nn.Module, watch: ModuleWatch, batch: Any) -> dict[str, MaskLossParts]:
+        """The loss of every layer; under DDP every process comes here in every step, for every layer."""
         outputs = None if self.context.names is None else len(self.context.names)
-        source, logits = watch.take(outputs, self.context.expected(trainer, pl_module))
+        sources, logits = watch.take_all(outputs, self.context.expected(trainer, pl_module))
         names = self.context.resolve(trainer, pl_module, logits.shape[1])
         words = self.context.read(batch, len(names))
         if words.label is None:
@@ -209,38 +212,14 @@ class MaskLossCallback(Callback):
             )
         label = words.label.to(logits.device)
         chosen = label == 1 if self.loss_fn.labels == "present" else None
-        maps = attention_maps(source, logits, self.method, chosen, True, self.reshape)
+        maps = maps_of_layers(sources, logits, self.method, chosen, True, self.reshape)
+        return {layer: self._loss(each, words, label) for layer, each in maps.items()}
+
+    def _loss(self, maps: Tensor, words: Batch, label: Tensor) -> MaskLossParts:
         allowed = self.context.allowed(words, maps.shape[2:])
         if allowed is None:
             allowed = torch.zeros_like(maps, dtype=torch.bool)
         return self.loss_fn.parts(maps, allowed.to(maps.device), label, words.has_organs.to(maps.device))
-
-
-class _Figures:
-    """Running means and counts of one epoch, without a host synchronisation per step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.task = MeanMetric(nan_strategy="disable").to(device)
-        self.mask = MeanMetric(nan_strategy="disable").to(device)
-        self.evidence = torch.zeros(2, device=device)
-        self.counts: dict[str, Tensor] = {}
-
-    def update(self, parts: MaskLossParts) -> None:
-        self.mask.update(parts.loss.detach())
-        self.evidence = self.evidence + parts.evidence
-        for key in ("unknown_labels", "cases_without_organs", "labels_without_region"):
-            self.counts[key] = self.counts.get(key, torch.zeros_like(self.evidence[0])) + getattr(parts, key)
-
-    def compute(self) -> dict[str, Tensor]:
-        """All processes must call it together; evidence and counts are those of all processes already."""
-        figures = {}
-        if self.task.update_called:
-            figures["task_loss"] = self.task.compute()
-        if self.mask.update_called:
-            figures["mask_loss"] = self.mask.compute()
-        if bool(self.evidence[1] > 0):
-            figures["outside_evidence"] = self.evidence[0] / self.evidence[1]
-        return figures | {key: value.float() for key, value in self.counts.items()}
 
 
 def _loss_of(output: Any) -> Tensor:
@@ -251,41 +230,6 @@ def _loss_of(output: Any) -> Tensor:
             + (f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else "")
         )
     return loss
-
-
-def _tell_seen_share(trainer: Any, name: str, entry: nn.Module | None, inputs: Any) -> None:
-    """Say once that cells which have seen most of the scan cannot show where the evidence lay."""
-    layer = plain_name(name)
-    if entry is None or inputs is None or (call := _one_case(entry, inputs)) is None:
-        rank_zero_info(
-            f"camtrain: how much of the image a cell of {layer!r} has seen is shown by ct.layers(model, image)"
-        )
-        return
-    image, run = call
-    share = seen_share(entry, image, find_layer(trainer.lightning_module, name)[1], run)
-    if share > SEEN_SHARE_LIMIT:
-        tell_once(
-            trainer,
-            f"camtrain: a central cell of {layer!r} depends on {share:.0%} of the image, so its maps locate cells, not "
-            "evidence: the mask loss governs where cells look, not what the network uses. For that, replace what lies "
-            "outside the organs while training (OutsideSwap), or tap a layer that has seen less.",
-        )
-
-
-def _one_case(entry: nn.Module, inputs: Any) -> tuple[Tensor, Callable[[Tensor], Any]] | None:
-    """The first image among the inputs of a module, and how to call it again with another one and nothing but it."""
-    leaves, spec = tree_flatten(inputs)
-    found = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim >= 3 and x.is_floating_point()]
-    if not found:
-        return None
-    image = leaves[found[0]].detach().as_subclass(Tensor)
-    first = [x[:1] if isinstance(x, Tensor) and x.ndim and len(x) == len(image) else x for x in leaves]
-
-    def run(probe: Tensor) -> Any:
-        args, kwargs = tree_unflatten([*first[: found[0]], probe, *first[found[0] + 1 :]], spec)
-        return entry(*args, **kwargs)
-
-    return image, run
 
 
 def _refuse(trainer: Any, pl_module: Any, context: RunContext) -> None:

@@ -108,3 +108,53 @@ class LayerCapture:
                 self.outputs.append(kept)
             # A recomputation takes the same steps, or checkpointing would find other saved tensors than before.
             return kept.clone()
+
+
+class InputCapture:
+    """Hook for the image itself: what the model is called with becomes the start of the graph.
+
+    The network goes on with a clone: an in-place operation on the image must not reach the leaf.
+    """
+
+    name = "input"
+
+    def __init__(self) -> None:
+        self.outputs: list[Tensor] = []
+        self._handle: torch.utils.hooks.RemovableHandle | None = None
+        self._level = 0
+
+    def attach(self, model: nn.Module) -> None:
+        """Put the hook on the model."""
+        self._level = level()
+        self._handle = model.register_forward_pre_hook(eager(self._hook), with_kwargs=True)
+
+    def detach(self) -> None:
+        """Take the hook off and forget what was captured."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        self.outputs.clear()
+
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if level() != self._level:
+            return None
+        given = next((v for v in (*args, *kwargs.values()) if _is_image(v)), None)
+        if given is None:
+            raise InputError(
+                f"layer='input' needs a model that takes the image as a floating tensor (B, C, *S), and "
+                f"{type(module).__name__} was called without one: name a layer instead"
+            )
+        repeated = recomputing()
+        with torch.enable_grad():
+            kept = given if given.requires_grad else given.detach().clone().requires_grad_()
+            if not repeated:
+                self.outputs.append(kept)
+            image = kept.clone()
+        return (
+            tuple(image if a is given else a for a in args),
+            {key: image if value is given else value for key, value in kwargs.items()},
+        )
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim >= 3 and value.is_floating_point()

@@ -45,9 +45,13 @@ def attention_maps(
         InputError: The logits do not depend on the activations, or the method does not suit the head.
     """
     row = find_method(method)
-    with _gradients_on(logits.device):
+    if row.family != "gradient":
+        raise InputError(
+            f"method {row.name!r} needs a forward of its own and cannot be read off one that has run: call ct.explain"
+        )
+    with gradients_on(logits.device):
         chosen = select(labels, logits.shape[0], logits.shape[1], logits.device)
-        activations = _precise(spatial(source, reshape))
+        activations = precise(spatial(source, reshape))
         if activations.shape[0] != logits.shape[0]:
             raise InputError(
                 f"the tapped layer gives {tuple(activations.shape)} for {logits.shape[0]} rows of logits: if it works "
@@ -61,39 +65,28 @@ def attention_maps(
         else:
             if create_graph:
                 _refuse_compiled(logits, source)
-            gradients = _label_gradients(logits, source, chosen, create_graph)
+            gradients = label_gradients(logits, source, chosen, create_graph)
             formula = row.function()
-            each = [formula(activations, _precise(spatial(gradient, reshape))) for gradient in gradients]
+            each = [formula(activations, precise(spatial(gradient, reshape))) for gradient in gradients]
             maps = chosen.arrange(_stack(each, activations))
     return maps if create_graph else maps.detach()
 
 
-def score_map(
-    source: Tensor, scores: Tensor, method: str, create_graph: bool = False, reshape: Reshape | None = None
-) -> Tensor:
-    """The map of any score, one per sample.
+def column_of(scores: Any, batch: int) -> Tensor:
+    """What `target=` returned, as the one column (B, 1) of scores.
 
-    Args:
-        source: What the layer returned.
-        scores: (B,), with a graph down to `source`.
-        method: A name of `ct.methods()`.
-        create_graph: Keep the graph.
-        reshape: As in `attention_maps`.
-
-    Returns:
-        (B, 1, *S').
+    Raises:
+        InputError: It is not one score per sample.
     """
-    batch = len(spatial(source, reshape))
     if not isinstance(scores, Tensor) or tuple(scores.shape) != (batch,):
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(f"target= must return one score per sample, shape ({batch},), got {got}")
-    with _gradients_on(scores.device):
-        column = scores.as_subclass(Tensor)[:, None]
-    return attention_maps(source, column, method, None, create_graph, reshape)
+    with gradients_on(scores.device):
+        return scores.as_subclass(Tensor)[:, None]
 
 
 @contextmanager
-def _gradients_on(device: torch.device) -> Iterator[None]:
+def gradients_on(device: torch.device) -> Iterator[None]:
     """Full precision and gradients, whatever mode the caller is in (Trainer.test runs under inference mode)."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type=device.type, enabled=False):
         yield
@@ -115,7 +108,8 @@ def spatial(source: Tensor, reshape: Reshape | None) -> Tensor:
     return plain
 
 
-def _precise(tensor: Tensor) -> Tensor:
+def precise(tensor: Tensor) -> Tensor:
+    """float64 stays, anything else becomes float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -155,7 +149,7 @@ def _closed_form(activations: Tensor, weights: Tensor, row: Method, chosen: Sele
     return maps if chosen.columns is not None else chosen.take(maps)
 
 
-def _label_gradients(logits: Tensor, source: Tensor, chosen: Selection, create_graph: bool) -> Iterator[Tensor]:
+def label_gradients(logits: Tensor, source: Tensor, chosen: Selection, create_graph: bool) -> Iterator[Tensor]:
     """One partial backward pass per selected label: sample i's j-th label in pass j, for all samples at once."""
     for j in range(chosen.picks.shape[1]):
         scores = logits.gather(1, chosen.picks[:, j : j + 1])[:, 0]
@@ -166,7 +160,7 @@ def _label_gradients(logits: Tensor, source: Tensor, chosen: Selection, create_g
 
 def _gradient(score: Tensor, source: Tensor, create_graph: bool) -> Tensor:
     if score.grad_fn is None:
-        raise InputError(_NO_LINK)
+        raise InputError(NO_LINK)
     try:
         (gradient,) = torch.autograd.grad(
             score, source, retain_graph=True, create_graph=create_graph, allow_unused=True
@@ -174,7 +168,7 @@ def _gradient(score: Tensor, source: Tensor, create_graph: bool) -> Tensor:
     except RuntimeError as error:
         raise (_explained(error) or error) from None
     if gradient is None:
-        raise InputError(_NO_LINK)
+        raise InputError(NO_LINK)
     return gradient
 
 
@@ -191,7 +185,7 @@ def _explained(error: RuntimeError) -> InputError | None:
     if "second time" in text:
         return InputError("the graph of this forward is gone: ask for maps before backward(), or use retain_graph=True")
     if "use_reentrant" in text:
-        return InputError(f"{_NO_LINK} (torch says: {text})")
+        return InputError(f"{NO_LINK} (torch says: {text})")
     return None
 
 
@@ -225,7 +219,7 @@ _COMPILED = (
     "the part between the tapped layer and the logits is compiled by torch.compile, and compiled code cannot be "
     "differentiated twice: compile the part before the layer, leave the head eager"
 )
-_NO_LINK = (
+NO_LINK = (
     "the logits do not depend on the tapped layer's output: the layer must lie between the image and the logits, in "
     "the same forward (maps() takes what the last one returned), outside torch.no_grad, inference mode, detach, "
     "reentrant checkpointing and whole-model torch.compile (compile the part before the layer, leave the head eager)"

@@ -14,15 +14,23 @@ import torch
 from torch import Tensor
 
 # Below this share of sum |A|, a channel's signed sum no longer says how active the channel is (Respond-CAM).
-_SIGNED_SUM_FLOOR = 1e-3
+SIGNED_SUM_FLOOR = 1e-3
 
 
 def _space(activations: Tensor) -> tuple[int, ...]:
     return tuple(range(2, activations.ndim))
 
 
-def _weighted(weights: Tensor, activations: Tensor) -> Tensor:
-    """Sum over channels of weight x activation: (B, K), (B, K, *S) -> (B, *S)."""
+def weighted(weights: Tensor, activations: Tensor) -> Tensor:
+    """Sum over channels of weight x activation.
+
+    Args:
+        weights: (B, K).
+        activations: (B, K, *S).
+
+    Returns:
+        (B, *S).
+    """
     shape = (activations.shape[0], *activations.shape[2:])
     return torch.einsum("bk,bks->bs", weights, activations.flatten(2)).reshape(shape)
 
@@ -65,7 +73,33 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
         >>> grad_cam(A, G)
         tensor([[-0.2500,  4.0000]])
     """
-    return _weighted(gradients.mean(dim=_space(activations)), activations)
+    return weighted(grad_cam_weights(activations, gradients), activations)
+
+
+def grad_cam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Neuron importance of Grad-CAM: the mean gradient of each channel, (B, K) (Selvaraju et al. 2017, eq. 1)."""
+    return gradients.mean(dim=_space(activations))
+
+
+def counterfactual(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Counterfactual map before its final ReLU: Grad-CAM with the gradient's sign turned (Selvaraju et al. 2017, 3.3).
+
+    Where it is positive, removing what the cells show would raise the score. The positive part of Grad-CAM minus that
+    of this map is the signed Grad-CAM.
+
+    Args:
+        activations: (B, K, *S).
+        gradients: (B, K, *S).
+
+    Returns:
+        (B, *S), signed.
+    """
+    return -grad_cam(activations, gradients)
+
+
+def counterfactual_weights(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Minus the mean gradient of each channel, (B, K)."""
+    return -grad_cam_weights(activations, gradients)
 
 
 def grad_cam_pp(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -81,13 +115,18 @@ def grad_cam_pp(activations: Tensor, gradients: Tensor) -> Tensor:
     Returns:
         (B, *S), signed only where activations are.
     """
+    return weighted(grad_cam_pp_weights(activations, gradients), activations)
+
+
+def grad_cam_pp_weights(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Channel weights of Grad-CAM++, (B, K)."""
     positive = gradients.clamp(min=0)
     total = activations.sum(dim=_space(activations), keepdim=True)
     denominator = 2 + total * positive
     # Only a signed layer can bring the denominator near zero; there the paper's formula has a pole.
     tiny = torch.finfo(denominator.dtype).eps
     denominator = torch.where(denominator.abs() < tiny, torch.full_like(denominator, tiny), denominator)
-    return _weighted((positive / denominator).sum(dim=_space(activations)), activations)
+    return (positive / denominator).sum(dim=_space(activations))
 
 
 def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -117,15 +156,20 @@ def respond_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     Returns:
         (B, *S), signed.
     """
+    return weighted(respond_cam_weights(activations, gradients), activations)
+
+
+def respond_cam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Channel weights of Respond-CAM, <A G> / <A>, with the denominator held away from 0, (B, K)."""
     space = _space(activations)
     total = activations.sum(dim=space)
-    floor = _SIGNED_SUM_FLOOR * activations.abs().sum(dim=space)
+    floor = SIGNED_SUM_FLOOR * activations.abs().sum(dim=space)
     dead = floor == 0
     sign = torch.where(total < 0, -torch.ones_like(total), torch.ones_like(total))
     denominator = sign * torch.maximum(total.abs(), floor)
     numerator = (activations * gradients).sum(dim=space)
     # A dead channel is divided by 1, not by 0: its weight is then exactly 0, and so is its gradient.
-    return _weighted(numerator / torch.where(dead, torch.ones_like(total), denominator), activations)
+    return numerator / torch.where(dead, torch.ones_like(total), denominator)
 
 
 def xgrad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -154,5 +198,9 @@ def cam(activations: Tensor, gradients: Tensor) -> Tensor:
     Returns:
         (B, *S), signed; mean(map) + bias = score.
     """
-    positions = activations[0, 0].numel()
-    return _weighted(gradients.flatten(2)[..., 0] * positions, activations)
+    return weighted(cam_weights(activations, gradients), activations)
+
+
+def cam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
+    """The weights of the FC layer behind the pool, (B, K)."""
+    return gradients.flatten(2)[..., 0] * activations[0, 0].numel()

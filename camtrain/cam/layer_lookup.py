@@ -12,6 +12,8 @@ from camtrain._errors import InputError, nearest
 from camtrain.cam.capture import eager, own_forward
 
 LayerSpec = str | nn.Module | None
+# What `layer=` takes for the image itself.
+INPUT = "input"
 # torch.compile and DistributedDataParallel put these in front of or between the names that users know.
 _WRAPPERS = ("_orig_mod", "module", "_forward_module")
 

@@ -1,11 +1,12 @@
 """Watch a user's module from outside: what the layer gave, and the logits that came of it, in the user's own forward.
 
-The callbacks use this on LightningModules they know nothing about. Hooks sit on the tapped layer and on every module
-around it; the logits are the output of the smallest module around the layer that gives a tensor (B, L).
+The callbacks use this on LightningModules they know nothing about. Hooks sit on the tapped layers and on every module
+around them; the logits are the output of the smallest module around all the layers that gives a tensor (B, L).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,99 +14,174 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from camtrain._errors import InputError
+from camtrain.cam.affine_head import is_source
 from camtrain.cam.capture import LayerCapture, eager, level, recomputing
-from camtrain.cam.layer_lookup import around, find_layer, plain_name
+from camtrain.cam.layer_lookup import LayerSpec, around, find_layer, plain_name
 from camtrain.cam.logits import PickLogits, find_logits, pick_logits
+from camtrain.cam.question import WantedLayer
+from camtrain.cam.rerun import Call, Rerun
+from camtrain.cam.several import Layers, find_layers, key_of, listed
 from camtrain.cam.tap import chosen_call, find_image
 
 LogitsFrom = str | PickLogits | None
 
 
+@dataclass(frozen=True)
+class _Entered:
+    """One call of the user's network: module, arguments, and how often each layer had run before in this step."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    before: tuple[int, ...]
+
+
 class ModuleWatch:
-    """Hooks on one layer and the modules around it.
+    """Hooks on layers and the modules around them.
 
     Args:
         model: The outer module (a LightningModule).
-        layer: Dotted name or module.
-        logits: Callable that picks (B, L) from the output of the outermost module around the layer; or the dotted name
-            of the module whose output they are (a head beside the backbone); None = found as described above.
-        call: Which call of the layer counts, where one step runs it several times.
-        cut: Validation: gradients exist only from the layer to the logits, and what the user's code gets back is
-            detached. Where the user's code has switched gradients on by itself, they are left alone. Off in training.
+        layer: Dotted name or module, or a list of them: all are captured in the one forward.
+        logits: Callable that picks (B, L) from the output of the outermost module around the layers; or the dotted name
+            of the module whose output they are (a head beside the backbone); None = found as described above, around
+            all layers.
+        call: Which call of the layers counts, where one step runs them several times.
+        cut: Validation: gradients exist only from the first of the layers to the logits, and what the user's code gets
+            back is detached. Where the user's code has switched gradients on by itself, they are left alone. Off in
+            training.
 
     Raises:
-        InputError: No such layer.
+        InputError: No such layer, or one listed twice.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        layer: str | nn.Module,
+        layer: LayerSpec | Layers,
         logits: LogitsFrom = None,
         call: int | None = None,
         cut: bool = False,
     ) -> None:
         self.model = model
-        self.name, self._layer = find_layer(model, layer)
+        wanted = listed(layer)
+        found = find_layers(model, wanted)
+        self.names = [name for name, _ in found]
+        self.keys = [key_of(one, name) for one, name in zip(wanted, self.names, strict=True)]
+        self._layers = [module for _, module in found]
         self.call = call
         self.cut = cut
         self._pick = None if isinstance(logits, str) else logits
         modules = dict(model.named_modules(remove_duplicate=False))
-        self._around = list({id(modules[n]): modules[n] for n in around(self.name)}.values())
+        chains = [{id(modules[n]): modules[n] for n in around(name)} for name in self.names]
+        # Logits depend on all layers, so they come out of a module around all; but the step may enter at any.
+        self._around = [m for i, m in chains[0].items() if all(i in chain for chain in chains)]
+        # It may also call a layer itself, and then the head.
+        self._bracketed = list({id(m): m for m in [*self._layers, *(m for c in chains for m in c.values())]}.values())
         self._head = find_layer(model, logits)[1] if isinstance(logits, str) else None
-        self._capture = LayerCapture(self.name, cut=cut)
+        self._captures = [LayerCapture(name, cut=cut) for name in self.names]
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._outputs: list[tuple[nn.Module, Any]] = []
         self._open: list[nn.Module] = []
+        self._entered: list[_Entered] = []
+        self._giver: nn.Module | None = None
         self._holds_modes = False
-        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self.entry: nn.Module | None = None
+
+    @property
+    def name(self) -> str:
+        """Dotted name of the first layer."""
+        return self.names[0]
+
+    @property
+    def entry(self) -> nn.Module | None:
+        """The module that the step called last."""
+        return self._entered[-1].module if self._entered else None
+
+    @property
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What it was called with."""
+        return (self._entered[-1].args, self._entered[-1].kwargs) if self._entered else None
 
     def start(self) -> None:
         """Attach the hooks. Calling it twice is calling it once."""
         if self._handles:
             return
-        self._capture.attach(self._layer)
-        for module in {id(m): m for m in [*self._around, self._head] if m is not None}.values():
-            if module is not self._layer:
-                self._handles.append(module.register_forward_pre_hook(eager(self._enter), with_kwargs=True))
-                self._handles.append(module.register_forward_hook(eager(self._leave), always_call=True))
+        for capture, layer in zip(self._captures, self._layers, strict=True):
+            capture.attach(layer)
+        for module in {id(m): m for m in [*self._bracketed, self._head] if m is not None}.values():
+            self._handles.append(module.register_forward_pre_hook(eager(self._enter), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(eager(self._leave), always_call=True))
 
     def stop(self) -> None:
         """Remove every hook and restore the grad mode, also after an exception in the middle of a forward."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._capture.detach()
+        for capture in self._captures:
+            capture.detach()
         self._restore()
         self.forget()
 
     def forget(self) -> None:
         """Drop what the last step left (graphs are memory)."""
-        self._capture.outputs.clear()
+        for capture in self._captures:
+            capture.outputs.clear()
         self._outputs.clear()
         self._open.clear()
-        self.inputs = None
+        self._entered.clear()
+        self._giver = None
 
     def take(self, outputs: int | None = None, prefer: int | None = None) -> tuple[Tensor, Tensor]:
+        """What the last step gave, of the one layer (of several: the first).
+
+        Arguments, result and errors as in `take_all`.
+        """
+        sources, logits = self.take_all(outputs, prefer)
+        return next(iter(sources.values())), logits
+
+    def take_all(self, outputs: int | None = None, prefer: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """What the last step gave.
 
         Args:
             outputs: L, where it is known (the number of label names).
-            prefer: L that is expected but not sure: a module around the layer that gives so many is taken before a
+            prefer: L that is expected but not sure: a module around the layers that gives so many is taken before a
                 smaller one that gives another number (pooled features).
 
         Returns:
-            The layer's output and the logits (B, L) that depend on it.
+            The layers' outputs, by name as it was written, and the logits (B, L).
 
         Raises:
-            InputError: The layer did not run or ran several times, or no module around it gives logits.
+            InputError: A layer did not run or ran several times, no module around all of them gives logits, or the
+                logits do not depend on one of several layers.
         """
         self._restore()
-        source = chosen_call(self._capture.outputs, self.call, plain_name(self.name))
+        sources = {
+            key: chosen_call(capture.outputs, self.call, plain_name(capture.name))
+            for key, capture in zip(self.keys, self._captures, strict=True)
+        }
         # Views made under no_grad or inference mode would lose the graph.
         with torch.inference_mode(False), torch.enable_grad():
-            return source, self._logits(source, outputs, prefer if outputs is None else outputs)
+            logits = self._logits(next(iter(sources.values())), outputs, prefer if outputs is None else outputs)
+        if len(sources) > 1:
+            _refuse_other_branches(sources, logits)
+        return sources, logits
+
+    def rerun(self) -> Rerun:
+        """How to run again what the last `take_all` was taken of.
+
+        Raises:
+            InputError: The step called parts of the network, or without an image.
+        """
+        counts = [len(capture.outputs) for capture in self._captures]
+        calls = [None if self.call is None else self.call % count for count in counts]
+        made = [entered for entered in self._entered if entered.before[0] <= (calls[0] or 0)]
+        call = Call.of(made[-1].module, tree_map(_normal, made[-1].args), tree_map(_normal, made[-1].kwargs))
+        if call is None:
+            raise InputError("the network was called without an image (B, C, *S): methods with forwards need one")
+        own = [None if at is None else at - before for at, before in zip(calls, made[-1].before, strict=True)]
+        layers = zip(self.keys, self.names, self._layers, own, strict=True)
+        wanted = tuple(WantedLayer(key, plain_name(name), module, at) for key, name, module, at in layers)
+        giver_call = -1 if own[0] is None or not self._as_often_as_layers(self._giver) else own[0]
+        return Rerun(call, wanted, self._giver or call.entry, giver_call, self._pick)
 
     def _logits(self, source: Tensor, outputs: int | None, wanted: int | None) -> Tensor:
         batch = self._batch(source)
@@ -114,44 +190,52 @@ class ModuleWatch:
             given = None if ran is None else self._given(ran)
             found = None if given is None else pick_logits(given, self._pick, batch)
         else:
-            found = self._smallest(batch, wanted)
+            ran, found = self._smallest(batch, wanted)
         if found is None:
             raise InputError(self._no_logits())
         if outputs is not None and found.shape[1] != outputs:
             raise InputError(
-                f"there are {outputs} labels, but the logits found for layer {plain_name(self.name)!r} have the shape "
+                f"there are {outputs} labels, but the logits found for {self._which()} have the shape "
                 f"{tuple(found.shape)}: set the network's number of outputs to the number of labels, or say where the "
                 "logits are with logits= (a module's name such as 'head', or a callable)"
             )
+        self._giver = ran
         return found
 
-    def _smallest(self, batch: int, wanted: int | None) -> Tensor | None:
-        """Logits of the smallest module around the layer that gives (B, L); of the wanted width, if one does."""
-        each = [find_logits(self._given(module), batch) for module in self._around]
-        found = [logits for logits in each if logits is not None]
-        fitting = [logits for logits in found if logits.shape[1] == wanted]
-        return next(iter(fitting or found), None)
+    def _smallest(self, batch: int, wanted: int | None) -> tuple[nn.Module | None, Tensor | None]:
+        """Logits of the smallest module around the layers that gives (B, L); of the wanted width, if one does."""
+        each = [(module, find_logits(self._given(module), batch)) for module in self._around]
+        found = [(module, logits) for module, logits in each if logits is not None]
+        fitting = [(module, logits) for module, logits in found if logits.shape[1] == wanted]
+        return next(iter(fitting or found), (None, None))
 
     def _batch(self, source: Tensor) -> int:
         """B: the layer itself may work on slices, (B * N, K, *S)."""
-        image = None if self.inputs is None or len(self._capture.outputs) > 1 else find_image(*self.inputs)
+        image = None if self.inputs is None or len(self._captures[0].outputs) > 1 else find_image(*self.inputs)
         return len(source if image is None else image)
 
     def _given(self, module: nn.Module) -> Any:
         """What a module gave in the run that counts; None if it did not run."""
         own = [out for m, out in self._outputs if m is module]
-        calls = len(self._capture.outputs)
-        return own[(self.call or 0) % calls if len(own) == calls else -1] if own else None
+        return own[(self.call or 0) % len(own) if self._as_often_as_layers(module) else -1] if own else None
+
+    def _as_often_as_layers(self, module: nn.Module | None) -> bool:
+        count = sum(m is module for m, _ in self._outputs)
+        return any(len(capture.outputs) == count for capture in self._captures)
 
     def _outermost(self) -> nn.Module | None:
         ran = {id(module) for module, _ in self._outputs}
         return next((module for module in reversed(self._around) if id(module) in ran), None)
 
+    def _which(self) -> str:
+        names = ", ".join(repr(plain_name(name)) for name in self.names)
+        return f"layer {names}" if len(self.names) == 1 else f"the layers {names}"
+
     def _no_logits(self) -> str:
         if self._head is not None:
             return "the module that logits= names did not run in this step: name the module that gives the logits"
         return (
-            f"no module around layer {plain_name(self.name)!r} gives logits (B, L): if they are made in the step "
+            f"no module around {self._which()} gives logits (B, L): if they are made in the step "
             "itself or by a module beside the backbone, say so with logits='name.of.the.head' or logits=callable"
         )
 
@@ -163,7 +247,8 @@ class ModuleWatch:
         first = not self._open
         self._open.append(module)
         if first and module is not self._head:
-            self.entry, self.inputs = module, (args, kwargs)
+            before = tuple(len(capture.outputs) for capture in self._captures)
+            self._entered.append(_Entered(module, args, kwargs, before))
         if not (self.cut and first):
             return None
         if not self._holds_modes and (torch.is_inference_mode_enabled() or not torch.is_grad_enabled()):
@@ -228,6 +313,29 @@ class _UserModes:
 
 
 _MODES = _UserModes()
+
+
+def _refuse_other_branches(sources: dict[str, Tensor], logits: Tensor) -> None:
+    """Walk from the logits until every layer is met.
+
+    Raises:
+        InputError: One is not.
+    """
+    missing = dict(sources)
+    stack, seen = [logits.grad_fn], {logits.grad_fn}
+    while stack and missing:
+        node = stack.pop()
+        for key in [key for key, source in missing.items() if is_source(node, source)]:
+            del missing[key]
+        for operand, _ in () if node is None else node.next_functions:
+            if operand is not None and operand not in seen:
+                seen.add(operand)
+                stack.append(operand)
+    for key in missing:
+        raise InputError(
+            f"the logits do not depend on layer {key!r}: it lies in another branch, or behind detach or torch.no_grad; "
+            "leave it out of layer=, or give it a callback of its own with logits="
+        )
 
 
 def _normal(value: Any) -> Any:

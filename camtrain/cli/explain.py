@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, metavar="DIR", help="folder to make; it appears whole or not at all")
     add("--labels", metavar="A,B", help="only these labels (default: all)")
     add("--method", default="hirescam", help="see camtrain methods (default: hirescam)")
-    add("--layer", help="see camtrain layers (default: the last feature map)")
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the method; may be repeated")
+    add("--layer", metavar="A[,B]", help="see camtrain layers (default: the last feature map); of several, the mean")
     add("--organs", metavar="NIFTI", help="organs of the scan: a file, or a folder with one file per organ")
     add("--table", help="organ table, YAML or shipped name (default: that of the training)")
     add("--config", action="append", default=[], metavar="YAML", help="config of the training; may be repeated")
@@ -99,10 +100,35 @@ def _explained(options: argparse.Namespace) -> tuple[Explained, dict[str, npt.ND
         logits = _logits(model(case["image"]))
     names = _names(model, logits.shape[1])
     wanted = _wanted(options.labels, names)
-    maps = attention(model, case["image"], options.method, options.layer, wanted)
+    several = options.layer.split(",") if options.layer else [None]
+    maps = attention(
+        model,
+        case["image"],
+        options.method,
+        layer=several,
+        labels=wanted,
+        fuse="mean",
+        **_method_options(options.option),
+    )
     chosen = [names[index] for index in wanted]
     allowed = _allowed(table, chosen, case) if options.organs and table is not None else {}
     return Explained(chosen, logits[0, wanted].double().numpy(), maps[0].float().numpy(), case), allowed
+
+
+def _method_options(given: Sequence[str]) -> dict[str, Any]:
+    """`contrast=paper` or `box=[0, 1]` -> option of the method, read as YAML."""
+    import yaml
+
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()):
+            raise InputError(f"--option expects NAME=VALUE such as contrast=paper, got {text!r}")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--option {name}= cannot be read as YAML: {value!r}") from None
+    return found
 
 
 def _config(files: Sequence[str]) -> dict[str, Any]:

@@ -8,10 +8,12 @@
 | `MaskIoU` | `mask_iou` | overlap of attended cells and organ, both ways |
 | `EmptyMapRate` | `empty_map_rate` | maps without positive evidence |
 | `LabelAUROC` | `label_auroc` | how well the logits rank cases |
+| `ChannelConcepts` | `channel_concepts` | which organ or HU band each channel responds to |
 """
 
 from __future__ import annotations
 
+from camtrain.metrics.channel_concepts import ChannelConcepts, ConceptTable, channel_concepts
 from camtrain.metrics.empty_map_rate import EmptyMapRate, empty_map_rate
 from camtrain.metrics.energy_inside import EnergyInside, energy_inside
 from camtrain.metrics.label_auroc import LabelAUROC, label_auroc
@@ -22,12 +24,15 @@ from camtrain.metrics.pointing_game import PointingGame, pointing_game
 __all__ = [
     "DEFAULT_THRESHOLD",
     "THRESHOLDS",
+    "ChannelConcepts",
+    "ConceptTable",
     "EmptyMapRate",
     "EnergyInside",
     "LabelAUROC",
     "MaskIoU",
     "OrganIoU",
     "PointingGame",
+    "channel_concepts",
     "empty_map_rate",
     "energy_inside",
     "label_auroc",

@@ -15,13 +15,13 @@ LABELS = ["nodule", "effusion"]
 INLINE = {"organs": {"lung_left": 1, "lung_right": 2}, "labels": {"nodule": ["lung_left"], "effusion": "anywhere"}}
 
 
-def cli(folder, table, namespace="pytorch_lightning", **more):
+def cli(folder, table, namespace="pytorch_lightning", layer="features", methods=("hirescam", "gradcam"), **more):
     entries = [
         {"class_path": "camtrain.callbacks.MaskLossCallback", "init_args": {"form": "l2", "scale": 135, **more}},
-        {"class_path": "camtrain.callbacks.AttentionMonitor", "init_args": {"methods": ["hirescam", "gradcam"]}},
+        {"class_path": "camtrain.callbacks.AttentionMonitor", "init_args": {"methods": list(methods)}},
     ]
     for entry in entries:
-        entry["init_args"] |= {"layer": "features"} | ({} if table is None else {"table": table})
+        entry["init_args"] |= {"layer": layer} | ({} if table is None else {"table": table})
     config = {
         "model": {
             "net": {"class_path": "camtrain.models.FlattenNet", "init_args": {"size": 16, "widths": [2, 2, 2, 2]}},
@@ -61,6 +61,25 @@ def test_a_table_of_every_kind(tmp_path, kind):
         assert callback.context._selected.to_dict()["labels"] == wanted.to_dict()["labels"]
     assert found.trainer.callback_metrics["train/mask_loss"] > 0
     assert "val/auroc" in found.trainer.callback_metrics
+
+
+def test_several_layers_and_methods_with_options(tmp_path):
+    methods = ["hirescam", {"name": "scorecam", "channels": 1}, {"name": "lrp", "rules": "epsilon", "box": [-1, 1]}]
+    found = cli(tmp_path, "phantom", layer=["features.1", "features"], methods=methods)
+    found.trainer.fit(found.model, datamodule=found.datamodule)
+    loss, monitor = callbacks_of(found)
+    assert loss.layer == monitor.layer == ["features.1", "features"]
+    assert monitor.methods == ["hirescam", "scorecam", "lrp"]
+    metrics = found.trainer.callback_metrics
+    each = [metrics[f"train/mask_loss/{layer}"] for layer in loss.layer]
+    assert metrics["train/mask_loss"].item() == pytest.approx(sum(each).item() / 2)
+    assert {"val/energy_inside", "val/energy_inside@scorecam", "val/energy_inside@lrp"} <= set(metrics)
+
+
+def test_a_wrong_option_of_a_method(tmp_path):
+    # jsonargparse reports what a constructor refuses in its own words, with ours inside.
+    with pytest.raises(ValueError, match=r"has the options channels, .*, got chanels=; nearest: channels"):
+        cli(tmp_path, "phantom", methods=["hirescam", {"name": "scorecam", "chanels": 1}])
 
 
 def test_a_wrong_table_is_named_in_the_error(tmp_path):

@@ -46,8 +46,13 @@ if shape == "flat":  # the layer lies in the LightningModule itself, which DDP c
         self.features, self.head = net.features, net.head
     methods |= {"__init__": __init__, "forward": lambda self, image: self.head(self.features(image))}
 module = kit.make_lit(kit.make_net("mlp"), **methods)
-loss = ct.MaskLossCallback(kit.LAYER, kit.TABLE, weight=2.0)
-monitor = ct.AttentionMonitor(kit.LAYER, kit.TABLE, methods=["hirescam", "gradcam"])
+layers, methods = kit.LAYER, ["hirescam", "gradcam"]
+if bare == "several":  # layers and methods; the second process may see no present label in a batch
+    layers, methods = ["features.3", "features.1"], ["hirescam", "lrp", {"name": "scorecam", "channels": 3}]
+    for case in held_out[1::2]:
+        case["label"] = torch.zeros(3)
+loss = ct.MaskLossCallback(layers, kit.TABLE, weight=2.0)
+monitor = ct.AttentionMonitor(layers, kit.TABLE, methods=methods, every_n_epochs=2 if bare == "several" else 1)
 strategy = {} if processes == 1 else {"devices": 2, "strategy": "ddp"}
 trainer = kit.make_trainer(folder, loss, monitor, max_epochs=2, num_sanity_val_steps=1, **strategy)
 train, val = kit.loader(cases, 4 // processes), kit.loader(held_out, 4 // processes)
@@ -87,7 +92,7 @@ def numbers(metrics):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "bare"), [("net", "some"), ("flat", "bare")])
+@pytest.mark.parametrize(("shape", "bare"), [("net", "some"), ("flat", "bare"), ("flat", "several")])
 def test_two_processes_equal_one(tmp_path, shape, bare):
     (one,), _ = launch(tmp_path, 1, shape, bare)
     pair, said = launch(tmp_path, 2, shape, bare)
@@ -103,3 +108,7 @@ def test_two_processes_equal_one(tmp_path, shape, bare):
     assert len(list((tmp_path / "2" / "camtrain").glob("*"))) == 1
     assert one["fitted"]["train/cases_without_organs"] == (4 if bare == "bare" else 3)
     assert "sync_dist" not in said
+    if bare == "several":
+        assert {"train/mask_loss/features.3", "train/mask_loss/features.1"} <= set(one["fitted"])
+        assert "val/energy_inside@scorecam" in one["fitted"]
+        assert set(one["thresholds"]) == {"hirescam", "lrp", "scorecam"}

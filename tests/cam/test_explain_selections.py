@@ -308,7 +308,7 @@ def test_wrong_method_and_layer_names(net):
         ct.explain(net, image(), layer="acts")
     with pytest.raises(ct.InputError, match="no part of this Net"):
         ct.explain(net, image(), layer=nn.ReLU())
-    with pytest.raises(ct.InputError, match=r"expected \(B, K, \*S\) with spatial axes"):
+    with pytest.raises(ct.InputError, match=r"expected \(B, K, \*S\) with the image's spatial axes"):
         ct.explain(net, image(), layer="head")
 
 

@@ -309,3 +309,31 @@ def test_layers_takes_other_options_and_depth(trained, run, refused):
     assert "1 or more" in refused(*words, "--depth", "0")
     assert "--config or --ckpt_path" in refused("layers")
     assert "net.features" in refused(*words, "--model.net.widths=[2,2,2,2]", "--ckpt_path", trained.checkpoint)
+
+
+@pytest.mark.parametrize("method", [row.name for row in ct.methods() if row.name != "cam"])
+def test_every_method(trained, run, tmp_path, method):
+    arguments = ["--ckpt_path", trained.checkpoint, "--image", scan(trained), "--out", tmp_path / "maps"]
+    result = run("explain", *arguments, "--method", method, "--labels", "nodule")
+    assert result.code == 0, result.err
+    assert np.isfinite(nib.load(tmp_path / "maps" / "nodule.nii.gz").get_fdata()).all()
+
+
+def test_options_of_a_method_and_several_layers(trained, run, tmp_path):
+    arguments = ["--ckpt_path", trained.checkpoint, "--image", scan(trained), "--layer", "features.3,relu"]
+    sums = {}
+    for contrast in ("paper", "others"):
+        out = tmp_path / contrast
+        result = run("explain", *arguments, "--out", out, "--method", "lrp", "--option", f"contrast={contrast}")
+        assert result.code == 0, result.err
+        sums[contrast] = json.loads((out / "scores.json").read_text())["labels"]["nodule"]["map_sum"]
+    assert sums["paper"] != sums["others"]
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [("contrast", "NAME=VALUE"), ("contrast=papr", "paper"), ("contrst=paper", "contrast"), ("box=[0", "YAML")],
+)
+def test_wrong_options_of_a_method(trained, refused, tmp_path, option, says):
+    arguments = ["--ckpt_path", trained.checkpoint, "--image", scan(trained), "--out", tmp_path / "maps"]
+    assert says in refused("explain", *arguments, "--method", "lrp", "--option", option)

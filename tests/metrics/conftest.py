@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+# The search for doctests would import the conftest.py of two folders under one name.
+collect_ignore = ["conftest.py"]
+
 
 class Case(NamedTuple):
     maps: Tensor

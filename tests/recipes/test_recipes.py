@@ -16,12 +16,14 @@ STUDY = ["claim", "--seeds", "1", "--cases", "32", "--test-cases", "24", "--epoc
 SMALL = {
     "existing_module.py": ["--cases", "24", "--epochs", "1", "--out", "{out}"],
     "monitor_only.py": ["--cases", "24", "--epochs", "1", "--out", "{out}"],
+    "every_method.py": ["--cases", "24", "--test-cases", "12", "--epochs", "1", "--out", "{out}"],
     "plain_pytorch.py": ["--cases", "24", "--epochs", "1"],
     "phantom_before_after.py": ["--cases", "32", "--test-cases", "24", "--epochs", "1", "--out", "{out}"],
 }
 SAYS = {
     "existing_module.py": ["val/organ_iou", "train/mask_loss", "val/auroc"],
     "monitor_only.py": ["organ_iou", "layercam", "scores.csv"],
+    "every_method.py": ["guided_gradcam", "An account of cells", "Pictures"],
     "plain_pytorch.py": ["weighted mask loss", "layer relu"],
     "phantom_before_after.py": ["before_after.png", "wandb sync", "energy inside"],
 }

@@ -1,0 +1,119 @@
+"""`methods=` of the monitor: which maps are made in every epoch, and which need forwards of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from camtrain._errors import InputError
+from camtrain.cam.answering import read_options
+from camtrain.cam.engine import Reshape
+from camtrain.cam.fusing import fused
+from camtrain.cam.method_table import Method, find_method, methods
+from camtrain.cam.several import maps_of_layers
+from camtrain.cam.watch import ModuleWatch
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One attention method with its options.
+
+    Attributes:
+        row: Of the method table.
+        options: By name.
+    """
+
+    row: Method
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the method."""
+        return self.row.name
+
+    @property
+    def paid(self) -> bool:
+        """Does it need forwards of its own, beyond the user's?"""
+        return self.row.family != "gradient"
+
+
+def read_methods(given: Sequence[str | Mapping[str, Any]]) -> list[Asked]:
+    """The argument `methods=`.
+
+    Args:
+        given: Names, or dicts with the key `name` and the method's options.
+
+    Raises:
+        InputError: No list, an unknown method or option, one named twice, or a paid one first.
+
+    Example:
+        >>> [each.name for each in read_methods(["hirescam", {"name": "scorecam", "channels": 16}])]
+        ['hirescam', 'scorecam']
+    """
+    if not given or isinstance(given, str | Mapping):
+        raise InputError(f"methods= expects a list such as ['hirescam'], got {given!r}")
+    asked = [_read(each) for each in given]
+    names = [each.name for each in asked]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"methods= lists {name!r} twice: give a second monitor, with a name=, the other options")
+    if asked[0].paid:
+        free = ", ".join(row.name for row in methods() if row.family == "gradient")
+        raise InputError(
+            f"the first of methods= has the plain keys, which are logged in every epoch, but {names[0]!r} needs "
+            f"forwards of its own and is scored only where pictures are drawn: put one of {free} first"
+        )
+    return asked
+
+
+def _read(given: str | Mapping[str, Any]) -> Asked:
+    options: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"name": given}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise InputError(
+            "an entry of methods= is a name, or a dict with the key 'name' and options of that method, "
+            f"such as {{'name': 'scorecam', 'channels': 16}}; got {given!r}"
+        )
+    row = find_method(name)
+    if row.family == "perturbation":
+        # A bar of its own would run into that of the Trainer.
+        options.setdefault("progress", False)
+    read_options(row, options)
+    return Asked(row, options)
+
+
+def maps_of_methods(
+    asked: Sequence[Asked],
+    watch: ModuleWatch,
+    sources: Mapping[str, Tensor],
+    logits: Tensor,
+    present: Tensor,
+    reshape: Reshape | None,
+) -> dict[str, Tensor]:
+    """Maps of the present labels, one per method: of several layers their mean on the finest grid.
+
+    Args:
+        asked: The methods.
+        watch: What has seen the user's step.
+        sources: What it took of the layers.
+        logits: (B, L), with a graph down to the sources.
+        present: (B, L) bool.
+        reshape: Makes (B, K, *S') of a layer's output.
+
+    Returns:
+        Method -> (B, L, *S') with NaN where not present; a paid method is left out where no label is.
+
+    Raises:
+        InputError: What a method refuses, and for paid ones a step that does not run the network as one.
+    """
+    maps = {}
+    for each in asked:
+        if not each.paid:
+            found = maps_of_layers(sources, logits, each.name, present, False, reshape)
+            maps[each.name] = fused(list(found.values()))
+        elif (own := watch.rerun().maps(each.row, each.options, present, reshape)) is not None:
+            maps[each.name] = fused(own)
+    return maps
