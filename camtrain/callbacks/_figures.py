@@ -39,7 +39,9 @@ class Figures:
         for layer, each in parts.items():
             self.evidence[layer] = self.evidence.get(layer, 0) + each.evidence
             if len(parts) > 1:
-                self.layers.setdefault(layer, self._mean()).update(each.loss.detach())
+                if layer not in self.layers:
+                    self.layers[layer] = self._mean()
+                self.layers[layer].update(each.loss.detach())
         for key in _COUNTS:
             # Pairs are counted once, not per layer; a small organ may have no cell on the coarsest grid only.
             count = torch.stack([getattr(each, key) for each in parts.values()]).amax()

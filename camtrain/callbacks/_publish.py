@@ -33,11 +33,12 @@ class Publisher:
         self._root: str | None = None
         self._sinks: list[Sink] | None = None
         self._scale: dict[str, float] = {}
+        self._due_at: int | None = None
 
     def setup(self, trainer: Any, stage: str) -> None:
         """A fit is a run of its own, unless a checkpoint says which one goes on; validate and test join it."""
         if stage == "fit":
-            self._run_id, self._scale = None, {}
+            self._run_id, self._scale, self._due_at = None, {}, None
         self.run_dir, self._sinks = None, None
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
@@ -52,10 +53,18 @@ class Publisher:
         self._scale = dict(state.get("scale") or self._scale)
 
     def due(self, trainer: Any) -> bool:
-        """Is this a pass with pictures? Every n epochs of a fit, always otherwise; the same on every process."""
-        if not self.every_n_epochs:
+        """Is this a pass with pictures? Once in every n epochs of a fit, always otherwise; the same on every process.
+
+        The first validation of epochs 0 ... n - 1, of n ... 2 n - 1, and so on: where only every second epoch is
+        validated, multiples of n may never be.
+        """
+        n, epoch, last = self.every_n_epochs, int(trainer.current_epoch), self._due_at
+        if not n or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return bool(n)
+        if last is not None and last != epoch and last // n == epoch // n:
             return False
-        return bool(trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0)
+        self._due_at = epoch
+        return True
 
     def draws(self, trainer: Any) -> bool:
         """Are there pictures to be made of this pass? On rank zero, where they are due."""

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from camtrain._errors import InputError
 from camtrain.cam.bias_tape import BiasTape
 from camtrain.cam.engine import NO_LINK, Reshape, precise, spatial
-from camtrain.cam.explaining import checked_image
+from camtrain.cam.explaining import checked_image, checked_model
 from camtrain.cam.layer_lookup import plain_name
 from camtrain.cam.logits import PickLogits, pick_logits
 from camtrain.cam.question import Layer, Question, WantedLayer, asking
 from camtrain.cam.selection import Labels, Selection, select
+from camtrain.cam.several import one_layer
 from camtrain.cam.validity import between, respond_clipped_share, respond_warnings, signed_share
 
 # Part of |logit| + sum |cells| + |bias| that rounding in float32 may leave unexplained.
@@ -99,7 +100,8 @@ def account(
         The account, detached, on the image's device; NaN where a bool mask per sample left a label out.
 
     Raises:
-        InputError: Unknown layer, a layer without spatial axes, no logits, NaN or Inf in the image.
+        InputError: Unknown layer or several, a layer without spatial axes, no logits, NaN or Inf in the image, an empty
+            batch.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -108,9 +110,9 @@ def account(
         >>> torch.allclose(found.cells.sum(dim=(2, 3)) + found.bias, found.logits, atol=1e-5), found.valid
         (True, True)
     """
-    image = checked_image(image)
+    image = checked_image(image, checked_model(model))
     with asking(model, image):
-        wanted = WantedLayer.of(model, image, layer, call)
+        wanted = WantedLayer.of(model, image, one_layer(layer), call)
         question = Question(model, image, (wanted,), logits=logits, reshape=reshape)
         tape = BiasTape(len(image))
         with tape:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from camtrain._errors import InputError
 from camtrain.cam import functional
 from camtrain.cam.answering import read_options
-from camtrain.cam.engine import Reshape, label_gradients, precise, spatial
-from camtrain.cam.explaining import checked_image
+from camtrain.cam.engine import Reshape, label_gradients, precise, require_pool_head, spatial
+from camtrain.cam.explaining import checked_image, checked_model
 from camtrain.cam.logits import PickLogits
 from camtrain.cam.method_table import find_method
 from camtrain.cam.question import Layer, Question, Target, WantedLayer, asking
@@ -78,7 +78,7 @@ def channel_weights(
         raise InputError(f"method {method!r} does not weigh channels as a whole: use one of {', '.join(WITH_WEIGHTS)}")
     if target is not None and labels is not None:
         raise InputError("give either labels= or target=, not both")
-    image = checked_image(image)
+    image = checked_image(image, checked_model(model))
     read = read_options(row, options)
     with asking(model, image):
         question = Question(model, image, (WantedLayer.of(model, image, layer, call),), labels, target, logits, reshape)
@@ -92,23 +92,13 @@ def _of_gradients(question: Question, method: str) -> Tensor:
     (source,), (reshape,) = answer.sources, question.reshapes()
     with torch.autocast(device_type=source.device.type, enabled=False):
         scores = question.scores(answer.output)
+        if method == "cam":
+            require_pool_head(scores, source, reshape)
         chosen = question.selection(scores)
         activations = precise(spatial(source, reshape)).detach()
         each = []
         for gradient in label_gradients(scores, source, chosen, create_graph=False):
             given = precise(spatial(gradient, reshape))
-            if method == "cam":
-                _check_constant(given)
             each.append(_WEIGHTS[method](activations, given))
         stacked = torch.stack(each, dim=1) if each else activations.new_empty(len(activations), 0, activations.shape[1])
         return chosen.arrange(stacked)
-
-
-def _check_constant(gradients: Tensor) -> None:
-    """CAM's weights exist where every position of a channel counts alike, as behind pool + FC."""
-    flat = gradients.flatten(2)
-    if not torch.allclose(flat, flat[..., :1].expand_as(flat), rtol=1e-4):
-        raise InputError(
-            "method 'cam' needs global average pooling and one FC layer right behind the tapped layer; use 'gradcam', "
-            "whose weights are proportional there and exist for other heads too"
-        )

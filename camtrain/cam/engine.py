@@ -59,7 +59,7 @@ def attention_maps(
             )
         weights = _weights(logits, source) if reshape is None else None
         if row.name == "cam":
-            weights = _pool_weights(weights)
+            weights = _checked_pool(weights)
         if weights is not None:
             maps = _closed_form(activations, weights.to(activations), row, chosen)
         else:
@@ -96,16 +96,29 @@ def spatial(source: Tensor, reshape: Reshape | None) -> Tensor:
     """What a layer returned, as a plain (B, K, *S') tensor with the same graph.
 
     Raises:
-        InputError: No spatial axes.
+        InputError: No spatial axes, or `reshape` fails.
     """
     plain = source.as_subclass(Tensor)
-    plain = plain if reshape is None else reshape(plain)
+    plain = plain if reshape is None else _reshaped(plain, reshape)
     if plain.ndim < 3:
         raise InputError(
             f"the tapped layer gives {tuple(plain.shape)}, expected (B, K, *S) with spatial axes: choose an earlier "
             "layer (camtrain layers, or ct.layers, lists them) or pass reshape="
         )
     return plain
+
+
+def _reshaped(plain: Tensor, reshape: Reshape) -> Tensor:
+    try:
+        found: Any = reshape(plain)
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # It is the user's code: whatever it raises says how it does not fit the layer.
+        raise InputError(f"reshape= failed on {tuple(plain.shape)}: {str(error) or type(error).__name__}") from error
+    if not isinstance(found, Tensor):
+        raise InputError(f"reshape= returned a {type(found).__name__} of {tuple(plain.shape)}, expected a tensor")
+    return found
 
 
 def precise(tensor: Tensor) -> Tensor:
@@ -118,10 +131,20 @@ def _weights(logits: Tensor, source: Tensor) -> Tensor | None:
         try:
             return affine_head(logits, source)
         except RuntimeError as error:
-            raise (_explained(error) or error) from None
+            raise (explained(error) or error) from None
 
 
-def _pool_weights(weights: Tensor | None) -> Tensor:
+def require_pool_head(logits: Tensor, source: Tensor, reshape: Reshape | None) -> None:
+    """Is the head global average pooling and one FC layer, which CAM is defined for?
+
+    Raises:
+        InputError: It is not.
+    """
+    with gradients_on(logits.device):
+        _checked_pool(_weights(logits, source) if reshape is None else None)
+
+
+def _checked_pool(weights: Tensor | None) -> Tensor:
     if weights is None or any(size != 1 for size in weights.shape[2:]):
         raise InputError(
             "method 'cam' needs global average pooling and one FC layer right behind the tapped layer; "
@@ -166,7 +189,7 @@ def _gradient(score: Tensor, source: Tensor, create_graph: bool) -> Tensor:
             score, source, retain_graph=True, create_graph=create_graph, allow_unused=True
         )
     except RuntimeError as error:
-        raise (_explained(error) or error) from None
+        raise (explained(error) or error) from None
     if gradient is None:
         raise InputError(NO_LINK)
     return gradient
@@ -179,7 +202,7 @@ def _stack(maps: list[Tensor], activations: Tensor) -> Tensor:
     return activations[:, :0]
 
 
-def _explained(error: RuntimeError) -> InputError | None:
+def explained(error: RuntimeError) -> InputError | None:
     """In the user's words what torch says of its graph; None for what has nothing to do with it (memory)."""
     text = str(error)
     if "second time" in text:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, overload
 
@@ -84,8 +86,8 @@ def explain(
         (B, n, *S') detached, signed, on the image's device.
 
     Raises:
-        InputError: Unknown layer, method or option, a layer without spatial axes, no logits, NaN or Inf in the image, a
-            scripted model.
+        InputError: Unknown layer, method or option, a layer without spatial axes, no logits, NaN or Inf in the image,
+            an empty batch, a model that takes more than the image, a scripted model.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -93,7 +95,7 @@ def explain(
         >>> explain(model, torch.rand(2, 1, 6, 9)).shape
         torch.Size([2, 3, 4, 7])
     """
-    image = checked_image(image)
+    image = checked_image(image, checked_model(model))
     if target is not None and labels is not None:
         raise InputError("give either labels= or target=, not both")
     wanted = listed(layer)
@@ -109,19 +111,68 @@ def explain(
     return {w.key: maps for w, maps in zip(found, each, strict=True)} if isinstance(layer, list | tuple) else each[0]
 
 
-def checked_image(image: Tensor) -> Tensor:
-    """The image as a plain tensor.
+def checked_model(model: nn.Module) -> nn.Module:
+    """The model, if it is one.
 
     Raises:
-        InputError: Not (B, C, *S) floats, or not finite.
+        InputError: It is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"expected a model (torch.nn.Module), got {type(model).__name__}: pass the network itself")
+    return model
+
+
+def checked_image(image: Tensor, model: nn.Module | None = None) -> Tensor:
+    """The image as a plain tensor.
+
+    Args:
+        image: (B, C, *S).
+        model: Whether it can be run on this image is checked too, as far as can be told before it is.
+
+    Raises:
+        InputError: Not (B, C, *S) floats, empty, or not finite; the model takes more than the image, or one
+            of the two is float64 and the other is not.
     """
     if not isinstance(image, Tensor) or image.ndim < 3 or not image.is_floating_point():
         what = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise InputError(f"expected a floating image tensor of shape (B, C, *S), got {what}")
+    if not image.numel():
+        empty = "batch is empty" if not len(image) else "image has no voxels"
+        raise InputError(f"the {empty}, shape {tuple(image.shape)}: give at least one image (B, C, *S)")
     plain = image.detach().as_subclass(Tensor)
     if not bool(torch.isfinite(plain).all()):
         raise InputError("the image has NaN or Inf voxels: replace them (for a CT by air) before the network sees them")
+    if model is not None:
+        _check_double(plain, model)
+        _check_arguments(plain, model)
     return plain
+
+
+def _check_double(image: Tensor, model: nn.Module) -> None:
+    """float64 mixes with nothing; other precisions do, under autocast."""
+    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), image.dtype)
+    if image.dtype != weights and torch.float64 in (image.dtype, weights):
+        given, wanted = (str(dtype).removeprefix("torch.") for dtype in (image.dtype, weights))
+        call = {"float64": "double", "float32": "float", "float16": "half"}.get(wanted, wanted)
+        raise InputError(f"the image is {given}, the weights {wanted}: pass image.{call}()")
+
+
+def _check_arguments(image: Tensor, model: nn.Module) -> None:
+    """Can the model be called with the image alone? A hook or another `__call__` may add what is missing."""
+    if model._forward_pre_hooks or type(model).__call__ is not nn.Module.__call__:
+        return
+    try:
+        # A decorator may add arguments as well, so its own signature counts.
+        signature = inspect.signature(model.forward, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(image)
+    except TypeError as error:
+        what = "needs more than the image" if "missing" in str(error) else "does not take the image by position"
+        raise InputError(
+            f"the model's forward {what} ({error}): wrap it in a module whose forward takes the image alone"
+        ) from None
 
 
 def _sizes(size: Size, image: Tensor) -> tuple[int, ...] | None:
@@ -131,4 +182,7 @@ def _sizes(size: Size, image: Tensor) -> tuple[int, ...] | None:
         if size != "image":
             raise InputError(f"size= expects None, 'image' or a tuple of {image.ndim - 2} sizes, got {size!r}")
         return tuple(image.shape[2:])
-    return tuple(int(s) for s in size)
+    try:
+        return tuple(operator.index(s) for s in size)
+    except TypeError:
+        raise InputError(f"size= expects {image.ndim - 2} whole numbers of voxels, got {size!r}") from None

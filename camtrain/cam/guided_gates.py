@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from camtrain._errors import InputError
-from camtrain.cam.affine_head import is_source
 from camtrain.cam.capture import reading_graph
+from camtrain.cam.graph import nodes_between
 
 _REENTRANT = "CheckpointFunctionBackward"
 # Node -> (how users call it, where it keeps its input, or its result, which has the same sign).
@@ -134,33 +134,13 @@ def _hook(gate: Gate) -> Callable[[tuple[Tensor | None, ...]], tuple[Tensor | No
 
 
 def _between(scores: Tensor, image: Tensor) -> dict[Any, None]:
-    """Nodes on a way from the scores to the image; a branch of parameters only is none. Ordered, from the scores on."""
-    below: dict[Any, list[Any]] = {}
-    above: dict[Any, list[Any]] = {}
-    stack = [scores.grad_fn]
-    start = None
-    while stack:
-        node = stack.pop()
-        if node is None or node in below:
-            continue
-        below[node] = [operand for operand, _ in node.next_functions if operand is not None]
-        if is_source(node, image):
-            start = node
-        for operand in below[node]:
-            above.setdefault(operand, []).append(node)
-            stack.append(operand)
-    if start is None:
+    found = nodes_between([scores], [image], with_sources=True)
+    if not found:
         raise InputError(
             "no gradient reaches the image: the model detaches it, rounds it, or runs a part under torch.no_grad; "
             "guided backprop needs a graph from the scores to the image"
         )
-    reached, stack = {start}, [start]
-    while stack:
-        for node in above.get(stack.pop(), []):
-            if node not in reached:
-                reached.add(node)
-                stack.append(node)
-    return {node: None for node in below if node in reached}
+    return found
 
 
 def _is_custom(node: Any) -> bool:

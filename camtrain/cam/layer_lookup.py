@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ from camtrain._errors import InputError, nearest
 from camtrain.cam.capture import eager, own_forward
 
 LayerSpec = str | nn.Module | None
+# Modes and hooks belong to the model and not to a thread: two threads that ask one model would see each other's.
+_ONE_AT_A_TIME = threading.RLock()
 # What `layer=` takes for the image itself.
 INPUT = "input"
 # torch.compile and DistributedDataParallel put these in front of or between the names that users know.
@@ -40,13 +43,15 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
         Its dotted name as `model.named_modules()` has it, and the module.
 
     Raises:
-        InputError: No such layer, or several; the message names the nearest.
+        InputError: No such layer, or several; the message names the nearest. Neither a name nor a module.
 
     Example:
         >>> model = nn.ModuleDict({"net": nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU())})
         >>> find_layer(model, "net.1")
         ('net.1', ReLU())
     """
+    if not isinstance(layer, str | nn.Module):
+        raise InputError(f"layer= expects a dotted name or a module of the model, got {type(layer).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, nn.Module):
         for name, module in modules.items():
@@ -89,10 +94,16 @@ def around(name: str) -> list[str]:
 def untouched(model: nn.Module, devices: set[torch.device] | None = None) -> Iterator[None]:
     """Run a model in eval mode and leave modes, RNG and grad mode as they were.
 
-    Flags are set one by one: a user's overridden `train()` (a frozen BatchNorm) is neither called nor undone.
+    Flags are set one by one: a user's overridden `train()` (a frozen BatchNorm) is neither called nor undone. Threads
+    wait for each other.
     """
-    modes = [(module, module.training) for module in model.modules()]
     cuda = [d for d in (devices or set()) if d.type == "cuda"]
+    with _ONE_AT_A_TIME:
+        yield from _untouched(model, cuda)
+
+
+def _untouched(model: nn.Module, cuda: list[torch.device]) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
     with torch.random.fork_rng(devices=cuda), torch.inference_mode(False), own_forward():
         try:
             for module, _ in modes:
@@ -138,7 +149,8 @@ def default_layer(
 
         return hook
 
-    named = [(n, m) for n, m in model.named_modules() if n]
+    # A padding layer gives features on a grid of its own, wider than the image's.
+    named = [(n, m) for n, m in model.named_modules() if n and type(m).__module__ != "torch.nn.modules.padding"]
     handles = [m.register_forward_hook(eager(record(n))) for n, m in named]
     try:
         with untouched(model, {image.device}), torch.no_grad():

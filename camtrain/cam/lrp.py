@@ -43,6 +43,27 @@ class Rules:
     activation: Literal["identity", "gradient"] = "identity"
     product: Literal["gate", "gradient"] = "gate"
 
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            InputError: A word that is not known, or something else than a rule.
+        """
+        known = {
+            "norm": ("identity", "gradient"),
+            "activation": ("identity", "gradient"),
+            "product": ("gate", "gradient"),
+        }
+        for field, words in known.items():
+            if getattr(self, field) not in words:
+                raise InputError(f"Rules({field}=) expects {' or '.join(words)}, got {getattr(self, field)!r}")
+        for field in ("conv", "dense", "first"):
+            rule = getattr(self, field)
+            if not callable(rule) and not (field == "first" and rule is None):
+                raise InputError(
+                    f"Rules({field}=) expects a rule such as ZPlus() of camtrain.cam.lrp_rules, got {rule!r}"
+                )
+
 
 PRESETS: dict[str, Rules] = {
     "zplus": Rules(conv=ZPlus(), dense=ZPlus()),
@@ -257,7 +278,8 @@ class LRPHooks:
         if self._records(_input(args, kwargs), y) and y.ndim >= 3:
             detached: Tensor = y.detach()
             return detached
-        return self._identity(module, args, kwargs, y) if self._rules.activation == "identity" else None
+        # Of (B, K) it cannot be told here whether it will scale something: `graph_rules` sees that afterwards.
+        return None
 
     def _enter_gate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if level() == self._level:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from camtrain._errors import InputError
 from camtrain.cam.capture import LayerCapture
@@ -158,7 +159,7 @@ class Question:
         half = {n: t for n, t in _tensors(self.model) if t.is_floating_point() and t.element_size() < 4}
         if not half:
             return self.run(image)
-        args, kwargs = self.arguments(image)
+        args, kwargs = tree_map(_widened, self.arguments(image))
         return torch.func.functional_call(self.model, {n: t.float() for n, t in half.items()}, args, kwargs)
 
     def scores(self, output: Any) -> Tensor:
@@ -174,6 +175,11 @@ class Question:
     def selection(self, scores: Tensor) -> Selection:
         """Which columns of the scores are wanted."""
         return select(self.labels, scores.shape[0], scores.shape[1], scores.device)
+
+
+def _widened(value: Any) -> Any:
+    narrow = isinstance(value, Tensor) and value.is_floating_point() and value.element_size() < 4
+    return value.float() if narrow else value
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -7,25 +7,23 @@ contrast to the other labels) and what becomes of the relevance R = A * gradient
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from camtrain._errors import InputError, nearest
-from camtrain.cam.engine import NO_LINK, precise, spatial
+from camtrain._errors import InputError
+from camtrain.cam.engine import NO_LINK, explained, precise, spatial
 from camtrain.cam.functional import weighted
 from camtrain.cam.lrp import Rules, find_rules, lrp_hooks
+from camtrain.cam.lrp_graph import graph_rules
 from camtrain.cam.lrp_rules import safe
 from camtrain.cam.method_table import Method
 from camtrain.cam.question import Answer, Question
-from camtrain.cam.selection import Selection
+from camtrain.cam.relevance_start import Contrast, Start, check_contrast, start_of
 
-CONTRASTS = ("none", "paper", "official-code", "others")
-Contrast = str | Tensor | Sequence[int]
 _Make = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -35,8 +33,9 @@ class RelevanceOptions:
 
     Attributes:
         rules: Preset name (`camtrain.cam.lrp.PRESETS`) or `Rules`.
-        contrast: Where relevance starts, see `start_vector`. None: `"none"` for `lrp`, so that maps add up to the
-            logit, and `"others"` for `relevancecam`, whose sign then does not depend on that of the logit.
+        contrast: Where relevance starts, see `camtrain.cam.relevance_start.start_vector`. None: `"none"` for `lrp`, so
+            that maps add up to the logit, and `"others"` for `relevancecam`, whose sign then does not depend on that
+            of the logit.
         box: (low, high) of the image's intensities (the window, not the image's own minimum and maximum): the first
             layer then follows the zB rule.
         gates: More modules whose output only gates others: dotted names, or callable(name, module) -> bool.
@@ -46,6 +45,18 @@ class RelevanceOptions:
     contrast: Contrast | None = None
     box: tuple[float, float] | None = None
     gates: Iterable[str] | Callable[[str, nn.Module], bool] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model.
+
+        Raises:
+            InputError: Unknown rules or contrast, bounds out of order.
+        """
+        find_rules(self.rules, self.box)
+        check_contrast(self.contrast)
+        named = isinstance(self.gates, Iterable) and all(isinstance(gate, str) for gate in self.gates)
+        if not (self.gates is None or callable(self.gates) or named):
+            raise InputError(f"gates= expects dotted names or a callable(name, module) -> bool, got {self.gates!r}")
 
 
 def relevance_maps(question: Question, method: Method, options: RelevanceOptions) -> list[Tensor]:
@@ -70,8 +81,10 @@ def default_contrast(options: RelevanceOptions, method: Method, question: Questi
     """The options with the method's own contrast where none is given."""
     if options.contrast is not None:
         return options
-    contrasted = method.name == "relevancecam" and question.target is None
-    return replace(options, contrast="others" if contrasted else "none")
+    if method.name == "relevancecam":
+        # A target is its own contrast: None stands for a start that is not weighted with the output's sign.
+        return options if question.target is not None else replace(options, contrast="others")
+    return replace(options, contrast="none")
 
 
 def channel_relevance(question: Question, options: RelevanceOptions) -> list[Tensor]:
@@ -89,58 +102,47 @@ def channel_relevance(question: Question, options: RelevanceOptions) -> list[Ten
 
 def _propagated(question: Question, options: RelevanceOptions, make: _Make) -> list[Tensor]:
     """One forward under the rules; then per selected label what `make` makes of relevance and activations."""
+    rules = find_rules(options.rules, options.box)
     contrast = "none" if options.contrast is None else options.contrast
-    if question.target is not None and not (isinstance(contrast, str) and contrast == "none"):
-        raise InputError("contrast= sets a label against other labels: with target= put the contrast into the target")
     with ExitStack() as stack:
         # The rules stay in place for the backward pass too: a checkpointed part runs its forward again there.
-        hooks = stack.enter_context(
-            lrp_hooks(question.model, find_rules(options.rules, options.box), options.gates, question.image)
-        )
+        hooks = stack.enter_context(lrp_hooks(question.model, rules, options.gates, question.image))
         answer = question.forward(precise=True)
         stack.enter_context(torch.autocast(device_type=question.image.device.type, enabled=False))
-        scores = question.scores(answer.output)
-        if scores.grad_fn is None:
-            raise InputError(NO_LINK)
-        made = list(_each(question, answer, scores, contrast, make))
-    if hooks.unruled:
+        start = start_of(question, answer.output, contrast, unit=options.contrast is None)
+        written_out = stack.enter_context(graph_rules(start.ends, answer.sources, rules))
+        made = list(_each(question, answer, start, make))
+    if unruled := sorted({*hooks.unruled, *written_out}):
         warnings.warn(
-            f"no LRP rule for {', '.join(sorted(set(hooks.unruled)))}: their plain gradient is used, and relevance may "
-            "not be conserved there",
+            f"no LRP rule for {', '.join(unruled)}: the plain gradient is used there, and relevance may not be "
+            "conserved; modules of torch (nn.SiLU, nn.BatchNorm3d, ...) have rules, and gates= names modules that only "
+            "scale others",
             stacklevel=6,
         )
     return made
 
 
-def _each(question: Question, answer: Answer, scores: Tensor, contrast: Contrast, make: _Make) -> Iterator[Tensor]:
+def _each(question: Question, answer: Answer, start: Start, make: _Make) -> Iterator[Tensor]:
     """What is made of the relevance at every layer, for all selected labels."""
-    chosen, shapes = question.selection(scores), question.reshapes()
+    shapes = question.reshapes()
     activations = [precise(spatial(s, r)).detach() for s, r in zip(answer.sources, shapes, strict=True)]
     # No label at all: nothing.
     empty = [make(a, a)[:, None][:, :0] for a in activations]
     each: list[list[Tensor]] = [[] for _ in activations]
-    for seed in _seeds(question, scores, chosen, contrast):
-        relevances = _relevance(scores, answer.sources, seed)
+    for seeds in start.seeds:
+        relevances = _relevance(start.ends, answer.sources, seeds)
         for made, shape, active, relevance in zip(each, shapes, activations, relevances, strict=True):
             made.append(make(precise(spatial(relevance, shape)), active))
     for made, none in zip(each, empty, strict=True):
-        yield chosen.arrange(torch.stack(made, dim=1) if made else none)
+        yield start.chosen.arrange(torch.stack(made, dim=1) if made else none)
 
 
-def _seeds(question: Question, scores: Tensor, chosen: Selection, contrast: Contrast) -> Iterator[Tensor]:
-    """Gradient to start with, per pass: relevance over value."""
-    values = scores.detach()
-    negatives = None if isinstance(contrast, str) else _negatives(contrast, values)
-    for j in range(chosen.picks.shape[1]):
-        if question.target is not None:
-            yield torch.ones_like(values)
-            continue
-        seed = start_vector(values, chosen.picks[:, j], contrast, negatives) / safe(values)
-        yield seed if chosen.valid is None else seed * chosen.valid[:, j : j + 1]
-
-
-def _relevance(scores: Tensor, sources: list[Tensor], seed: Tensor) -> list[Tensor]:
-    gradients = torch.autograd.grad(scores, sources, seed.to(scores.dtype), retain_graph=True, allow_unused=True)
+def _relevance(ends: list[Tensor], sources: list[Tensor], seeds: list[Tensor]) -> list[Tensor]:
+    seeds = [seed.to(end.dtype) for seed, end in zip(seeds, ends, strict=True)]
+    try:
+        gradients = torch.autograd.grad(ends, sources, seeds, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise (explained(error) or error) from None
     found = []
     for gradient, source in zip(gradients, sources, strict=True):
         if gradient is None:
@@ -166,78 +168,3 @@ def _relevance_cam(relevance: Tensor, activations: Tensor) -> Tensor:
 
 def _summed(relevance: Tensor, activations: Tensor) -> Tensor:
     return relevance.sum(dim=1)
-
-
-def start_vector(logits: Tensor, picks: Tensor, contrast: Contrast, negatives: Tensor | None = None) -> Tensor:
-    """Relevance that the logits start with.
-
-    With t the explained label, z its logit and N the number of labels:
-
-    - `"none"`: z at t. Relevances add up to the logit; a negative logit turns the sign of the whole map.
-    - `"paper"`: z at t, -z / (N - 1) elsewhere; sums to 0 (Lee et al. 2021; after Gu et al. 2018).
-    - `"official-code"`: 1 at t, -1 / N elsewhere, whatever the logit; sums to 1 / N (what the authors' code does). With
-      a thousand labels that is as good as 0; with few, the 1 / N that is left is the map without contrast, and drowns
-      the rest.
-    - `"others"`: 1 at t, -1 / (N - 1) elsewhere, whatever the logit; sums to 0.
-    - `negatives`: 1 at t, and -1 shared by the other labels that are marked: those known to be absent, where labels do
-      not exclude each other.
-
-    With no other label to set against (N = 1, or no negatives) there is no contrast.
-
-    Args:
-        logits: (B, L).
-        picks: (B,) explained label of every sample.
-        contrast: One of `CONTRASTS`; ignored where `negatives` is given.
-        negatives: (B, L) bool.
-
-    Returns:
-        (B, L).
-
-    Raises:
-        InputError: Unknown contrast.
-
-    Example:
-        >>> start_vector(torch.tensor([[2.0, 1.0, -1.0]]), torch.tensor([0]), "paper")
-        tensor([[ 2., -1., -1.]])
-    """
-    target = torch.zeros_like(logits).scatter(1, picks[:, None], 1.0)
-    if negatives is not None:
-        others = negatives.to(logits) * (1 - target)
-        return target - others / others.sum(dim=1, keepdim=True).clamp(min=1)
-    own = (logits * target).sum(dim=1, keepdim=True)
-    labels = logits.shape[1]
-    if contrast == "none":
-        return target * own
-    if contrast == "paper":
-        return own * (target - (1 - target) / max(labels - 1, 1))
-    if contrast == "official-code":
-        return target - (1 - target) / labels
-    if contrast == "others":
-        return target - (1 - target) / max(labels - 1, 1)
-    raise InputError(
-        f"contrast= expects {', '.join(CONTRASTS)} or the labels known to be absent, got {contrast!r}"
-        f"{nearest(str(contrast), CONTRASTS)}"
-    )
-
-
-def _negatives(contrast: Any, scores: Tensor) -> Tensor:
-    """(B, L) bool of what the user gave as labels known to be absent."""
-    given = torch.as_tensor(contrast, device=scores.device)
-    batch, labels = scores.shape
-    if given.dtype == torch.bool:
-        if tuple(given.shape) in ((labels,), (batch, labels)):
-            return given.expand(batch, labels)
-        raise InputError(
-            f"a bool contrast= marks the absent labels, shape ({labels},) or ({batch}, {labels}); "
-            f"got {tuple(given.shape)}"
-        )
-    if given.is_floating_point() or given.ndim != 1:
-        raise InputError(
-            "contrast= expects a name, a list of columns, or a bool mask of the labels known to be absent "
-            f"(label == 0), got {given.dtype} {tuple(given.shape)}"
-        )
-    if given.numel() and (int(given.min()) < 0 or int(given.max()) >= labels):
-        raise InputError(f"contrast= names columns outside 0..{labels - 1}: {given.tolist()}")
-    return (
-        torch.zeros(labels, dtype=torch.bool, device=scores.device).index_fill(0, given.long(), True).expand(batch, -1)
-    )

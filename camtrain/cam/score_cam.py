@@ -17,18 +17,22 @@ weight 0. If all channels are constant, the map is 0.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from camtrain._errors import InputError
-from camtrain.cam.engine import precise, spatial
+from camtrain.cam.engine import NO_LINK, precise, spatial
 from camtrain.cam.enlarge import enlarge
 from camtrain.cam.method_table import Method
-from camtrain.cam.question import Question, image_only
+from camtrain.cam.question import Answer, Question, image_only
+from camtrain.cam.several import unreached
 
 # From so many forwards on, somebody who waits wants to see how far it is.
 _MANY_FORWARDS = 64
@@ -62,10 +66,10 @@ class ScoreCAMOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.channels is not None and not _at_least_one(self.channels):
-            raise InputError(f"channels= expects how many channels to ask, 1 or more, or None, got {self.channels!r}")
-        if not _at_least_one(self.chunk):
-            raise InputError(f"chunk= expects how many images fit into one forward, 1 or more, got {self.chunk!r}")
+        # Whole numbers of NumPy become Python's.
+        if self.channels is not None:
+            object.__setattr__(self, "channels", _count("channels", self.channels, "how many channels to ask"))
+        object.__setattr__(self, "chunk", _count("chunk", self.chunk, "how many images fit into one forward"))
         number = isinstance(self.background, int | float) and not isinstance(self.background, bool)
         if not number or not math.isfinite(self.background):
             raise InputError(
@@ -75,8 +79,15 @@ class ScoreCAMOptions:
             raise InputError(f"progress= expects True or False, got {self.progress!r}")
 
 
-def _at_least_one(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+def _count(name: str, number: Any, what: str) -> int:
+    try:
+        count = 0 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        count = 0
+    if count < 1:
+        or_none = ", or None" if name == "channels" else ""
+        raise InputError(f"{name}= expects {what}, 1 or more{or_none}, got {number!r}")
+    return count
 
 
 def score_cam_maps(question: Question, method: Method, options: ScoreCAMOptions) -> list[Tensor]:
@@ -91,7 +102,8 @@ def score_cam_maps(question: Question, method: Method, options: ScoreCAMOptions)
         Per layer (B, n, *S').
 
     Raises:
-        InputError: The layer is the image itself, its grid does not fit the image, or something is NaN or Inf.
+        InputError: The layer is the image itself, the scores do not depend on it, its grid does not fit the image, or
+            something is NaN or Inf.
     """
     if any(layer.module is None for layer in question.layers):
         raise InputError(
@@ -99,10 +111,12 @@ def score_cam_maps(question: Question, method: Method, options: ScoreCAMOptions)
             "image by itself: name a layer, or use lrp or guided_backprop for maps on the image's grid"
         )
     answer = question.forward()
-    scores = _finite(precise(question.scores(answer.output).detach()), "the model's output for the unmasked image")
+    linked = question.scores(answer.output)
+    scores = _finite(precise(linked.detach()), "the model's output for the unmasked image")
     chosen = question.selection(scores)
     choices = [_choice(source, question, options) for source in answer.sources]
-    del answer  # its graph is not needed, and memory is
+    _refuse_dead_ends(question, answer, linked)
+    del answer, linked  # their graph is not needed, and memory is
     # Where no label is wanted, nothing has to be asked.
     plans = [_plan(c, question, options.chunk) if chosen.picks.shape[1] else [] for c in choices]
     with torch.no_grad(), _bar(sum(map(len, plans)), options.progress) as tick:
@@ -119,6 +133,20 @@ def score_cam_maps(question: Question, method: Method, options: ScoreCAMOptions)
             flat = torch.einsum("bnk,bks->bns", wanted, active.flatten(2))
             maps.append(flat.reshape(*flat.shape[:2], *active.shape[2:]))
     return maps
+
+
+def _refuse_dead_ends(question: Question, answer: Answer, scores: Tensor) -> None:
+    """Masks of a layer in another branch would give a map that looks like any other.
+
+    Raises:
+        InputError: There is such a layer.
+    """
+    # A target need not be differentiable here; then what it was made of tells.
+    outputs = [x for x in tree_leaves(answer.output) if isinstance(x, Tensor)]
+    results = outputs if scores.grad_fn is None else [scores]
+    sources = {w.key: source for w, source in zip(question.layers, answer.sources, strict=True)}
+    for key in unreached(sources, results):
+        raise InputError(f"layer {key!r}: {NO_LINK}")
 
 
 @dataclass(frozen=True)

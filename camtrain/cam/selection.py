@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def select(labels: Labels, batch: int, outputs: int, device: torch.device) -> Se
         device: Where the logits are.
 
     Raises:
-        InputError: Wrong shape, or a column that does not exist.
+        InputError: Wrong shape or type, a column that does not exist, or a truth of 0 and 1 instead of a mask.
 
     Example:
         >>> select([2, 0], batch=2, outputs=3, device=torch.device("cpu")).picks.tolist()
@@ -67,7 +68,7 @@ def select(labels: Labels, batch: int, outputs: int, device: torch.device) -> Se
     if labels is None:
         columns = torch.arange(outputs, device=device)
         return Selection(columns.expand(batch, -1), None, columns, None, everything=True)
-    chosen = torch.as_tensor(labels, device=device)
+    chosen = _tensor(labels).to(device)
     if chosen.is_inference():
         chosen = chosen.clone()  # an index made under inference mode could not be saved for a backward pass
     if chosen.dtype == torch.bool:
@@ -81,7 +82,24 @@ def select(labels: Labels, batch: int, outputs: int, device: torch.device) -> Se
         return _shared(chosen, batch)
     if chosen.ndim != 2 or chosen.shape[0] != batch:
         raise InputError(f"labels= per sample expects shape ({batch}, n), got {tuple(chosen.shape)}")
+    if chosen.shape[1] == outputs > 2 and chosen.numel() and int(chosen.max()) <= 1:
+        raise InputError(
+            f"labels= of shape {tuple(chosen.shape)} with 0 and 1 only reads as columns 0 and 1; for a truth of 0 and "
+            "1 pass label == 1"
+        )
     return Selection(chosen, None, None, None)
+
+
+def _tensor(labels: Any) -> Tensor:
+    if isinstance(labels, Tensor):
+        return labels.as_subclass(Tensor)
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"labels= expects columns such as [0, 2], or a bool mask, got {repr(labels)[:60]}: of a label's name, pass "
+            "its place among the model's outputs"
+        ) from None
 
 
 def _shared(columns: Tensor, batch: int) -> Selection:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from camtrain._errors import InputError
+from camtrain.cam.affine_head import is_source
 from camtrain.cam.engine import Reshape, attention_maps
 from camtrain.cam.layer_lookup import INPUT, LayerSpec, find_layer, plain_name
 from camtrain.cam.selection import Labels
@@ -30,6 +31,21 @@ def listed(layer: LayerSpec | Layers) -> list[LayerSpec]:
     if not wanted:
         raise InputError("layer= is an empty list: name at least one layer")
     return wanted
+
+
+def one_layer(layer: LayerSpec) -> LayerSpec:
+    """The layer, where only one can be taken.
+
+    Raises:
+        InputError: A list of them.
+
+    Example:
+        >>> one_layer("layer4")
+        'layer4'
+    """
+    if isinstance(layer, list | tuple):
+        raise InputError(f"layer= expects one layer, got a list of {len(layer)}: call it once for each layer")
+    return layer
 
 
 def key_of(layer: LayerSpec, name: str) -> str:
@@ -105,3 +121,30 @@ def maps_of_layers(
                 raise
             raise InputError(f"layer {key!r}: {error}") from error
     return each
+
+
+def unreached(sources: Mapping[str, Tensor], results: Sequence[Tensor]) -> list[str]:
+    """Layers that no result depends on: they lie in another branch, or behind detach or torch.no_grad.
+
+    Args:
+        sources: Name -> what the layer returned.
+        results: Logits or other outputs; the graph is walked from them down until every layer is met.
+
+    Example:
+        >>> import torch
+        >>> used, aside = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+        >>> unreached({"used": used, "aside": aside}, [used.sum()])
+        ['aside']
+    """
+    missing = dict(sources)
+    stack: list[Any] = [result.grad_fn for result in results]
+    seen = set(stack)
+    while stack and missing:
+        node = stack.pop()
+        for key in [key for key, source in missing.items() if is_source(node, source)]:
+            del missing[key]
+        for operand, _ in () if node is None else node.next_functions:
+            if operand is not None and operand not in seen:
+                seen.add(operand)
+                stack.append(operand)
+    return list(missing)

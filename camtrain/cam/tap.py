@@ -250,9 +250,9 @@ def chosen_call(outputs: list[Tensor], call: int | None, name: str | None) -> Te
     if not outputs:
         which = "the tapped layer" if name is None else f"layer {name!r}"
         raise InputError(
-            f"{which} has not run: call the model inside the with block before maps(), and under checkpointing with "
-            "use_reentrant=False; a model compiled as a whole by torch.compile skips hooks (compile the part before "
-            "the layer, leave the head eager)"
+            f"{which} has not run: call the model inside the with block before maps() (LayerTap), or name a layer that "
+            "the model's forward runs in eval mode (explain); checkpoint with use_reentrant=False; a model compiled as "
+            "a whole by torch.compile skips hooks (compile the part before the layer, leave the head eager)"
         )
     if call is None and len(outputs) > 1:
         raise InputError(

@@ -6,8 +6,7 @@ Operators that are not, and norms that remove the scale of what they get, end th
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from camtrain.cam.affine_head import is_source
 from camtrain.cam.functional import SIGNED_SUM_FLOOR
+from camtrain.cam.graph import nodes_between, operator_of
 
 # Operators whose output scales with their input; of two factors only one may depend on the layer.
 _LINEAR = """
@@ -76,58 +76,49 @@ def between(scores: Tensor, source: Tensor) -> Between:
         >>> between(torch.nn.functional.silu(torch.nn.GroupNorm(2, 4)(A)).mean(dim=2), A)
         Between(norms=('GroupNorm',), others=('Silu',))
     """
-    norms, others = set(), set()
-    nodes = _nodes_between(scores, source)
-    for node in nodes:
-        name = _operator(node)
-        if name in _NORMS:
-            norms.add(_NORMS[name])
-        elif name.endswith("BatchNorm"):
-            if node._saved_training:
-                norms.add(_ON_ITS_OWN_INPUT)
-        elif not (name in _LINEAR_NAMES or _is_scaling(node, name, nodes, source)):
-            others.add(f"{name} of two of its features" if name in _PRODUCTS else name)
+    norms: set[str] = set()
+    others: set[str] = set()
+    for node, name in irregular(nodes_between([scores], [source]), [source]):
+        own = operator_of(node) in _NORMS or operator_of(node).endswith("BatchNorm")
+        (norms if own else others).add(name)
     return Between(tuple(sorted(norms)), tuple(sorted(others)))
 
 
-def _operator(node: Any) -> str:
-    """ReluBackward0 -> Relu; a custom autograd.Function keeps its own name."""
-    return re.sub(r"Backward\w*$|Backwards$", "", type(node).__name__) or type(node).__name__
+def irregular(nodes: dict[Any, None], sources: Sequence[Tensor]) -> Iterator[tuple[Any, str]]:
+    """Nodes that are not piecewise linear in the sources, with what to call them.
+
+    Args:
+        nodes: From `nodes_between`.
+        sources: The tensors that they lead to.
+    """
+    for node in nodes:
+        name = operator_of(node)
+        if name in _NORMS:
+            yield node, _NORMS[name]
+        elif name.endswith("BatchNorm"):
+            if node._saved_training:
+                yield node, _ON_ITS_OWN_INPUT
+        elif not (name in _LINEAR_NAMES or _rectifies(node, name) or _is_scaling(node, name, nodes, sources)):
+            yield node, f"{name} of two of its features" if name in _PRODUCTS else name
 
 
-def _is_scaling(node: Any, name: str, nodes: set[Any], source: Tensor) -> bool:
+def _rectifies(node: Any, name: str) -> bool:
+    """`clamp` at zero is a ReLU; at other bounds it adds a constant."""
+    if not name.startswith("Clamp"):
+        return False
+    return all(getattr(node, bound, None) in (0, None) for bound in ("_saved_min", "_saved_max"))
+
+
+def _is_scaling(node: Any, name: str, nodes: dict[Any, None], sources: Sequence[Tensor]) -> bool:
     """A product, or a quotient, of which only one factor, or only the numerator, depends on the layer."""
-    touched = [op is not None and (op in nodes or is_source(op, source)) for op, _ in node.next_functions]
+    touched = [
+        op is not None and (op in nodes or any(is_source(op, source) for source in sources))
+        for op, _ in node.next_functions
+    ]
     if name == "Div":
         return not any(touched[1:])
     factors = touched[-2:] if name.startswith(("Add", "Badd")) else touched
     return name in _PRODUCTS and sum(factors) <= 1
-
-
-def _nodes_between(scores: Tensor, source: Tensor) -> set[Any]:
-    """Nodes of the graph below the scores that depend on the source; the source's own is left out."""
-    above: dict[Any, list[Any]] = {}
-    reached: list[Any] = []
-    seen: set[Any] = set()
-    stack: list[Any] = [scores.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if is_source(node, source):
-            reached.append(node)
-            continue
-        for operand, _ in node.next_functions:
-            above.setdefault(operand, []).append(node)
-            stack.append(operand)
-    found: set[Any] = set()
-    while reached:
-        for node in above.get(reached.pop(), ()):
-            if node not in found:
-                found.add(node)
-                reached.append(node)
-    return found
 
 
 def signed_share(activations: Tensor) -> Tensor:

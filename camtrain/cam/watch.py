@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from camtrain._errors import InputError
-from camtrain.cam.affine_head import is_source
 from camtrain.cam.capture import LayerCapture, eager, level, recomputing
 from camtrain.cam.layer_lookup import LayerSpec, around, find_layer, plain_name
 from camtrain.cam.logits import PickLogits, find_logits, pick_logits
 from camtrain.cam.question import WantedLayer
 from camtrain.cam.rerun import Call, Rerun
-from camtrain.cam.several import Layers, find_layers, key_of, listed
+from camtrain.cam.several import Layers, find_layers, key_of, listed, unreached
 from camtrain.cam.tap import chosen_call, find_image
 
 LogitsFrom = str | PickLogits | None
@@ -316,22 +315,7 @@ _MODES = _UserModes()
 
 
 def _refuse_other_branches(sources: dict[str, Tensor], logits: Tensor) -> None:
-    """Walk from the logits until every layer is met.
-
-    Raises:
-        InputError: One is not.
-    """
-    missing = dict(sources)
-    stack, seen = [logits.grad_fn], {logits.grad_fn}
-    while stack and missing:
-        node = stack.pop()
-        for key in [key for key, source in missing.items() if is_source(node, source)]:
-            del missing[key]
-        for operand, _ in () if node is None else node.next_functions:
-            if operand is not None and operand not in seen:
-                seen.add(operand)
-                stack.append(operand)
-    for key in missing:
+    for key in unreached(sources, [logits]):
         raise InputError(
             f"the logits do not depend on layer {key!r}: it lies in another branch, or behind detach or torch.no_grad; "
             "leave it out of layer=, or give it a callback of its own with logits="

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ class Explained:
         names: Labels that were asked for.
         logits: (n,).
         maps: (n, *S') signed, on the grid of the layer.
+        layers: Dotted names of the layers that were taken.
         case: What `load_case` read.
     """
 
     names: list[str]
     logits: npt.NDArray[np.float64]
     maps: npt.NDArray[np.float32]
+    layers: list[str]
     case: Mapping[str, Any]
 
 
@@ -85,7 +87,10 @@ def _explained(options: argparse.Namespace) -> tuple[Explained, dict[str, npt.ND
     import torch
 
     from camtrain.anatomy.organ_table import OrganTable
+    from camtrain.cam.answering import read_options
     from camtrain.cam.explaining import explain as attention
+    from camtrain.cam.fusing import fused
+    from camtrain.cam.method_table import find_method
     from camtrain.cli.checkpoint import read_checkpoint
     from camtrain.cli.rebuild import data_arguments, preprocessing, rebuild_model
     from camtrain.data.manifest_transforms import load_case
@@ -100,19 +105,15 @@ def _explained(options: argparse.Namespace) -> tuple[Explained, dict[str, npt.ND
         logits = _logits(model(case["image"]))
     names = _names(model, logits.shape[1])
     wanted = _wanted(options.labels, names)
-    several = options.layer.split(",") if options.layer else [None]
-    maps = attention(
-        model,
-        case["image"],
-        options.method,
-        layer=several,
-        labels=wanted,
-        fuse="mean",
-        **_method_options(options.option),
-    )
+    of_method = _method_options(options.option)
+    read_options(find_method(options.method), of_method)  # before anything else could take one for its own
+    asked = {"layer": _layers(options.layer), "labels": wanted, **of_method}
+    each = attention(model, case["image"], options.method, **asked)
+    maps = fused(list(each.values()))
     chosen = [names[index] for index in wanted]
     allowed = _allowed(table, chosen, case) if options.organs and table is not None else {}
-    return Explained(chosen, logits[0, wanted].double().numpy(), maps[0].float().numpy(), case), allowed
+    scores = logits[0, wanted].double().numpy()
+    return Explained(chosen, scores, maps[0].float().numpy(), _full(model, each), case), allowed
 
 
 def _method_options(given: Sequence[str]) -> dict[str, Any]:
@@ -123,12 +124,31 @@ def _method_options(given: Sequence[str]) -> dict[str, Any]:
     for text in given:
         name, equals, value = text.partition("=")
         if not (equals and name.isidentifier()):
-            raise InputError(f"--option expects NAME=VALUE such as contrast=paper, got {text!r}")
+            raise InputError(f"--option expects NAME=VALUE such as contrast=paper or 'box=[0, 1]', got {text!r}")
         try:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise InputError(f"--option {name}= cannot be read as YAML: {value!r}") from None
+            raise InputError(
+                f"--option {name}= cannot be read as YAML: {value!r}; a list is written as 'box=[0, 1]', with quotes"
+            ) from None
     return found
+
+
+def _layers(words: str | None) -> list[str | None]:
+    """`--layer` as a list of names; None stands for the last feature map."""
+    if words is None:
+        return [None]
+    names = [word.strip() for word in words.split(",")]
+    if not all(names):
+        raise InputError(f"--layer expects names separated by commas, got {words!r}; camtrain layers lists them")
+    return list(names)
+
+
+def _full(model: Any, names: Iterable[str]) -> list[str]:
+    """Dotted names of the layers that were asked for, perhaps by the end of their names."""
+    from camtrain.cam.layer_lookup import INPUT, find_layer, plain_name
+
+    return [name if name == INPUT else plain_name(find_layer(model, name)[0]) for name in names]
 
 
 def _config(files: Sequence[str]) -> dict[str, Any]:
@@ -220,15 +240,23 @@ def _sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
 
 
+def _adds_up(method: str, options: Mapping[str, Any]) -> bool:
+    """Does the method promise maps that add up to the logit, less biases?"""
+    if method == "lrp":
+        return bool(options.get("contrast", "none") == "none")
+    return method in ("hirescam", "respondcam", "xgradcam")
+
+
 def _scores(result: Explained, options: argparse.Namespace, files: Sequence[str]) -> dict[str, Any]:
-    """What scores.json holds. `rest` = logit - map_sum: the bias, where maps add up to the logit."""
+    """What scores.json holds. `rest` = logit - map_sum: the bias, where maps add up to the logit; null elsewhere."""
+    adds_up = len(result.layers) == 1 and _adds_up(options.method, _method_options(options.option))
     sums = result.maps.reshape(len(result.names), -1).sum(axis=1, dtype=np.float64)
     rows = {
         name: {
             "probability": float(p),
             "logit": float(logit),
             "map_sum": float(total),
-            "rest": float(logit - total),
+            "rest": float(logit - total) if adds_up else None,
             "file": file,
         }
         for name, p, logit, total, file in zip(
@@ -240,7 +268,7 @@ def _scores(result: Explained, options: argparse.Namespace, files: Sequence[str]
         "checkpoint": str(options.ckpt_path),
         "image": str(options.image),
         "method": options.method,
-        "layer": options.layer,
+        "layer": ",".join(result.layers),
         "grid": list(result.maps.shape[1:]),
         "labels": rows,
     }

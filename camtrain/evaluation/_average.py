@@ -30,8 +30,7 @@ class ClassAverage:
         self._channels = torch.zeros(outputs, 2, channels, dtype=torch.float64)  # contribution, importance
         self._absent = torch.zeros(outputs, channels, dtype=torch.float64)
         self._counts = torch.zeros(outputs, 4, dtype=torch.long)  # present, absent, without organs, unknown
-        self._why: dict[str, None] = {}
-        self._structural = False
+        self._obstacles: dict[str, None] = {}  # of the network, the same in every batch
         self._unbalanced = torch.zeros(outputs, dtype=torch.bool)
         self._layer = ""
 
@@ -56,8 +55,7 @@ class ClassAverage:
         missing = ~known & (label == 1)
         self._counts += torch.stack([m.sum(dim=0) for m in (present, absent, missing, unknown)], dim=1)
         self._unbalanced |= (present & ~account.balanced.cpu()).any(dim=0)
-        self._why |= dict.fromkeys(account.why)
-        self._structural |= bool(account.obstacles)
+        self._obstacles |= dict.fromkeys(account.obstacles)
         self._layer = account.layer
 
     def description(self, column: int, name: str, parts: tuple[str, ...], tops: Tops) -> Description:
@@ -67,8 +65,10 @@ class ClassAverage:
         logit, probability, bias, residual, *values = mean.tolist()
         contribution, importance = (self._channels[column] / max(present, 1)).float()
         order = sorted(range(len(parts)), key=lambda i: -abs(values[i]))
-        why = tuple(self._why)
-        exact = not bool(self._unbalanced[column])
+        why = tuple(self._obstacles)
+        if not why and bool(self._unbalanced[column]):
+            # Batches say it with figures of their own; over many cases one sentence must do.
+            why = ("in some cases something that is neither a cell nor a bias that was found adds to the logit",)
         return Description(
             label=name,
             logit=logit,
@@ -77,8 +77,8 @@ class ClassAverage:
             bias=bias,
             residual=residual,
             layer=self._layer,
-            valid=exact and not self._structural,
-            why=why if not exact or self._structural else (),
+            valid=not why,
+            why=why,
             channels=tops(contribution, importance) if present else (),
             importance=importance if present else None,
             importance_absent=(self._absent[column] / absent).float() if absent else None,

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from camtrain._batch import Adapter, Batch
-from camtrain._errors import InputError, nearest
+from camtrain._errors import InputError
 from camtrain.cam.account import Account, account
 from camtrain.cam.engine import Reshape
 from camtrain.cam.logits import PickLogits
 from camtrain.cam.question import Layer
+from camtrain.cam.several import one_layer
 from camtrain.evaluation._average import ClassAverage
-from camtrain.evaluation._reading import batches_of, image_for, is_batch, labels_of, unlabelled
+from camtrain.evaluation._reading import batches_of, columns_of, image_for, is_batch, labels_of, unlabelled
 from camtrain.evaluation.channel_names import ChannelNames
 from camtrain.evaluation.concepts import Concepts, TableSource, Window
 from camtrain.evaluation.description import ChannelPart, Description
 from camtrain.evaluation.organ_account import sums_by
 
-Wanted = Sequence[int | str] | None
+Wanted = Sequence[int | str] | Tensor | str | int | None
 
 
 def describe(
@@ -54,8 +55,9 @@ def describe(
             labels are left out and counted.
         table: `OrganTable` or what `OrganTable.load` takes: parts are its organs. None: parts are bands of HU.
         layer: Dotted name, module, or None for the last feature map.
-        labels: Columns or names. None: for one batch the labels present in truth, or without truth those of
-            probability 0.5 and more, and for a case with none of these its likeliest; for many batches all.
+        labels: Columns or names, one of them, or a bool for every label. None: for one batch the labels present in
+            truth, or without truth those of probability 0.5 and more, and for a case with none of these its likeliest;
+            for many batches all.
         names: Label names in the order of the outputs. None: the model's `labels`, or the table's, if the number fits.
         channels: Fitted `ChannelNames` of the same layer: adds the top channels by name.
         window: (low, high) in HU of an image in 0..1, or callable(image) -> HU; needed without a table.
@@ -71,7 +73,8 @@ def describe(
 
     Raises:
         InputError: No organs in the batch with a table, neither table nor window, an unknown label, a number of names
-            that is not that of the outputs, channel names of another layer, or many batches without labels.
+            that is not that of the outputs, channel names of another layer, many batches without labels, an empty
+            batch, several layers, or `top` below 0.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -82,6 +85,9 @@ def describe(
         >>> abs(sum(found.by_organ.values()) + found.bias - found.logit) < 1e-5, found.label
         (True, 'stent')
     """
+    one_layer(layer)
+    if not isinstance(top, int) or top < 0:
+        raise InputError(f"top= expects how many channels to tell, 0 or more, got {top!r}")
     concepts = Concepts(table, window if table is None else None)
     teller = _Teller(model, concepts, layer, labels, names, channels, top, keys, logits, reshape)
     if is_batch(data, adapter):
@@ -192,8 +198,7 @@ class _Teller:
     def _wanted_columns(self, outputs: int) -> list[int]:
         if self.labels is None:
             return list(range(outputs))
-        names = self.names_for(outputs)
-        return [_column(label, names) for label in self.labels]
+        return columns_of(self.labels, self.names_for(outputs))
 
     def _columns(self, scores: Tensor) -> Tensor:
         """(L,) bool: the columns that the user asked for."""
@@ -255,13 +260,3 @@ class _Teller:
 def _ordered(names: Sequence[str], values: Tensor) -> dict[str, float]:
     parts = zip(names, values.tolist(), strict=True)
     return dict(sorted(parts, key=lambda part: -abs(part[1])))
-
-
-def _column(label: int | str, names: list[str]) -> int:
-    if isinstance(label, str):
-        if label not in names:
-            raise InputError(f"labels= names {label!r}, which is none of the labels{nearest(label, names)}")
-        return names.index(label)
-    if not 0 <= label < len(names):
-        raise InputError(f"labels= must lie in 0..{len(names) - 1}, got {label}")
-    return int(label)

@@ -94,8 +94,8 @@ class Description:
         mean = "" if self.case is not None else f", mean of {self.n} present case{'s' * (self.n > 1)}"
         yield (
             f"{case}{self.label}{mean} {self.probability:.2f} (logit {self.logit:+.2f}): {self._parts()}, "
-            f"{100 * self.bias_share:.0f} % bias{self._left_out()}. An account of cells at {self.layer!r}: a cell may "
-            "have seen more than the organ it lies in."
+            f"{100 * self.bias_share:.0f} % bias ({self.bias:+.2g}){self._left_out()}. An account of cells at "
+            f"{self.layer!r}: a cell may have seen more than the organ it lies in."
         )
         if not self.valid:
             yield f"Not an account of the logit ({self.residual:+.2f} is left): {'; '.join(self.why)}."

@@ -262,3 +262,76 @@ def test_maps_are_enlarged_linearly_only_to_be_fused(kit):
     assert torch.equal(fused([maps]), maps)
     large = F.interpolate(maps, size=(8, 9), mode="bilinear", align_corners=False)
     torch.testing.assert_close(fused([maps, torch.zeros(2, 3, 8, 9)]), large / 2)
+
+
+def test_paid_methods_are_scored_where_only_every_second_epoch_is_validated(kit, tmp_path):
+    """Epochs 1, 3, 5 are no multiples of 2; the first validation of every two epochs is what counts."""
+    seen = []
+
+    class Follow(ct.AttentionMonitor):
+        def on_validation_end(self, trainer, pl_module):
+            super().on_validation_end(trainer, pl_module)
+            seen.append({score.method for score in self.scores.get("val", [])} - {None})
+
+    added = Follow(kit.LAYER, kit.TABLE, methods=["hirescam", "lrp"], every_n_epochs=4)
+    trainer = kit.make_trainer(tmp_path, added, max_epochs=8, check_val_every_n_epoch=2, num_sanity_val_steps=0)
+    data = kit.loader(kit.make_cases())
+    trainer.fit(kit.make_lit(kit.make_net()), data, data)
+    assert seen == [{"hirescam", "lrp"}, {"hirescam"}, {"hirescam", "lrp"}, {"hirescam"}]
+
+
+def test_the_sanity_check_tries_one_map_only(kit, tmp_path):
+    net = kit.make_net()
+    added = monitor(kit, {"name": "scorecam", "chunk": 1})
+    trainer = kit.make_trainer(tmp_path, added, max_epochs=1, num_sanity_val_steps=1, limit_train_batches=0)
+    counts = []
+    original = added.on_validation_end
+    added.on_validation_end = lambda t, m: counts.append(net.calls) or original(t, m)
+    data = kit.loader(kit.make_cases())
+    trainer.fit(kit.make_lit(net), data, data)
+    channels = dict(net.named_modules())[kit.LAYER](torch.zeros(1, *_before(net, kit))).shape[1]
+    # The user's forward, one that records the layer, and one image per channel of one sample.
+    assert counts[0] <= 2 + channels
+
+
+def _before(net, kit):
+    """Shape of what goes into the layer."""
+    kept = {}
+    handle = dict(net.named_modules())[kit.LAYER].register_forward_pre_hook(lambda m, a: kept.update(s=a[0].shape[1:]))
+    net(torch.zeros(1, 1, *kit.SIZE))
+    handle.remove()
+    return kept["s"]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "lrp", "rules": "foo"}, {"name": "relevancecam", "contrast": "foo"}, {"name": "lrp", "box": [1, 0]}],
+)
+def test_values_of_options_are_checked_at_once(kit, method):
+    with pytest.raises(ct.InputError, match=r"foo|low < high"):
+        monitor(kit, method)
+
+
+def test_half_precision_weights_and_a_second_argument(kit, tmp_path):
+    class WithAge(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.relu, self.fc = nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Linear(5, 2)
+
+        def forward(self, image, age):
+            pooled = self.relu(self.conv(image)).mean(dim=(2, 3, 4))
+            return self.fc(torch.cat([pooled, age[:, None]], dim=1))
+
+    from camtrain.cam.method_table import find_method
+    from camtrain.cam.question import WantedLayer
+    from camtrain.cam.rerun import Call, Rerun
+
+    net = WithAge().bfloat16().eval()
+    image, age = torch.rand(2, 1, 5, 6, 7).bfloat16(), torch.rand(2).bfloat16()
+    call = Call.of(net, (image, age), {})
+    again = Rerun(call, (WantedLayer("relu", "relu", net.relu, None),), net, 0, None)
+    for method in ("lrp", "guided_backprop", "scorecam"):
+        (maps,) = again.maps(find_method(method), {}, torch.ones(2, 2, dtype=torch.bool))
+        assert maps.dtype == torch.float32
+        assert torch.isfinite(maps).all()

@@ -406,3 +406,32 @@ def test_a_signed_layer_is_named_as_a_caveat_of_respond_cam():
     assert found.signed_share.min() > 0.01
     assert "negative values" in found.respond_why[0]
     assert account(cnn(2), image(2), "1").respond_why == ()
+
+
+def test_a_checkpointed_batchnorm_behind_the_layer():
+    """What a part saves must not depend on whether somebody listens to its biases."""
+    from torch.utils.checkpoint import checkpoint
+
+    class Net(nn.Module):
+        def __init__(self, saving):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.fc, self.saving = nn.Conv2d(1, 4, 3), nn.Linear(4, 3), saving
+            self.block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, eps=1e-2), nn.ReLU())
+            self.shift = nn.Parameter(torch.rand(4, 1, 1))
+            nn.init.normal_(self.block[1].running_mean)
+            nn.init.normal_(self.block[1].bias)
+
+        def forward(self, image):
+            features = self.conv(image)
+            run = (lambda x: checkpoint(self.block, x, use_reentrant=False)) if self.saving else self.block
+            features = run(features).clone()
+            features += self.shift
+            return self.fc(features.clamp(min=0).mean((2, 3)))
+
+    image = torch.rand(2, 1, 8, 9).double()
+    plain, saving = (ct.account(Net(saved).double().eval(), image, "conv") for saved in (False, True))
+    for found in (plain, saving):
+        assert found.valid, found.why
+        assert found.residual.abs().max() < 1e-10
+    torch.testing.assert_close(plain.bias, saving.bias)

@@ -52,7 +52,8 @@ def test_labels_and_targets(method):
     masked = ct.channel_weights(model, x, method, "act", labels=mask)
     assert masked[~mask].isnan().all()
     torch.testing.assert_close(masked[mask], every[mask])
-    if method not in ("relevancecam", "gradcam++"):
+    # A target is not proven to be linear, and the others are not linear in the score.
+    if method not in ("cam", "relevancecam", "gradcam++"):
         score = ct.channel_weights(model, x, method, "act", target=lambda y: y[:, 2])
         torch.testing.assert_close(score[:, 0], every[:, 2])
 
@@ -71,5 +72,9 @@ def test_grad_cams_weights_are_mean_gradients():
 def test_methods_without_channel_weights_and_heads_without_cam():
     with pytest.raises(ct.InputError, match="use one of gradcam"):
         ct.channel_weights(Net().eval(), image().float(), "hirescam", "act")
-    with pytest.raises(ct.InputError, match="use 'gradcam'"):
-        ct.channel_weights(Net().double().eval(), image(), "cam", "act")
+    mlp = nn.Sequential(
+        nn.Conv3d(1, K, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(K, 5), nn.ReLU()
+    )
+    for model, layer in ((Net().double().eval(), "act"), (mlp.double().eval(), "1")):
+        with pytest.raises(ct.InputError, match="needs global average pooling"):
+            ct.channel_weights(model, image(), "cam", layer)

@@ -261,3 +261,11 @@ def test_methods():
         assert row.family != "gradient" or callable(row.function())
         assert row.name in str(table)
     assert "cells, not evidence" in str(table)
+
+
+def test_the_default_layer_is_no_padding():
+    """What a padding gives lies on a grid wider than the image's."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.ConstantPad2d(1, 0.0), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
+    )
+    assert [row.name for row in ct.layers(model, torch.rand(1, 1, 6, 7), seen=False) if row.default] == ["1"]

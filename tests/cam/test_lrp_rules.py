@@ -306,3 +306,18 @@ def test_box_refuses_values_outside():
         by_gradient(Box(0.0, 1.0), nn.Linear(2, 1).to(F64), torch.tensor([[-0.5, 1.0]]), torch.ones(1, 1))
     # Rounding at the border is not an error.
     by_gradient(Box(0.0, 1.0), nn.Linear(2, 1).to(F64), torch.tensor([[-1e-6, 1.0]]), torch.ones(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"norm": "ident"}, "identity or gradient"),
+        ({"product": "gates"}, "gate or gradient"),
+        ({"conv": 1}, r"expects a rule such as ZPlus\(\)"),
+    ],
+)
+def test_rules_of_ones_own_are_checked(fields, says):
+    from camtrain.cam.lrp import Rules
+
+    with pytest.raises(InputError, match=says):
+        Rules(**({"conv": ZPlus(), "dense": ZPlus()} | fields))

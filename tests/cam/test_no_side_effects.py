@@ -190,3 +190,15 @@ def test_fifty_repetitions_hold_no_memory(method):
     for _ in range(50):
         maps_of(model, method)
     assert live_tensors() == before
+
+
+def test_threads_wait_for_each_other():
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = in_training()
+    expected, before = maps_of(Net().eval(), "lrp"), state(model)
+    before.pop("rng")  # Every thread draws; how they take turns is nobody's business.
+    with ThreadPoolExecutor(3) as pool:
+        for maps in pool.map(lambda _: maps_of(model, "lrp"), range(12)):
+            torch.testing.assert_close(maps, expected)
+    assert_same(before, state(model))

@@ -93,14 +93,19 @@ def test_maps_depend_on_the_weights_of_the_head_and_guided_backprop_hardly(train
     for layer in (scrambled.f2, scrambled.f1):
         layer.reset_parameters()
     labels = model(tests).argmax(1, keepdim=True)
+    dependent = ("hirescam", "gradcam", "respondcam", "relevancecam")
+    asked = {name: {"method": name} for name in (*dependent, "guided_backprop")}
+    asked["official code"] = {"method": "relevancecam", "contrast": "official-code"}
     alike = {}
-    for method in ("hirescam", "gradcam", "respondcam", "relevancecam", "guided_backprop"):
-        pair = [ct.explain(m, tests, method, "p2", labels=labels).flatten(1) for m in (model, scrambled)]
-        pair = [p.abs() for p in pair] if method == "guided_backprop" else pair
-        alike[method] = sum(spearmanr(a, b).statistic for a, b in zip(*pair, strict=True)) / len(tests)
-    for method in ("hirescam", "gradcam", "respondcam", "relevancecam"):
-        assert abs(alike[method]) < 0.7, alike
-        assert abs(alike[method]) < alike["guided_backprop"], alike
+    for name, how in asked.items():
+        pair = [ct.explain(m, tests, layer="p2", labels=labels, **how).flatten(1) for m in (model, scrambled)]
+        pair = [p.abs() for p in pair] if name == "guided_backprop" else pair
+        alike[name] = sum(spearmanr(a, b).statistic for a, b in zip(*pair, strict=True)) / len(tests)
+    for name in dependent:
+        assert abs(alike[name]) < 0.7, alike
+        assert abs(alike[name]) < alike["guided_backprop"], alike
+    # With few labels the official contrast leaves the map that no label and no head has a part in.
+    assert alike["official code"] > 0.9, alike
 
 
 def test_counterfactual_and_grad_cam_are_disjoint_halves_of_one_map(trained):
@@ -125,15 +130,3 @@ def test_how_much_contrast_makes_relevance_cam_tell_classes_apart(trained):
     assert alike("official-code") > 0.9
     assert alike("others") < 0.2
     torch.testing.assert_close(alike("paper"), alike("others"), rtol=1e-3, atol=1e-3)
-
-
-def test_the_channel_weights_of_relevance_cam_move_smoothly(trained):
-    """On 50 steps between two scans, at a layer with a nonlinear head behind it."""
-    model, tests = trained
-    line = torch.stack([tests[0] + t * (tests[4] - tests[0]) for t in torch.linspace(0, 1, 50)])
-
-    def roughness(method, **options):
-        weights = ct.channel_weights(model, line, method, "p1", labels=[0], **options)[:, 0]
-        return weights.diff(dim=0).norm(dim=1).sum() / weights.norm(dim=1).mean()
-
-    assert roughness("relevancecam", contrast="none") < roughness("gradcam")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import camtrain as ct
-from camtrain.cam.relevance import CONTRASTS, start_vector
+from camtrain.cam.relevance_start import CONTRASTS, start_vector
 
 B, L = 2, 5
 

@@ -60,6 +60,12 @@ def test_vit_tokens(method):
     assert maps.abs().amax(dim=(2, 3, 4)).min() > 0
 
 
+def test_patch_tokens_of_the_last_block_reach_no_logit():
+    """What the documentation says: only the class token is read, so an earlier block must be taken."""
+    maps = ct.explain(vit(), image(16, 24, 32), layer="blocks.1", logits=lambda y: y[0], reshape=cells)
+    assert (maps == 0).all()
+
+
 def test_vit_hirescam_by_hand():
     model, x, kept = vit(), image(16, 24, 32), {}
     handle = model.blocks[0].register_forward_hook(lambda m, i, o: kept.update(a=o))

@@ -330,9 +330,59 @@ def test_options_of_a_method_and_several_layers(trained, run, tmp_path):
     assert sums["paper"] != sums["others"]
 
 
+def test_rest_is_told_only_where_maps_add_up(trained, run, tmp_path):
+    arguments = ["--ckpt_path", trained.checkpoint, "--image", scan(trained), "--labels", "nodule"]
+
+    def said(name, *words):
+        result = run("explain", *arguments, "--out", tmp_path / name, *words)
+        assert result.code == 0, result.err
+        scores = json.loads((tmp_path / name / "scores.json").read_text())
+        return scores["layer"], scores["labels"]["nodule"]
+
+    for method in ("hirescam", "respondcam", "xgradcam", "lrp"):
+        layer, row = said(method, "--method", method)
+        assert layer == "net.relu"
+        assert row["rest"] == pytest.approx(row["logit"] - row["map_sum"])
+    assert said("none", "--method", "lrp", "--option", "contrast=none")[1]["rest"] is not None
+    assert said("contrast", "--method", "lrp", "--option", "contrast=others")[1]["rest"] is None
+    for method in ("gradcam", "gradcam++", "layercam", "scorecam", "relevancecam"):
+        assert said(f"not {method}", "--method", method)[1]["rest"] is None
+    layer, row = said("two", "--layer", " features.3 , net.relu ")
+    assert (layer, row["rest"]) == ("net.features.3,net.relu", None)
+    assert said("input", "--layer", "input")[0] == "input"
+
+
+def test_several_layers_are_their_mean(trained, run, tmp_path):
+    result = run(
+        *("explain", "--ckpt_path", trained.checkpoint, "--image", scan(trained), "--out", tmp_path / "maps"),
+        *("--layer", "features.3,relu", "--labels", "nodule"),
+    )
+    assert result.code == 0, result.err
+    said = json.loads((tmp_path / "maps" / "scores.json").read_text())
+    model = LitClassifier.load_from_checkpoint(trained.checkpoint).eval()
+    data = PhantomDataModule(labels=["effusion", "nodule"], cases=4, test_cases=1, size=(24, 18, 30))
+    image = next(iter(data.test_dataloader()[0]))["image"]
+    maps = ct.explain(model, image, layer=["features.3", "relu"], labels=[1], fuse="mean")
+    assert said["grid"] == list(maps.shape[2:])
+    assert said["labels"]["nodule"]["map_sum"] == pytest.approx(float(maps.sum()), abs=2e-3)
+
+
+@pytest.mark.parametrize("words", ["", "relu,,features.3", " , ", "relu,"])
+def test_empty_layer_names(trained, refused, tmp_path, words):
+    arguments = ["--ckpt_path", trained.checkpoint, "--image", scan(trained), "--out", tmp_path / "maps"]
+    assert "--layer expects names separated by commas" in refused("explain", *arguments, "--layer", words)
+
+
 @pytest.mark.parametrize(
     ("option", "says"),
-    [("contrast", "NAME=VALUE"), ("contrast=papr", "paper"), ("contrst=paper", "contrast"), ("box=[0", "YAML")],
+    [
+        ("contrast", "NAME=VALUE"),
+        ("contrast=papr", "paper"),
+        ("contrst=paper", "contrast"),
+        ("box=[0", "YAML"),
+        ("box", "'box=[0, 1]'"),
+        ("box=[0", "'box=[0, 1]'"),
+    ],
 )
 def test_wrong_options_of_a_method(trained, refused, tmp_path, option, says):
     arguments = ["--ckpt_path", trained.checkpoint, "--image", scan(trained), "--out", tmp_path / "maps"]

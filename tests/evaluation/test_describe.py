@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -67,7 +68,7 @@ def test_one_case_in_words():
     assert anna.bias_share == pytest.approx(0.5 / 17.5)
     assert anna.probability == pytest.approx(1 / (1 + math.exp(-17.5)))
     assert str(anna) == (
-        "anna: nodule 1.00 (logit +17.50): +11 cells in no organ, +3 lung, +3 heart, 3 % bias. "
+        "anna: nodule 1.00 (logit +17.50): +11 cells in no organ, +3 lung, +3 heart, 3 % bias (+0.5). "
         "An account of cells at '1': a cell may have seen more than the organ it lies in."
     )
     assert anna.channels == ()
@@ -88,6 +89,43 @@ def test_which_labels_are_told():
     model[3].bias.data -= 100
     assert told() == [("anna", "nodule"), ("bert", "nodule")]
     assert told(label=torch.tensor([1, 0])) == [("anna", "stent"), ("bert", "nodule")]  # class indices
+
+
+def test_labels_are_read_as_explain_reads_them():
+    model, batch = by_hand()
+
+    def told(labels):
+        return sorted({d.label for d in describe(model, batch, TABLE, "1", labels=labels)})
+
+    for mask in ([False, True], torch.tensor([False, True]), np.array([False, True]), [np.False_, np.True_]):
+        assert told(mask) == ["stent"]
+    assert told([True, True]) == ["nodule", "stent"]
+    assert told([False, False]) == told([]) == []
+    for one in ("stent", 1, np.int64(1), torch.tensor(1), [torch.tensor(1)], torch.tensor([1])):
+        assert told(one) == ["stent"]
+    (mean,) = describe(model, [batch | {"label": torch.ones(2, 2)}], TABLE, "1", labels="stent", progress=False)
+    assert (mean.label, mean.n) == ("stent", 2)
+    for wrong, words in (
+        ([True], "one bool for each of the 2 labels"),
+        ([True, 1], "one bool for each of the 2 labels"),
+        (torch.ones(2, 2) == 1, "expects columns, names or a bool mask"),
+        (0.5, "expects columns, names or a bool mask"),
+        (True, "expects columns, names or a bool mask"),
+        ({0, 1}, "expects columns, names or a bool mask"),
+        ([0.5], "expects columns, names or a bool mask"),
+        ("stend", "labels= names 'stend', which is none of the labels; nearest: stent"),
+    ):
+        with pytest.raises(ct.InputError, match=words):
+            told(wrong)
+
+
+def test_signed_parts_and_bias_of_the_sentence_add_up_to_the_logit():
+    model, batch = by_hand()
+    model[3].bias.data.copy_(torch.tensor([-7.0, 0.0]))
+    text = str(describe(model, batch, TABLE, "1", labels=[0])[0])
+    assert "29 % bias (-7)." in text
+    logit, *parts = (float(number) for number in re.findall(r"[+-][\d.]+", text))
+    assert sum(parts) == pytest.approx(logit)
 
 
 def test_names_come_from_the_user_the_model_or_the_table():
@@ -266,7 +304,9 @@ def test_the_phantom_in_words(capfd):
         assert re.match(
             r"val-0000\d: (nodule|effusion) 0\.\d\d \(logit [+-]\d\.\d\d\): [+-][\d.e-]+ cells in \w+", text
         )
-        assert re.search(r", \d+ % bias\. An account of cells at 'relu': a cell may have seen more", text)
+        assert re.search(
+            r", \d+ % bias \([+-][\d.e-]+\)\. An account of cells at 'relu': a cell may have seen more", text
+        )
         assert re.search(r"\n(for|against): ch \d+ \(.+, IoU 0\.\d\d\) [+-]", text)
     describe(model, data.train_dataloader(), data.table)
     assert capfd.readouterr().out == ""
@@ -362,6 +402,17 @@ def test_bad_input_is_told():
     for wrong in (batch["image"], 3):
         with pytest.raises(ct.InputError, match=r"a batch .* or an iterable of batches"):
             describe(model, wrong, TABLE, "1")
+    for several in (["0", "1"], ["1"]):
+        with pytest.raises(ct.InputError, match="layer= expects one layer, got a list"):
+            describe(model, batch, TABLE, several)
+    for top in (-1, 2.5):
+        with pytest.raises(ct.InputError, match="top= expects how many channels to tell, 0 or more"):
+            describe(model, batch, TABLE, "1", channels=names, top=top)
+    nobody = {"image": batch["image"][:0], "organs": batch["organs"][:0]}
+    with pytest.raises(ct.InputError, match="batch is empty"):
+        describe(model, nobody, TABLE, "1")
+    with pytest.raises(ct.InputError, match="batch is empty"):
+        describe(model, [nobody | {"label": torch.ones(0, 2)}], TABLE, "1", progress=False)
     with pytest.raises(ct.InputError, match="no image"):
         describe(model, {"organs": batch["organs"]}, TABLE, "1")
     with pytest.raises(ct.InputError, match="those of the batch that was accounted"):
@@ -397,3 +448,29 @@ def test_describing_leaves_the_model_and_torch_as_they_were():
     assert model.training
     assert torch.equal(before, torch.get_rng_state())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_reasons_of_a_loader_do_not_grow_with_it():
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.act, self.fc, self.around = nn.Conv3d(1, 3, 3), nn.ReLU(), nn.Linear(3, 2), nn.Linear(1, 2)
+
+        def forward(self, image):
+            features = self.act(self.conv(image)).mean(dim=(2, 3, 4))
+            return self.fc(features) + self.around(image.mean(dim=(2, 3, 4)))
+
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        {
+            "image": torch.rand(1, 1, 5, 6, 7, generator=generator),
+            "label": torch.ones(1, 2),
+            "organs": torch.ones(1, 1, 5, 6, 7, dtype=torch.long),
+        }
+        for _ in range(6)
+    ]
+    table = {"organs": {"lung": 1}, "labels": {"a": ["lung"], "b": ["lung"]}}
+    for told in ct.describe(Skip().eval(), batches, ct.OrganTable.load(table), layer="act", progress=False):
+        assert not told.valid
+        assert len(told.why) == 1
