@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from camtrain._errors import InputError
-from camtrain.cam.answering import read_options
+from camtrain.cam.asked import Asked, read_asked
 from camtrain.cam.engine import Reshape
 from camtrain.cam.fusing import fused
-from camtrain.cam.method_table import Method, find_method, methods
+from camtrain.cam.method_table import methods
 from camtrain.cam.several import maps_of_layers
 from camtrain.cam.watch import ModuleWatch
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One attention method with its options.
-
-    Attributes:
-        row: Of the method table.
-        options: By name.
-    """
-
-    row: Method
-    options: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Of the method."""
-        return self.row.name
-
-    @property
-    def paid(self) -> bool:
-        """Does it need forwards of its own, beyond the user's?"""
-        return self.row.family != "gradient"
 
 
 def read_methods(given: Sequence[str | Mapping[str, Any]]) -> list[Asked]:
@@ -53,9 +29,7 @@ def read_methods(given: Sequence[str | Mapping[str, Any]]) -> list[Asked]:
         >>> [each.name for each in read_methods(["hirescam", {"name": "scorecam", "channels": 16}])]
         ['hirescam', 'scorecam']
     """
-    if not given or isinstance(given, str | Mapping):
-        raise InputError(f"methods= expects a list such as ['hirescam'], got {given!r}")
-    asked = [_read(each) for each in given]
+    asked = read_asked(given)
     names = [each.name for each in asked]
     for name in names:
         if names.count(name) > 1:
@@ -67,22 +41,6 @@ def read_methods(given: Sequence[str | Mapping[str, Any]]) -> list[Asked]:
             f"forwards of its own and is scored only where pictures are drawn: put one of {free} first"
         )
     return asked
-
-
-def _read(given: str | Mapping[str, Any]) -> Asked:
-    options: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"name": given}
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise InputError(
-            "an entry of methods= is a name, or a dict with the key 'name' and options of that method, "
-            f"such as {{'name': 'scorecam', 'channels': 16}}; got {given!r}"
-        )
-    row = find_method(name)
-    if row.family == "perturbation":
-        # A bar of its own would run into that of the Trainer.
-        options.setdefault("progress", False)
-    read_options(row, options)
-    return Asked(row, options)
 
 
 def maps_of_methods(

@@ -8,9 +8,9 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
 from camtrain.callbacks._context import tell_once
+from camtrain.cam.call import Call
 from camtrain.cam.layer_lookup import find_layer, plain_name
 from camtrain.cam.layer_table import SEEN_SHARE_LIMIT, seen_share
-from camtrain.cam.rerun import Call
 
 
 def tell_seen_share(trainer: Any, name: str, entry: nn.Module | None, inputs: Any) -> None:

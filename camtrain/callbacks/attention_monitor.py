@@ -15,12 +15,13 @@ from camtrain._errors import InputError
 from camtrain._lightning import Callback
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
-from camtrain.callbacks._methods import Asked, maps_of_methods, read_methods
+from camtrain.callbacks._methods import maps_of_methods, read_methods
 from camtrain.callbacks._panel import Panel
 from camtrain.callbacks._publish import Publisher
 from camtrain.callbacks._scores import Score, ScoreBook
 from camtrain.callbacks._splits import is_repeat, loader_of, split_name
 from camtrain.callbacks._steps import WrappedStep, batch_of
+from camtrain.cam.asked import Asked
 from camtrain.cam.engine import Reshape
 from camtrain.cam.watch import LogitsFrom, ModuleWatch
 
@@ -38,8 +39,9 @@ class AttentionMonitor(Callback):
     that what cannot work shows before an epoch is spent. Their keys are new in those epochs only: no `monitor=`.
 
     Logged every epoch (usable as `monitor=`): `<split>/<score>` as mean over labels and `<split>/<score>/<label>`, for
-    the scores auroc, organ_iou, energy_inside, pointing_game, mask_iou, empty_map_rate, with `organ_iou_micro` (the
-    paper's mean over cases and labels) and `energy_inside_chance`; methods after the first as
+    the scores auroc, organ_iou, energy_inside, pointing_game, mask_iou, relevance_rank, empty_map_rate,
+    class_sensitivity (among the present labels of a case), sum_to_score_l1 and bias_share (of a single layer), with
+    `organ_iou_micro` (the paper's mean over cases and labels) and `energy_inside_chance`; methods after the first as
     `<split>/<score>@<method>`. OrganIoU thresholds are chosen on validation every epoch (of paid methods: whenever they
     are scored) and frozen for test; a checkpoint carries those of its epoch. Undefined scores are left out.
 
@@ -49,7 +51,7 @@ class AttentionMonitor(Callback):
     Args:
         layer: Tapped layer: dotted name, module, or None for the last feature map; or a list of them.
         table: `OrganTable`, path, shipped name, mapping with the sections of the YAML, or None for the data module's;
-            without any, only AUROC and pictures.
+            without any, only pictures and the scores that need no organs.
         methods: Attention methods, by name or as a dict of `name` and options (`{"name": "scorecam", "channels": 16}`).
             The first has the plain keys, and must be of the gradient family. A method whose maps are on another grid
             (guided: the image's) is compared with the regions on that grid.
@@ -283,7 +285,8 @@ class AttentionMonitor(Callback):
             which = "" if len(missing) == len(self._due) else f" of {', '.join(missing)}"
             ran = "no validation has run" if not which else "no validation has scored them"
             rank_zero_warn(f"camtrain: {ran}, so OrganIoU thresholds{which} are chosen on {split!r} itself")
-        return ScoreBook(names, self.methods, self.context.has_table, device, frozen)
+        one_layer = not isinstance(self.layer, list | tuple)
+        return ScoreBook(names, self.methods, self.context.has_table, device, frozen, one_layer)
 
     def _panel(self, split: str) -> Panel:
         if split not in self.panels:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camtrain._errors import InputError
+from camtrain.cam.call import Call
 
 _reading = threading.local()
 
@@ -138,23 +139,16 @@ class InputCapture:
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if level() != self._level:
             return None
-        given = next((v for v in (*args, *kwargs.values()) if _is_image(v)), None)
-        if given is None:
+        call = Call.of(module, args, kwargs)
+        if call is None or not call.direct:
             raise InputError(
                 f"layer='input' needs a model that takes the image as a floating tensor (B, C, *S), and "
                 f"{type(module).__name__} was called without one: name a layer instead"
             )
         repeated = recomputing()
         with torch.enable_grad():
+            given = call.given
             kept = given if given.requires_grad else given.detach().clone().requires_grad_()
             if not repeated:
                 self.outputs.append(kept)
-            image = kept.clone()
-        return (
-            tuple(image if a is given else a for a in args),
-            {key: image if value is given else value for key, value in kwargs.items()},
-        )
-
-
-def _is_image(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim >= 3 and value.is_floating_point()
+            return call.arguments(kept.clone())

@@ -2,88 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from camtrain._errors import InputError
 from camtrain.cam.answering import answer
+from camtrain.cam.call import Call
 from camtrain.cam.engine import Reshape
 from camtrain.cam.logits import PickLogits, pick_logits
 from camtrain.cam.method_table import Method
 from camtrain.cam.question import Question, WantedLayer, asking, image_only
-
-
-@dataclass(frozen=True)
-class Call:
-    """A module and what it was called with.
-
-    Attributes:
-        entry: The module.
-        leaves: Its arguments, laid flat.
-        spec: How they were nested.
-        at: Which of them is the image.
-    """
-
-    entry: nn.Module
-    leaves: tuple[Any, ...]
-    spec: TreeSpec
-    at: int
-
-    @staticmethod
-    def of(entry: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
-        """The image is the first floating tensor (B, C, *S), wherever it is nested; None where there is none.
-
-        Example:
-            >>> call = Call.of(nn.Identity(), ({"age": torch.ones(2), "image": torch.zeros(2, 1, 4)},), {})
-            >>> call.image.shape, call.rows([1])(torch.ones(1, 1, 4))["age"]
-            (torch.Size([2, 1, 4]), tensor([1.]))
-        """
-        leaves, spec = tree_flatten((args, dict(kwargs)))
-        found = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim >= 3 and x.is_floating_point()]
-        return Call(entry, tuple(leaves), spec, found[0]) if found else None
-
-    @property
-    def image(self) -> Tensor:
-        """(B, C, *S), plain, without a graph."""
-        image: Tensor = self.leaves[self.at]
-        return image.detach().as_subclass(Tensor)
-
-    @property
-    def image_alone(self) -> bool:
-        """Is the image the only argument, by position?"""
-        args, kwargs = tree_unflatten(list(self.leaves), self.spec)
-        return len(args) == 1 and not kwargs and args[0] is self.leaves[self.at]
-
-    @property
-    def divisible(self) -> bool:
-        """Can some samples be left out for sure? Of a tensor or a list beside the image it cannot be told."""
-        others = (x for i, x in enumerate(self.leaves) if i != self.at)
-        return all(x is None or isinstance(x, bool | int | float) for x in others)
-
-    def rows(self, rows: Sequence[int]) -> Call:
-        """The same call with these samples only."""
-        leaves = tuple(x[list(rows)] if self._per_sample(x) else x for x in self.leaves)
-        return replace(self, leaves=leaves)
-
-    def arguments(self, image: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with another image of as many samples."""
-        leaves = [image if i == self.at else x for i, x in enumerate(self.leaves)]
-        args, kwargs = tree_unflatten(leaves, self.spec)
-        return args, kwargs
-
-    def __call__(self, image: Tensor) -> Any:
-        """Call the module with another image."""
-        args, kwargs = self.arguments(image)
-        return self.entry(*args, **kwargs)
-
-    def _per_sample(self, x: Any) -> bool:
-        return isinstance(x, Tensor) and x.ndim > 0 and len(x) == len(self.leaves[self.at])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, cast, overload
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from camtrain._errors import InputError
+from camtrain.cam.call import Call
 from camtrain.cam.capture import InputCapture, LayerCapture, eager, level, recomputing
 from camtrain.cam.engine import Reshape, gradients_on, spatial
 from camtrain.cam.fusing import fused
@@ -233,8 +233,13 @@ class LayerTap(Generic[Maps]):
         """Find the layer that None stands for; only a call of the model itself shows it."""
         self._probing = True
         try:
-            run = as_called(self.model, args, kwargs)
-            name, module = default_layer(self.model, first_image(args, kwargs), run)
+            call = Call.of(self.model, args, kwargs, integer=True)
+            if call is None:
+                raise InputError(
+                    "layer=None needs a model that takes the image as a tensor (B, C, *S): name the layer with layer="
+                )
+            one = call.rows([0])
+            name, module = default_layer(self.model, one.given, one)
             refuse_repeats([*find_layers(self.model, self._wanted), (name, module)])
             self._attach(self._captures.index(None), name, module)
         finally:
@@ -263,36 +268,3 @@ def chosen_call(outputs: list[Tensor], call: int | None, name: str | None) -> Te
         return outputs[call or 0]
     except IndexError:
         raise InputError(f"call={call} but layer {name!r} ran {len(outputs)} time(s) in this forward") from None
-
-
-def find_image(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The first argument of a forward that looks like an image (B, C, *S)."""
-    images = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim >= 3)
-    return next(images, None)
-
-
-def first_image(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The first argument of a forward that looks like an image (B, C, *S).
-
-    Raises:
-        InputError: There is none.
-    """
-    image = find_image(args, kwargs)
-    if image is not None:
-        return image
-    raise InputError("layer=None needs a model that takes the image as a tensor (B, C, *S): name the layer with layer=")
-
-
-def as_called(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], object]:
-    """Call the model as the user did, with the image replaced by that of fewer samples."""
-    image = first_image(args, kwargs)
-
-    def run(first: Tensor) -> object:
-        def swap(value: Any) -> Any:
-            if value is image:
-                return first
-            return value[: len(first)] if isinstance(value, Tensor) and value.shape[:1] == image.shape[:1] else value
-
-        return model(*(swap(a) for a in args), **{key: swap(value) for key, value in kwargs.items()})
-
-    return run

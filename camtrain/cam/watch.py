@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from camtrain._errors import InputError
+from camtrain.cam.call import Call
 from camtrain.cam.capture import LayerCapture, eager, level, recomputing
 from camtrain.cam.layer_lookup import LayerSpec, around, find_layer, plain_name
 from camtrain.cam.logits import PickLogits, find_logits, pick_logits
 from camtrain.cam.question import WantedLayer
-from camtrain.cam.rerun import Call, Rerun
+from camtrain.cam.rerun import Rerun
 from camtrain.cam.several import Layers, find_layers, key_of, listed, unreached
-from camtrain.cam.tap import chosen_call, find_image
+from camtrain.cam.tap import chosen_call
 
 LogitsFrom = str | PickLogits | None
 
@@ -210,8 +211,10 @@ class ModuleWatch:
 
     def _batch(self, source: Tensor) -> int:
         """B: the layer itself may work on slices, (B * N, K, *S)."""
-        image = None if self.inputs is None or len(self._captures[0].outputs) > 1 else find_image(*self.inputs)
-        return len(source if image is None else image)
+        alone = len(self._captures[0].outputs) == 1
+        last = self._entered[-1] if alone and self._entered else None
+        call = None if last is None else Call.of(last.module, last.args, last.kwargs, integer=True)
+        return len(call.given if call is not None and call.direct else source)
 
     def _given(self, module: nn.Module) -> Any:
         """What a module gave in the run that counts; None if it did not run."""

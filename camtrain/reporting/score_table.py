@@ -83,15 +83,7 @@ def score_table(
         >>> Console(width=60).print(score_table({"auroc": {"nodule": 0.91, "effusion": 0.83}}))  # doctest: +SKIP
     """
     labels, note = _shown(scores, sort, worst, full)
-    table = Table(
-        title=title or None,
-        caption=note or None,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("label", no_wrap=True)
+    table = _empty_table(title, note)
     for measure in scores:
         table.add_column(measure, justify="right")
     for label in labels:
@@ -138,15 +130,7 @@ def comparison_table(
         raise InputError(f"the two runs have no measure in common: {', '.join(before)} and {', '.join(after)}")
     lower = set(lower_is_better)
     labels, note = _shown({m: after[m] for m in measures}, sort, worst, full)
-    table = Table(
-        title=title or None,
-        caption=note or None,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("label", no_wrap=True)
+    table = _empty_table(title, note)
     for measure in measures:
         for head in (f"{measure}\n{titles[0]}", f"\n{titles[1]}", "\ndiff"):
             table.add_column(head, justify="right", min_width=max(map(len, head.split())))
@@ -222,6 +206,20 @@ def rows_as_markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> s
     head = "|---|" + "---:|" * (len(columns) - 1)
     lines = ["| " + " | ".join(map(cell, line)) + " |" for line in ([*columns], *rows)]
     return "\n".join([lines[0], head, *lines[1:]])
+
+
+def _empty_table(title: str, note: str) -> Table:
+    """The look of both tables, and the column of labels."""
+    table = Table(
+        title=title or None,
+        caption=note or None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("label", no_wrap=True)
+    return table
 
 
 def _shown(scores: Scores, sort: str | None, worst: int, full: str) -> tuple[list[str], str]:

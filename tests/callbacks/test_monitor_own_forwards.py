@@ -323,9 +323,10 @@ def test_half_precision_weights_and_a_second_argument(kit, tmp_path):
             pooled = self.relu(self.conv(image)).mean(dim=(2, 3, 4))
             return self.fc(torch.cat([pooled, age[:, None]], dim=1))
 
+    from camtrain.cam.call import Call
     from camtrain.cam.method_table import find_method
     from camtrain.cam.question import WantedLayer
-    from camtrain.cam.rerun import Call, Rerun
+    from camtrain.cam.rerun import Rerun
 
     net = WithAge().bfloat16().eval()
     image, age = torch.rand(2, 1, 5, 6, 7).bfloat16(), torch.rand(2).bfloat16()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import camtrain as ct
+from camtrain.callbacks._figures import Figures
 from camtrain.metrics import energy_inside, organ_iou
 
 BOTH = ["features.3", "features.1"]
@@ -86,6 +87,23 @@ def test_figures_of_several_layers(kit, tmp_path):
     every = fit(kit, tmp_path, kit.make_lit(kit.make_net()), callback(kit), cases=cases).callback_metrics
     wanted = {"unknown_labels": 1, "cases_without_organs": 1, "labels_without_region": 1}
     assert {key: every[f"train/{key}"].item() for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("order", [("fine", "coarse"), ("coarse", "fine")])
+def test_labels_without_region_are_those_of_the_layer_that_lost_most(order):
+    loss, label, without = ct.OrganMaskLoss(), torch.tensor([[1.0, 1.0, 1.0, 0.0]]), {"fine": 1, "coarse": 2}
+    parts = {}
+    for layer in order:
+        cells = {"fine": (4, 6), "coarse": (2, 3)}[layer]
+        allowed = torch.ones(1, 4, *cells, dtype=torch.bool)
+        allowed[..., 0] = False
+        allowed[:, : without[layer]] = False
+        parts[layer] = loss.parts(torch.rand(1, 4, *cells), allowed, label)
+        assert parts[layer].labels_without_region == without[layer]
+    figures = Figures(torch.device("cpu"))
+    for _ in range(3):
+        figures.update(parts)
+    assert figures.compute()["labels_without_region"] == 3 * 2
 
 
 def test_none_among_the_layers_and_layers_as_modules(kit, tmp_path):

@@ -8,7 +8,6 @@ from torch import nn
 
 import camtrain as ct
 from camtrain.cam.method_table import find_method
-from camtrain.cam.rerun import Call
 from camtrain.cam.watch import ModuleWatch
 
 B, L = 3, 4
@@ -174,10 +173,6 @@ def test_samples_without_a_label_are_left_out_where_they_can_be(extra, sizes):
     assert seen == sizes
     wanted = ct.explain(module, image() * (2.0 if sizes == [3, 2] and extra else 1.0), "lrp", "body", labels=PRESENT)
     torch.testing.assert_close(found, wanted, equal_nan=True)
-
-
-def test_calls_without_an_image_are_none():
-    assert Call.of(nn.Identity(), (torch.zeros(3, 2), "text"), {"ids": torch.zeros(3, 1, 2, dtype=torch.long)}) is None
 
 
 def test_a_failing_method_leaves_no_hook(monkeypatch):

@@ -252,6 +252,11 @@ def test_neuron_importance_with_and_without_the_class():
     # At the convolution, cells that are 0 have gradient 0: anna has weights 1 2 3 5 6, the third case 4; bert 2 4.
     assert below.importance.tolist() == pytest.approx([(17 + 4) / 12])
     assert below.importance_absent.tolist() == pytest.approx([1.0])
+    # The case without organs counts on neither side: absent, it would add the mean weight 3.5.
+    batches[1]["label"][1, 0] = 0.0
+    (nodule, _) = describe(model, batches, TABLE, "0", progress=False)
+    assert nodule.importance_absent.tolist() == pytest.approx([1.0])
+    assert nodule.left_out["without organs"] == 0
 
 
 def test_the_default_layer_is_looked_up_once_also_where_its_module_is_shared():

@@ -134,7 +134,11 @@ def test_guided_gradcam_is_enlarged_linearly():
 
 
 def test_a_model_in_training_is_left_alone_and_explained_in_eval_mode():
-    """captum runs the model in the mode it finds: dropout stays on and BatchNorm statistics move."""
+    """captum and torchcam run the model in the mode they find: dropout stays on and BatchNorm statistics move.
+
+    grad-cam and MONAI overwrite every gradient; grad-cam leaves the model in eval mode, MONAI puts a frozen BatchNorm
+    back to train, flips in-place flags and leaves its hooks behind.
+    """
     model, x = inplace_net(), image()
     expected = truth(model, "relu2", x, "hirescam")
     in_training(model, x)

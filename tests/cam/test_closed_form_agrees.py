@@ -1,10 +1,9 @@
-"""The same numbers by other roads: captum, the closed form against autograd, on MONAI nets."""
+"""The closed form and autograd give the same maps and parameter gradients, on MONAI nets; identities of pool heads."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from captum.attr import LayerGradCam, LayerGradientXActivation
 from monai.networks.nets import DenseNet, DenseNet121, ResNet
 from torch import nn
 
@@ -56,23 +55,7 @@ def image(*grid):
     return torch.randn(B, 1, *grid)
 
 
-NETS = {"resnet": (resnet, "layer4"), "resnet, early": (resnet, "layer2"), "densenet": (densenet, "class_layers.relu")}
-
-
-@pytest.mark.parametrize("rank", [2, 3])
-@pytest.mark.parametrize("name", NETS)
-def test_equals_captum(name, rank):
-    make, layer = NETS[name]
-    model = make(rank)
-    x = image(*(34, 48, 66)[:rank])
-    module = model.get_submodule(layer)
-    ours = {m: ct.explain(model, x, m, layer) for m in ("gradcam", "hirescam")}
-    assert ours["hirescam"].shape[0:2] == (B, L)
-    for label in range(L):
-        theirs = LayerGradCam(model, module).attribute(x, target=label).detach()[:, 0]
-        torch.testing.assert_close(ours["gradcam"][:, label], theirs, rtol=1e-5, atol=1e-7)
-        product = LayerGradientXActivation(model, module).attribute(x, target=label).detach().sum(dim=1)
-        torch.testing.assert_close(ours["hirescam"][:, label], product, rtol=1e-5, atol=1e-7)
+NETS = {"resnet": (resnet, "layer4"), "densenet": (densenet, "class_layers.relu")}
 
 
 def compare_with_autograd(model, layer, x, methods):
@@ -116,14 +99,13 @@ def count_passes(call):
     return grad.call_count
 
 
-ALL = ["hirescam", "gradcam", "gradcam++", "layercam", "respondcam", "cam"]
+METHODS = ["hirescam", "gradcam", "gradcam++", "layercam", "respondcam"]
 
 
-@pytest.mark.parametrize("name", ["resnet", "densenet"])
+@pytest.mark.parametrize("name", NETS)
 def test_closed_form_equals_autograd_in_maps_and_parameter_gradients(name):
     make, layer = NETS[name]
-    methods = [m for m in ALL if m != "cam"]
-    compare_with_autograd(make(), layer, image(33, 48, 66), methods)
+    compare_with_autograd(make(), layer, image(33, 48, 66), METHODS)
 
 
 @pytest.mark.slow
