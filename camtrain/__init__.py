@@ -16,6 +16,8 @@ _PUBLIC = {
     "explain": "camtrain.cam.explaining",
     "account": "camtrain.cam.account",
     "describe": "camtrain.evaluation.describing",
+    "evaluate": "camtrain.evaluation.evaluating",
+    "sanity_check": "camtrain.evaluation.sanity",
     "channel_weights": "camtrain.cam.channel_weights",
     "methods": "camtrain.cam.method_table",
     "layers": "camtrain.cam.layer_table",
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from camtrain.cam.method_table import methods as methods
     from camtrain.cam.tap import LayerTap as LayerTap
     from camtrain.evaluation.describing import describe as describe
+    from camtrain.evaluation.evaluating import evaluate as evaluate
+    from camtrain.evaluation.sanity import sanity_check as sanity_check
     from camtrain.losses.organ_mask import OrganMaskLoss as OrganMaskLoss
 
 

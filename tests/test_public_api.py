@@ -25,9 +25,11 @@ NAMES = [
     "account",
     "channel_weights",
     "describe",
+    "evaluate",
     "explain",
     "layers",
     "methods",
+    "sanity_check",
 ]
 SIGNATURES = {
     "explain": "model image method layer labels size target logits reshape fuse call options",

@@ -9,16 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camtrain.metrics import EmptyMapRate, EnergyInside, LabelAUROC, MaskIoU, OrganIoU, PointingGame
+from camtrain.metrics import (
+    ClassSensitivity,
+    EmptyMapRate,
+    EnergyInside,
+    LabelAUROC,
+    MaskIoU,
+    OrganIoU,
+    PointingGame,
+    RelevanceRank,
+    SumToScore,
+)
 
-# Measure -> is more better? For tables and for whoever sets `monitor=`.
-MEASURES = {
+# Measure -> is more better? None: neither. For tables and for whoever sets `monitor=`.
+MEASURES: dict[str, bool | None] = {
     "auroc": True,
     "organ_iou": True,
     "energy_inside": True,
     "pointing_game": True,
     "mask_iou": True,
+    "relevance_rank": True,
     "empty_map_rate": False,
+    "class_sensitivity": False,
+    "sum_to_score_l1": False,
+    "bias_share": None,
 }
 
 
@@ -67,6 +81,7 @@ class ScoreBook:
         with_organs: Is there anatomy to compare maps with?
         device: Where the states live.
         thresholds: Method -> (L,) OrganIoU thresholds frozen on validation; None sweeps and takes the best.
+        with_sums: Are maps those of a single layer, so that their sums can be compared with logits?
     """
 
     def __init__(
@@ -76,6 +91,7 @@ class ScoreBook:
         with_organs: bool,
         device: torch.device,
         thresholds: Mapping[str, Tensor] | None = None,
+        with_sums: bool = True,
     ) -> None:
         self.names = list(names)
         self.methods = list(methods)
@@ -89,8 +105,11 @@ class ScoreBook:
                 "energy_inside": EnergyInside(count, average="none").to(device),
                 "pointing_game": PointingGame(count, average="none").to(device),
                 "mask_iou": MaskIoU(count, average="none").to(device),
+                "relevance_rank": RelevanceRank(count, average="none").to(device),
                 "empty_map_rate": EmptyMapRate(count, average="none").to(device),
             }
+        self.alone = {method: ClassSensitivity(count, average="none").to(device) for method in self.methods}
+        self.sums = {method: SumToScore(count).to(device) for method in self.methods if with_sums}
 
     def update(
         self,
@@ -102,15 +121,18 @@ class ScoreBook:
     ) -> None:
         """Count one batch; `maps` and `allowed` by method, each pair on a grid of its own."""
         self.auroc.update(logits, label)
-        if allowed is None:
-            return
-        for method, metrics in self.maps.items():
-            for metric in metrics.values() if method in maps else ():
-                metric.update(maps[method], allowed[method], label, has_organs)
+        for method, each in maps.items():
+            self.alone[method].update(each, label)
+            if method in self.sums:
+                self.sums[method].update(each, logits)
+            if allowed is not None:
+                for metric in self.maps[method].values():
+                    metric.update(each, allowed[method], label, has_organs)
 
     def reset(self) -> None:
         """Begin anew."""
-        for metric in [self.auroc, *(m for metrics in self.maps.values() for m in metrics.values())]:
+        of_maps = [metric for metrics in self.maps.values() for metric in metrics.values()]
+        for metric in [self.auroc, *of_maps, *self.alone.values(), *self.sums.values()]:
             metric.reset()
 
     def thresholds(self, methods: Sequence[str]) -> dict[str, Tensor]:
@@ -120,14 +142,22 @@ class ScoreBook:
     def compute(self, methods: Sequence[str]) -> list[Score]:
         """All defined scores of these methods, in a fixed order (all processes must call it together)."""
         scores = list(self._spread("auroc", None, self.auroc.averaged("none")))
-        for method, metrics in self.maps.items():
-            if method not in methods:
-                continue
-            for measure, metric in metrics.items():
-                scores += self._spread(measure, method, metric.averaged("none"))
-            scores += self._single("organ_iou_micro", method, metrics["organ_iou"].averaged("micro"))
-            scores += self._single("energy_inside_chance", method, metrics["energy_inside"].chance("macro"))
+        for method in self.methods:
+            if method in methods:
+                scores += self._of_method(method)
         return scores
+
+    def _of_method(self, method: str) -> Iterator[Score]:
+        metrics = self.maps.get(method, {})
+        for measure, metric in metrics.items():
+            yield from self._spread(measure, method, metric.averaged("none"))
+        yield from self._spread("class_sensitivity", method, self.alone[method].averaged("none"))
+        if method in self.sums:
+            yield from self._spread("sum_to_score_l1", method, self.sums[method].l1_per_label())
+            yield from self._spread("bias_share", method, self.sums[method].bias_share_per_label())
+        if metrics:
+            yield from self._single("organ_iou_micro", method, metrics["organ_iou"].averaged("micro"))
+            yield from self._single("energy_inside_chance", method, metrics["energy_inside"].chance("macro"))
 
     def _spread(self, measure: str, method: str | None, values: Tensor) -> Iterator[Score]:
         numbers = values.double().cpu()

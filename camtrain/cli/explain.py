@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,13 @@ from camtrain.cli import surroundings
 from camtrain.cli.exits import Parser
 from camtrain.cli.folder import appearing
 
+if TYPE_CHECKING:
+    from camtrain.anatomy.organ_table import OrganTable
+
 _DESCRIPTION = """\
 Attention maps of one scan by a trained model. Model and preprocessing come from the checkpoint. DIR then holds one
-NIfTI file per label in the geometry of the scan (load both in 3D Slicer or ITK-SNAP), montage.png and scores.json."""
+NIfTI file per label in the geometry of the scan (load both in 3D Slicer or ITK-SNAP), montage.png and scores.json. With
+--grid layer the files hold the very cells of the layer, and with --organs the allowed cells beside them."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,14 @@ def explain(args: Sequence[str]) -> None:
     from camtrain.reporting._files import distinct, file_stem
 
     with appearing(options.out, options.overwrite, made_by="camtrain explain") as folder:
-        result, allowed = _explained(options)
-        files = [f"{name}.nii.gz" for name in distinct(file_stem(name) for name in result.names)]
+        result, table = _explained(options)
+        stems = distinct(file_stem(name) for name in result.names)
+        files = [f"{stem}.nii.gz" for stem in stems]
         for name, file, values in zip(result.names, files, result.maps, strict=True):
-            _save(folder / file, values, result.case, f"{options.method} {name}")
-        _save_montage(folder / "montage.png", result, allowed, options)
-        scores = _scores(result, options, files)
+            _save(folder / file, values, result.case, f"{options.method} {name}", options.grid)
+        regions = _save_regions(folder, result, table, stems) if options.grid == "layer" else {}
+        _save_montage(folder / "montage.png", result, _allowed(table, result.names, result.case), options)
+        scores = _scores(result, options, files, regions)
         (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     for name, row in scores["labels"].items():
         sys.stdout.write(f"{name}: p = {row['probability']:.3f}, {Path(options.out) / row['file']}\n")
@@ -75,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--method", default="hirescam", help="see camtrain methods (default: hirescam)")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the method; may be repeated")
     add("--layer", metavar="A[,B]", help="see camtrain layers (default: the last feature map); of several, the mean")
+    add("--grid", choices=("scan", "layer"), default="scan", help="of the files: the scan's, or the layer's own cells")
     add("--organs", metavar="NIFTI", help="organs of the scan: a file, or a folder with one file per organ")
     add("--table", help="organ table, YAML or shipped name (default: that of the training)")
     add("--config", action="append", default=[], metavar="YAML", help="config of the training; may be repeated")
@@ -83,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _explained(options: argparse.Namespace) -> tuple[Explained, dict[str, npt.NDArray[np.bool_]]]:
+def _explained(options: argparse.Namespace) -> tuple[Explained, OrganTable | None]:
     import torch
 
     from camtrain.anatomy.organ_table import OrganTable
@@ -111,9 +118,9 @@ def _explained(options: argparse.Namespace) -> tuple[Explained, dict[str, npt.ND
     each = attention(model, case["image"], options.method, **asked)
     maps = fused(list(each.values()))
     chosen = [names[index] for index in wanted]
-    allowed = _allowed(table, chosen, case) if options.organs and table is not None else {}
     scores = logits[0, wanted].double().numpy()
-    return Explained(chosen, scores, maps[0].float().numpy(), _full(model, each), case), allowed
+    explained = Explained(chosen, scores, maps[0].float().numpy(), _full(model, each), case)
+    return explained, table if options.organs else None
 
 
 def _method_options(given: Sequence[str]) -> dict[str, Any]:
@@ -192,27 +199,42 @@ def _wanted(words: str | None, names: Sequence[str]) -> list[int]:
     return [list(names).index(word) for word in chosen]
 
 
-def _allowed(table: Any, names: Sequence[str], case: Mapping[str, Any]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Region of each label that the table knows, at the network's resolution, for the picture."""
+def _allowed(
+    table: OrganTable | None, names: Sequence[str], case: Mapping[str, Any], size: Sequence[int] | None = None
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Region of each label that the table knows; without `size` at the network's resolution, for the picture."""
     import torch
 
-    known = [name for name in names if name in table.labels]
-    if not known:
+    known = [name for name in names if table is not None and name in table.labels]
+    if table is None or not known:
         return {}
     spacing = torch.linalg.vector_norm(case["affine"][:3, :3], dim=0)[None]
-    regions = table.select(known).allowed(case["organs"], size=None, spacing=spacing)
+    regions = table.select(known).allowed(case["organs"], size=size, spacing=spacing)
     return {name: region.numpy() for name, region in zip(known, regions[0], strict=True)}
 
 
-def _save(path: Path, values: npt.NDArray[np.float32], case: Mapping[str, Any], what: str) -> None:
-    """One map in the geometry of the scan; 0 where the network saw nothing."""
+def _save(path: Path, values: npt.NDArray[Any], case: Mapping[str, Any], what: str, grid: str) -> None:
+    """One map in the geometry of the scan, 0 where the network saw nothing; or on its own cells."""
     from camtrain.reporting import map_affine, resample_to, save_map
 
     if values.ndim != 3:
         raise InputError(f"expected maps with three axes for a scan, got shape {values.shape}: choose another --layer")
-    grid = map_affine(case["affine"].numpy(), case["image"].shape[2:], values.shape)
-    original = case["original_affine"].numpy()
-    save_map(path, resample_to(values, grid, case["original_shape"], original), original, descrip=f"camtrain {what}")
+    affine = map_affine(case["affine"].numpy(), case["image"].shape[2:], values.shape)
+    if grid == "scan":
+        original = case["original_affine"].numpy()
+        values, affine = resample_to(values, affine, case["original_shape"], original), original
+    save_map(path, values, affine, descrip=f"camtrain {what}")
+
+
+def _save_regions(folder: Path, result: Explained, table: OrganTable | None, stems: Sequence[str]) -> dict[str, str]:
+    """Where each label may be read from, 1 or 0 on the cells of the maps: with the maps, all that the scores need."""
+    files = {}
+    regions = _allowed(table, result.names, result.case, result.maps.shape[1:])
+    for name, stem in zip(result.names, stems, strict=True):
+        if name in regions:
+            files[name] = f"{stem}.allowed.nii.gz"
+            _save(folder / files[name], regions[name].astype(np.float32), result.case, f"allowed {name}", "layer")
+    return files
 
 
 def _save_montage(
@@ -247,7 +269,9 @@ def _adds_up(method: str, options: Mapping[str, Any]) -> bool:
     return method in ("hirescam", "respondcam", "xgradcam")
 
 
-def _scores(result: Explained, options: argparse.Namespace, files: Sequence[str]) -> dict[str, Any]:
+def _scores(
+    result: Explained, options: argparse.Namespace, files: Sequence[str], regions: Mapping[str, str]
+) -> dict[str, Any]:
     """What scores.json holds. `rest` = logit - map_sum: the bias, where maps add up to the logit; null elsewhere."""
     adds_up = len(result.layers) == 1 and _adds_up(options.method, _method_options(options.option))
     sums = result.maps.reshape(len(result.names), -1).sum(axis=1, dtype=np.float64)
@@ -258,6 +282,7 @@ def _scores(result: Explained, options: argparse.Namespace, files: Sequence[str]
             "map_sum": float(total),
             "rest": float(logit - total) if adds_up else None,
             "file": file,
+            **({"allowed": regions[name]} if name in regions else {}),
         }
         for name, p, logit, total, file in zip(
             result.names, _sigmoid(result.logits), result.logits, sums, files, strict=True

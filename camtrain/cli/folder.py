@@ -68,5 +68,6 @@ def _is_result(target: Path, made_by: str) -> bool:
         return False
     if not isinstance(said, dict) or said.get("made_by") != made_by:
         return False
-    files = {"scores.json", "montage.png", *(row.get("file") for row in said.get("labels", {}).values())}
+    rows = said.get("labels", {}).values()
+    files = {"scores.json", "montage.png", *(row.get(key) for row in rows for key in ("file", "allowed"))}
     return all(path.name in files for path in target.iterdir())

@@ -15,6 +15,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("camtrain.cli.runs:fit", "train a model; ends with the scores per label and where everything lies"),
     "validate": ("camtrain.cli.runs:validate", "score a checkpoint on the validation cases"),
     "test": ("camtrain.cli.runs:test", "score a checkpoint on every test split"),
+    "evaluate": (
+        "camtrain.cli.evaluate:evaluate",
+        "measures with intervals; two checkpoints side by side; CSV and page",
+    ),
     "explain": ("camtrain.cli.explain:explain", "attention maps of one scan as NIfTI files and a picture"),
     "methods": ("camtrain.cli.tables:methods", "the attention methods: cost, guarantee, blind spot"),
     "layers": ("camtrain.cli.tables:layers", "the layers of a model that a map can be taken of"),
@@ -35,6 +39,7 @@ options:
 first steps:
   camtrain fit --config configs/phantom.yaml
   camtrain fit --config configs/phantom.yaml --trainer.max_epochs 3 --model.lr 0.002
+  camtrain evaluate --ckpt_path BEST.ckpt --methods hirescam,gradcam --out evaluation
   camtrain explain --ckpt_path BEST.ckpt --image ct.nii.gz --out maps
 
 exit codes: 0 done, 2 something in your input is wrong (one line says what), 1 a defect, 130 interrupted

@@ -57,10 +57,11 @@ class ReadCase(Transform):  # type: ignore[misc]
         self.table = table
 
     def __call__(self, case: Case) -> dict[str, Any]:
-        """Read `case` into a dict with image (1, X, Y, Z) float32, organs (1, X, Y, Z) if segmented, label (L,), id."""
+        """Read a case: image (1, X, Y, Z) float32, organs (1, X, Y, Z) if segmented, label (L,), id, patient."""
         image = read_image(case.image)
         read = {
             "id": case.id,
+            "patient": case.patient,
             "image": to_ras(image),
             "label": torch.tensor(case.label, dtype=torch.float32),
             "original_shape": tuple(image.shape[1:]),
@@ -189,8 +190,8 @@ def collate(cases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         cases: What `build_transforms` gives.
 
     Returns:
-        image (B, 1, *S) float32, label (B, L) float32, organs (B, 1, *S) int32, has_organs (B,) bool, id list of
-        str, affine (B, 4, 4) float32.
+        image (B, 1, *S) float32, label (B, L) float32, organs (B, 1, *S) int32, has_organs (B,) bool, id and patient
+        (empty = unknown) lists of str, affine (B, 4, 4) float32.
 
     Raises:
         InputError: The cases differ in size.
@@ -209,6 +210,7 @@ def collate(cases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "organs": torch.stack([case["organs"].as_tensor() for case in cases]),
         "has_organs": torch.tensor([case["has_organs"] for case in cases]),
         "id": [case["id"] for case in cases],
+        "patient": [case["patient"] for case in cases],
         "affine": torch.stack([torch.as_tensor(case["image"].affine, dtype=torch.float32) for case in cases]),
     }
 

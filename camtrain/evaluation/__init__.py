@@ -1,21 +1,41 @@
-"""Offline work on a trained model: what its logits are made of, in the words of anatomy."""
+"""Offline work on a trained model: measures with intervals, sanity checks, and what its logits are made of."""
 
 from __future__ import annotations
 
+from camtrain.evaluation.against import Against, set_against
 from camtrain.evaluation.channel_names import ChannelNames
 from camtrain.evaluation.concepts import BANDS, Band, Concepts
 from camtrain.evaluation.describing import describe
 from camtrain.evaluation.description import ChannelPart, Description
+from camtrain.evaluation.evaluating import evaluate
+from camtrain.evaluation.evaluation import Evaluation
+from camtrain.evaluation.measures import MEASURES, Measure
 from camtrain.evaluation.organ_account import OrganAccount, organ_account
+from camtrain.evaluation.sanity import sanity_check
+from camtrain.evaluation.sanity_table import SanityTable
+from camtrain.evaluation.saving import save_evaluation
+from camtrain.evaluation.shuffled import ShuffledLabels, compare_models, shuffle_labels
 
 __all__ = [
     "BANDS",
+    "MEASURES",
+    "Against",
     "Band",
     "ChannelNames",
     "ChannelPart",
     "Concepts",
     "Description",
+    "Evaluation",
+    "Measure",
     "OrganAccount",
+    "SanityTable",
+    "ShuffledLabels",
+    "compare_models",
     "describe",
+    "evaluate",
     "organ_account",
+    "sanity_check",
+    "save_evaluation",
+    "set_against",
+    "shuffle_labels",
 ]

@@ -1,9 +1,9 @@
-"""What every score over (map, allowed region) pairs shares: counts, averages over labels, sums over processes."""
+"""What the scores per label share: counts, averages over labels and groups of them, sums over processes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -12,17 +12,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from camtrain._errors import InputError, nearest
-from camtrain.metrics._pairs import Pairs
+from camtrain.metrics._pairs import Pairs, check_label
 
 Average = Literal["none", "macro", "micro"]
 
 
-class PairMetric(Metric, ABC):
-    """Base of the scores that judge maps against allowed regions; the extension point of this room.
-
-    A new score is one file with two functions and a class: a private function from `Pairs` to scores (P,), NaN where
-    undefined; the public twin that spreads them to (B, L); and a subclass that records them in `update` and hands out
-    its sums in `_totals`.
+class LabelMetric(Metric, ABC):
+    """Base of the scores that are sums per label: what is counted, what is undefined, and every average of them.
 
     Args:
         num_labels: L.
@@ -68,6 +64,26 @@ class PairMetric(Metric, ABC):
         with synced(self):
             return average_labels(*self._totals(), check_average(average))
 
+    def grouped(self, groups: Mapping[str, Sequence[int]], average: Average = "micro") -> dict[str, Tensor]:
+        """The score of groups of labels, from the same states (all processes must call it together).
+
+        Args:
+            groups: Name of a group -> its columns. Groups may share labels.
+            average: Within a group; `"none"` gives one value per column, in the order asked for.
+
+        Returns:
+            Name of a group -> scalar, or (columns,) for `"none"`; NaN where no pair of the group has a score.
+
+        Raises:
+            InputError: An empty group, or a column that does not exist or is named twice.
+        """
+        for name, columns in groups.items():
+            _check_group(name, columns, self.num_labels)
+        how = check_average(average)
+        with synced(self):
+            total, count = self._totals()
+        return {name: average_labels(total[list(at)], count[list(at)], how) for name, at in groups.items()}
+
     def undefined_rate(self, average: Average | None = None) -> Tensor:
         """Share of the counted pairs whose score is undefined (all processes must call it together).
 
@@ -91,18 +107,34 @@ class PairMetric(Metric, ABC):
         default = torch.zeros(self.num_labels, *size, dtype=sum_dtype())
         self.add_state(name, default, dist_reduce_fx="sum")
 
+    def _count(self, lost: Tensor, label: Tensor) -> None:
+        """Count pairs: `lost` (P,) bool tells the undefined ones, `label` (P,) their columns."""
+        # Never in place: Lightning may reset a metric under inference mode, whose tensors refuse it later.
+        self.counted = self.counted.index_add(0, label, torch.ones_like(label))
+        self.undefined = self.undefined.index_add(0, label, lost.long())
+
+    def _sum_up(self, name: str, values: Tensor, label: Tensor) -> None:
+        """Add `values` (P, *size), none of them NaN, to the sum called `name`."""
+        total: Tensor = getattr(self, name)
+        setattr(self, name, total.index_add(0, label, values.to(total.dtype)))
+
+
+class PairMetric(LabelMetric, ABC):
+    """Base of the scores that judge maps against allowed regions; the extension point of this room.
+
+    A new score is one file with two functions and a class: a private function from `Pairs` to scores (P,), NaN where
+    undefined; the public twin that spreads them to (B, L); and a subclass that records them in `update` and hands out
+    its sums in `_totals`. The arguments are those of `LabelMetric`.
+    """
+
     def _record(self, name: str, score: Tensor, pairs: Pairs) -> None:
         """Count the pairs, and add their defined scores (P,) or (P, T) to the sum called `name`."""
         score = pairs.mark(score)
-        lost = score.isnan() if score.ndim == 1 else score[:, 0].isnan()
-        # Never in place: Lightning may reset a metric under inference mode, whose tensors refuse it later.
-        self.counted = self.counted.index_add(0, pairs.label, torch.ones_like(pairs.label))
-        self.undefined = self.undefined.index_add(0, pairs.label, lost.long())
+        self._count(score.isnan() if score.ndim == 1 else score[:, 0].isnan(), pairs.label)
         self._accumulate(name, score.nan_to_num(0.0), pairs)
 
     def _accumulate(self, name: str, values: Tensor, pairs: Pairs) -> None:
-        total: Tensor = getattr(self, name)
-        setattr(self, name, total.index_add(0, pairs.label, values.to(total.dtype)))
+        self._sum_up(name, values, pairs.label)
 
 
 @contextmanager
@@ -119,7 +151,7 @@ def average_labels(total: Tensor, count: Tensor, average: Average) -> Tensor:
     Args:
         total: (L,) sum of the defined scores.
         count: (L,) number of pairs behind each sum.
-        average: See `PairMetric`.
+        average: See `LabelMetric`.
 
     Returns:
         (L,) for `"none"`, else a scalar; NaN where the count is 0.
@@ -158,3 +190,36 @@ def check_num_labels(num_labels: int) -> int:
     if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
         raise InputError(f"expected num_labels as a positive integer, got {num_labels!r}: the number of outputs")
     return num_labels
+
+
+def counted_pairs(computed: Tensor, label: Tensor | None, num_labels: int | None = None) -> Tensor:
+    """Which pairs a score without allowed regions counts.
+
+    Args:
+        computed: (B, L) bool.
+        label: (B, L), NaN = unknown: only present labels count. None: all count.
+        num_labels: The L that the metric was made for.
+
+    Returns:
+        (B, L) bool.
+
+    Raises:
+        InputError: Wrong labels, or another number of them.
+    """
+    shape = tuple(computed.shape)
+    # Without truths there is nothing to count by, but the number of labels has to fit all the same.
+    check_label(torch.ones(shape) if label is None else label, shape, num_labels)
+    return computed if label is None else computed & (label == 1).to(computed.device)
+
+
+def _check_group(name: str, columns: Sequence[int], num_labels: int) -> None:
+    if not len(columns):
+        raise InputError(f"group {name!r} has no labels: name at least one column, or leave the group out")
+    for at in columns:
+        if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < num_labels:
+            raise InputError(
+                f"group {name!r} names column {at!r}, expected integers in 0..{num_labels - 1}: "
+                "the positions of its labels among the outputs"
+            )
+    if len(set(columns)) < len(columns):
+        raise InputError(f"group {name!r} names a column twice in {list(columns)}: each label counts once in a group")

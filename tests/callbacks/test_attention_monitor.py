@@ -8,12 +8,15 @@ from torch import nn
 
 import camtrain as ct
 from camtrain.metrics import (
+    class_sensitivity,
     empty_map_rate,
     energy_inside,
     label_auroc,
     mask_iou,
     organ_iou,
     pointing_game,
+    relevance_rank,
+    sum_to_score,
 )
 
 METHODS = ["hirescam", "gradcam", "gradcam++", "layercam", "xgradcam", "respondcam"]
@@ -22,6 +25,7 @@ PAIRS = {
     "energy_inside": energy_inside,
     "pointing_game": pointing_game,
     "mask_iou": mask_iou,
+    "relevance_rank": relevance_rank,
     "empty_map_rate": empty_map_rate,
 }
 
@@ -44,6 +48,11 @@ def expected(kit, net, cases, methods, split="val", layer=None, names=None, tabl
             scores[f"{split}/{measure}{at}"] = pairs.nanmean(0)
             if measure == "organ_iou":
                 scores[f"{split}/organ_iou_micro{at}"] = pairs.nanmean()
+        made = maps[has_organs]  # without organs no map is made
+        sums = sum_to_score(made, net(image).detach()[has_organs])
+        scores[f"{split}/class_sensitivity{at}"] = class_sensitivity(made, label[has_organs]).nanmean(0)
+        scores[f"{split}/sum_to_score_l1{at}"] = sums.gap.nanmean(0)
+        scores[f"{split}/bias_share{at}"] = sums.bias_share.nanmean(0)
         counted = (label == 1) & has_organs[:, None] & allowed.flatten(2).any(2)
         share = torch.where(counted, allowed.flatten(2).double().mean(2), torch.nan)
         scores[f"{split}/energy_inside_chance{at}"] = share.nanmean(0).nanmean()
@@ -222,8 +231,11 @@ def test_one_case_one_label_two_dimensions(kit, tmp_path):
 def test_without_organs_or_table(kit, tmp_path):
     net, cases = kit.make_net(), [{k: c[k] for k in ("image", "label")} for c in kit.make_cases()]
     trainer = validate(kit, tmp_path, net, monitor(kit, table=None, names=kit.LABELS), cases=cases)
-    wanted = {k: v for k, v in expected(kit, net, kit.make_cases(), ["hirescam"]).items() if "auroc" in k}
+    every, free = expected(kit, net, kit.make_cases(), ["hirescam"]), ("auroc", "class_s", "sum_to", "bias_share")
+    assert all(case["organs"].any() for case in kit.make_cases())
+    wanted = {k: v for k, v in every.items() if k.startswith(tuple(f"val/{word}" for word in free))}
     assert logged(trainer) == pytest.approx(wanted, abs=2e-6)
+    wanted = {k: v for k, v in wanted.items() if "auroc" in k}
     # A table, and cases that were never segmented: nothing to score but the ranking, and no NaN.
     trainer = validate(kit, tmp_path, net, monitor(kit), cases=cases)
     assert logged(trainer) == pytest.approx(wanted, abs=2e-6)

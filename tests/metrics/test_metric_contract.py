@@ -20,11 +20,13 @@ from camtrain.metrics import (
     MaskIoU,
     OrganIoU,
     PointingGame,
+    RelevanceRank,
     empty_map_rate,
     energy_inside,
     mask_iou,
     organ_iou,
     pointing_game,
+    relevance_rank,
 )
 
 # class, twin, settings: sweeping thresholds is left to its own tests, since it mixes batches.
@@ -36,6 +38,7 @@ SCORES = {
     "pointing_game_near": (PointingGame, pointing_game, {"tolerance": 1.5}),
     "mask_iou": (MaskIoU, mask_iou, {}),
     "mask_iou_percentile": (MaskIoU, mask_iou, {"threshold": "percentile", "percentile": 80}),
+    "relevance_rank": (RelevanceRank, relevance_rank, {}),
     "empty_map_rate": (EmptyMapRate, empty_map_rate, {}),
 }
 every_score = pytest.mark.parametrize("name", SCORES)
@@ -233,6 +236,45 @@ def test_collection_keeps_scores_apart_after_a_batch_without_pairs(make_case):
     together = collection.compute()
     for name, metric in scores.items():
         torch.testing.assert_close(together[name], metric.compute(), msg=name)
+
+
+@every_score
+def test_groups_of_labels(make_case, name):
+    cases = [make_case(seed=3), make_case(seed=4)]
+    metric = _metric(name)
+    for case in cases:
+        metric.update(*case)
+    table = torch.cat([_twin(name, *case) for case in cases])
+    groups = {"one": [2], "some": (5, 0, 3), "shared": range(4), "never present": [6]}
+    for average in ("micro", "macro", "none"):
+        found = metric.grouped(groups, average)
+        assert list(found) == list(groups)
+        for group, columns in groups.items():
+            part = table[:, list(columns)]
+            means = part.nanmean(dim=0)
+            expected = {"micro": part.nanmean(), "macro": means.nanmean(), "none": means}[average]
+            torch.testing.assert_close(found[group], expected, equal_nan=True, msg=f"{group}, {average}")
+    torch.testing.assert_close(metric.grouped(groups), metric.grouped(groups, "micro"), equal_nan=True)
+    torch.testing.assert_close(metric.grouped({"all": range(7)}, "macro")["all"], metric.averaged("macro"))
+    assert metric.grouped({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ([], "group 'lungs' has no labels"),
+        ([1, 7], r"group 'lungs' names column 7, expected integers in 0\.\.6"),
+        ([-1], "names column -1"),
+        ([True], "names column True"),
+        (["nodule"], "names column 'nodule'"),
+        ([2, 3, 2], "names a column twice"),
+    ],
+)
+def test_wrong_groups_are_refused(columns, says):
+    with pytest.raises(InputError, match=says):
+        EnergyInside(7).grouped({"heart": [0], "lungs": columns})
+    with pytest.raises(InputError, match="nearest: macro"):
+        EnergyInside(7).grouped({"heart": [0]}, "marco")
 
 
 def test_one_label_keeps_its_axis_where_asked(make_case):

@@ -6,7 +6,23 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from camtrain.metrics import EmptyMapRate, EnergyInside, LabelAUROC, MaskIoU, OrganIoU, PointingGame
+from camtrain.metrics import (
+    AverageDrop,
+    AverageIncrease,
+    ChannelSparseness,
+    ClassSensitivity,
+    DeletionAUC,
+    EmptyMapRate,
+    EnergyInside,
+    InsertionAUC,
+    LabelAUROC,
+    MaskIoU,
+    OrganIoU,
+    PointingGame,
+    RelevanceRank,
+    ShortcutReliance,
+    SumToScore,
+)
 
 LABELS = 5
 
@@ -32,27 +48,68 @@ def _metrics():
         "mask_iou": MaskIoU(LABELS),
         "empty": EmptyMapRate(LABELS, "micro"),
         "auroc": LabelAUROC(LABELS, "none"),
+        "average_drop": AverageDrop(LABELS),
+        "average_increase": AverageIncrease(LABELS, "micro", min_probability=0.3),
+        "insertion": InsertionAUC(LABELS, "none"),
+        "deletion": DeletionAUC(LABELS, "micro", num_points=4),
+        "reliance": ShortcutReliance(LABELS),
+        "reliance pooled": ShortcutReliance(LABELS, "micro", floor=0.3),
+        "rank": RelevanceRank(LABELS, "micro"),
+        "sensitivity": ClassSensitivity(LABELS),
+        "sparseness": ChannelSparseness(LABELS, "none", num_channels=60),
     }
+
+
+def _of_changed_images(scores):
+    """Probabilities and curves, for the scores that take these and not maps."""
+    before = scores.sigmoid()
+    after = before.flip(0).masked_fill(scores > 1.5, torch.nan)
+    curve = torch.stack([before, after, before.flip(1)], dim=2)
+    share = torch.tensor([0.0, 0.25, 1.0]).expand_as(curve)
+    masked, curves = (before, after), (curve, share)
+    sides = (before, after, before.flip(1))
+    found = {"average_drop": masked, "average_increase": masked, "insertion": curves, "deletion": curves}
+    return found | {"reliance": sides, "reliance pooled": sides}
 
 
 def _answers(rows, batch):
     """Every number that a metric hands out, after updates in batches of these rows."""
     maps, allowed, label, scores = _data()
     answers = {}
+    others = {"auroc": (scores,), "sensitivity": (maps,), "sparseness": (maps.flatten(2),)} | _of_changed_images(scores)
     for name, metric in _metrics().items():
         for part in torch.tensor(rows, dtype=torch.long).split(batch) if rows else ():
-            inputs = (scores,) if name == "auroc" else (maps, allowed)
+            inputs = others.get(name, (maps, allowed))
             metric.update(*(t[part] for t in inputs), label[part])
         answers[name] = metric.averaged("none")
         answers[f"{name} undefined"] = metric.undefined_rate()
         answers[f"{name} pairs"] = metric.pairs
         answers[f"{name} computed"] = metric.compute()
         answers[f"{name} again"] = metric.averaged("macro")
-    swept, energy = OrganIoU(LABELS), EnergyInside(LABELS)
-    for metric in (swept, energy):
+        if isinstance(metric, InsertionAUC | DeletionAUC):
+            answers[f"{name} curve"] = metric.curve()
+        if isinstance(metric, ShortcutReliance):
+            answers[f"{name} per label"] = torch.stack(metric.per_label())
+            answers[f"{name} unmeasured"] = metric.unmeasured_rate("none")
+        if name == "sparseness":
+            answers |= {"sparseness curve": metric.curve(), "effective share": metric.effective_share()}
+    swept, energy, rank = OrganIoU(LABELS), EnergyInside(LABELS), RelevanceRank(LABELS)
+    for metric in (swept, energy, rank):
         if rows:
             metric.update(maps[rows], allowed[rows], label[rows])
-    return answers | {"thresholds": swept.best_thresholds(), "chance": energy.chance("none")}
+    answers |= {"thresholds": swept.best_thresholds(), "chance": energy.chance("none"), "rank chance": rank.chance()}
+    answers |= swept.grouped({"first two": [0, 1], "last": [4]})
+    return answers | _sums(rows, batch, maps, 3 * scores)
+
+
+def _sums(rows, batch, maps, logits):
+    """SumToScore answers in dicts."""
+    metric = SumToScore(LABELS)
+    for part in torch.tensor(rows, dtype=torch.long).split(batch) if rows else ():
+        metric.update(maps[part], logits[part])
+    rates = {f"sum undefined {name}": rate for name, rate in metric.undefined_rate().items()}
+    per_label = {"l1 per label": metric.l1_per_label(), "bias per label": metric.bias_share_per_label()}
+    return metric.compute() | rates | per_label | {"sum pairs": metric.pairs}
 
 
 def _worker(rank, store, shares, results):

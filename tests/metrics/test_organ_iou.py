@@ -127,6 +127,64 @@ def test_big_grids_are_taken_in_parts(make_case, monkeypatch):
     torch.testing.assert_close(organ_iou(*case), whole, equal_nan=True)
 
 
+LABELS = ("a", "b", "c", "d", "e", "f", "g")
+
+
+def test_thresholds_by_name_follow_their_labels_into_another_order(make_case):
+    validation, test = make_case(seed=1), make_case(seed=2)
+    swept = OrganIoU(7, labels=LABELS)
+    swept.update(*validation)
+    named = swept.named_thresholds()
+    assert named == swept.named_thresholds(list(LABELS))
+    assert list(named) == list(LABELS)
+    assert list(named.values()) == swept.best_thresholds().tolist()
+    assert len(set(named.values())) > 2
+    order = [4, 6, 0, 2, 5, 1, 3]
+    moved = type(test)(*(t[:, order] for t in test))
+    names = [LABELS[at] for at in order]
+    metric = OrganIoU(7, "none", thresholds=named, labels=names)
+    metric.update(*moved)
+    expected = organ_iou(*test, thresholds=swept.best_thresholds())[:, order]
+    torch.testing.assert_close(organ_iou(*moved, thresholds=named, labels=names), expected, equal_nan=True)
+    torch.testing.assert_close(metric.averaged("micro"), expected.nanmean())
+    assert metric.named_thresholds() == named
+    assert list(metric.named_thresholds()) == names
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "labels", "says"),
+    [
+        ({"a": 0.1, "b": 0.2}, None, "need labels="),
+        ({"a": 0.1}, ["a", "b"], "frozen for other labels, no threshold for 'b': freeze the named_thresholds()"),
+        ({"a": 0.1, "b": 0.2, "c": 0.3}, ["a", "b"], "frozen for other labels, unknown 'c'"),
+        (
+            {"nodul": 0.1, "mass": 0.2},
+            ["mass", "nodule"],
+            "no threshold for 'nodule'; unknown 'nodul'; nearest: nodule:",
+        ),
+        ({"a": 0.1, "b": 1.5}, ["a", "b"], "in [0, 1), got [0.1, 1.5]"),
+        (0.5, ["a", "a"], "2 different names"),
+        (None, ["a", "b", "c"], "2 different names"),
+        (None, "ab", "2 different names"),
+    ],
+)
+def test_thresholds_of_other_labels_are_refused(thresholds, labels, says):
+    with pytest.raises(InputError) as error:
+        OrganIoU(2, thresholds=thresholds, labels=labels)
+    assert says in str(error.value)
+    pairs = torch.rand(1, 2, 4), torch.ones(1, 2, 4, dtype=torch.bool), torch.ones(1, 2)
+    with pytest.raises(InputError) as error:
+        organ_iou(*pairs, thresholds=thresholds, labels=labels)
+    assert says in str(error.value)
+
+
+def test_thresholds_cannot_be_named_without_names():
+    with pytest.raises(InputError, match="pass labels="):
+        OrganIoU(2).named_thresholds()
+    with pytest.raises(InputError, match="2 different names"):
+        OrganIoU(2, labels=["a", "b"]).named_thresholds(["a"])
+
+
 @pytest.mark.parametrize(
     ("thresholds", "says"),
     [

@@ -1,0 +1,139 @@
+"""What a validation pass costs with every free measure: interleaved pairs of passes, with and without the monitor.
+
+    python benchmarks/validation_cost.py [--pairs 15] [--size 64] [--labels 80] [--batch 2] [--cases 8] [--present 0.15]
+
+Prints, per network, median and quartiles of (pass with AttentionMonitor) / (plain pass) of the same Trainer on the same
+cases. The monitor scores HiResCAM on the last feature map against the organs of each label: OrganIoU at 53 thresholds,
+energy inside with its chance level, pointing game, mask IoU, relevance rank, empty maps, class sensitivity, sums and
+bias share, and the AUROC. Pictures are off; they are drawn every few epochs and are not measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+
+import pytorch_lightning as pl
+import torch
+from monai.networks.nets import DenseNet121, ResNet
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import camtrain as ct
+
+NETS: dict[str, tuple[Callable[[int], nn.Module], str]] = {
+    "MONAI ResNet18": (
+        lambda n: ResNet("basic", [2, 2, 2, 2], [64, 128, 256, 512], spatial_dims=3, n_input_channels=1, num_classes=n),
+        "net.layer4",
+    ),
+    "MONAI DenseNet121": (
+        lambda n: DenseNet121(spatial_dims=3, in_channels=1, out_channels=n),
+        "net.class_layers.relu",
+    ),
+}
+ORGANS = ("right lung", "left lung", "heart")
+
+
+class Lit(pl.LightningModule):
+    """A user's module: it knows nothing of camtrain."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        loss = nn.functional.binary_cross_entropy_with_logits(self.net(batch["image"]), batch["label"])
+        self.log("loss", loss)
+        return loss
+
+
+def cases(number: int, size: int, labels: int, present: float) -> list[dict[str, Tensor]]:
+    """Noise with three organs as boxes: cost depends on grids and on how many labels are present."""
+    generator = torch.Generator().manual_seed(0)
+    organs = torch.zeros(1, size, size, size, dtype=torch.uint8)
+    third = size // 3
+    for index in range(3):
+        organs[:, index * third : (index + 1) * third, third : 2 * third, third:] = index + 1
+    return [
+        {
+            "image": torch.randn(1, size, size, size, generator=generator),
+            "label": (torch.rand(labels, generator=generator) < present).float(),
+            "organs": organs,
+        }
+        for _ in range(number)
+    ]
+
+
+def seconds(trainer: pl.Trainer, module: pl.LightningModule, loader: DataLoader) -> float:
+    """One validation pass."""
+    start = time.perf_counter()
+    trainer.validate(module, loader, verbose=False)
+    return time.perf_counter() - start
+
+
+def ratios(name: str, options: argparse.Namespace) -> list[float]:
+    """(with) / (without) of every pair; who goes first alternates."""
+    make, layer = NETS[name]
+    torch.manual_seed(0)
+    module = Lit(make(options.labels))
+    names = [f"finding {i}" for i in range(options.labels)]
+    table = {
+        "organs": {organ: i + 1 for i, organ in enumerate(ORGANS)},
+        "labels": {label: [ORGANS[i % 3]] for i, label in enumerate(names)},
+    }
+    monitor = ct.AttentionMonitor(layer=layer, table=table, names=names, every_n_epochs=0)
+    loader = DataLoader(cases(options.cases, options.size, options.labels, options.present), options.batch)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "default_root_dir": folder,
+        }
+        plain, watched = pl.Trainer(**quiet), pl.Trainer(**quiet, callbacks=[monitor])
+        for pair in range(options.pairs + 1):
+            order = (plain, watched) if pair % 2 else (watched, plain)
+            times = {id(trainer): seconds(trainer, module, loader) for trainer in order}
+            if pair:  # the first pair warms up
+                found.append(times[id(watched)] / times[id(plain)])
+    return found
+
+
+def main() -> None:
+    """Print one line per network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for word, kind, default in (
+        ("pairs", int, 15),
+        ("size", int, 64),
+        ("labels", int, 80),
+        ("batch", int, 2),
+        ("cases", int, 8),
+        ("present", float, 0.15),
+    ):
+        parser.add_argument(f"--{word}", type=kind, default=default)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    for talker in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(talker).setLevel(logging.ERROR)
+    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(
+        f"{options.pairs} interleaved pairs, {options.cases} cases of {options.size}^3, batch {options.batch}, "
+        f"{options.labels} labels of which {options.present:.0%} are present, {machine}"
+    )
+    for name in NETS:
+        found = sorted(ratios(name, options))
+        low, middle, high = statistics.quantiles(found, n=4)
+        print(f"{name}: {middle:.3f} x a plain pass (quartiles {low:.3f} to {high:.3f})")
+
+
+if __name__ == "__main__":
+    main()

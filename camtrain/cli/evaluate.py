@@ -1,0 +1,331 @@
+"""`camtrain evaluate`: a trained model in numbers that a reviewer would accept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from camtrain._errors import InputError
+from camtrain.cli import surroundings
+from camtrain.cli.exits import Parser
+
+if TYPE_CHECKING:
+    import torch
+
+    from camtrain.evaluation.evaluation import Evaluation
+    from camtrain.evaluation.sanity_table import SanityTable
+
+_DESCRIPTION = """\
+Measure where a trained model looks and what it uses: methods x layers x measures on every split, with bootstrap
+intervals over cases (patients, where they are known). DIR then holds scores.csv (one tidy table), scores.json,
+thresholds.json, report.html (tables and plots, no server needed) and cases.jsonl, the raw numbers of every finished
+case: after an interruption the same command goes on where it stopped.
+
+Options of the config can be set behind it, for example --data.test_cases 50, when --config is given.
+
+  camtrain evaluate --ckpt_path runs/phantom/best.ckpt --methods hirescam,gradcam --out evaluation
+  camtrain evaluate --ckpt_path masked.ckpt --against plain.ckpt --measures free,reliance --out compared"""
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Score a checkpoint.
+
+    Raises:
+        InputError: An option, a checkpoint or the data is not as it should be.
+    """
+    options, more = _parser().parse_known_args(list(args))
+    if more and not options.config:
+        raise InputError(f"unknown option {more[0]}; see camtrain evaluate --help (options of the data need --config)")
+    _check_folder(Path(options.out), options.overwrite)
+    surroundings.prepare()
+    from camtrain.evaluation.against import set_against
+    from camtrain.evaluation.saving import save_evaluation
+
+    out = Path(options.out)
+    checkpoints, against = [str(options.ckpt_path)], None
+    with _keeping(out):
+        first = _evaluated(options, options.ckpt_path, options.config, more, out)
+    if options.against:
+        with _keeping(out / "against"):
+            other = _evaluated(
+                options, options.against, options.against_config or options.config, more, out / "against"
+            )
+        # What was asked about comes second, so that a difference above 0 means that it has more.
+        against = set_against(other, first)
+        checkpoints = [str(options.against), str(options.ckpt_path)]
+    sanity = _sanity(options, more) if options.sanity else None
+    page = save_evaluation(
+        first,
+        out,
+        against=against,
+        sanity=sanity,
+        title=Path(options.ckpt_path).name,
+        checkpoints=checkpoints,
+        command=shlex.join(["camtrain", "evaluate", *args]),
+    )
+    _show(first, against, sanity)
+    sys.stdout.write(f"table: {out / 'scores.csv'}\nreport: {page}\n")
+
+
+@contextmanager
+def _keeping(out: Path) -> Iterator[None]:
+    """Say what an interruption leaves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        cases = out / "cases.jsonl"
+        done = cases.read_text(encoding="utf-8").count("\n") if cases.exists() else 0
+        sys.stderr.write(f"\n{done} finished cases are kept in {out}; the same command goes on there\n")
+        raise
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser("camtrain evaluate", _DESCRIPTION)
+    add = parser.add_argument
+    add("--ckpt_path", required=True, metavar="CKPT", help="checkpoint of a fit")
+    add("--out", required=True, metavar="DIR", help="folder of the results; an interrupted evaluation goes on there")
+    add("--config", action="append", default=[], metavar="YAML", help="config of the training; may be repeated")
+    add("--against", metavar="CKPT", help="a second checkpoint (a baseline): paired comparison on the same cases")
+    add("--against_config", action="append", default=[], metavar="YAML", help="its config (default: --config)")
+    add("--methods", default="hirescam", metavar="A,B", help="see camtrain methods; or YAML, for options")
+    add("--layers", metavar="A,B", help="see camtrain layers (default: the last feature map)")
+    add("--measures", default="free", metavar="A,B", help="names, or free, paid, reliance, all (default: free)")
+    add("--cases", default="positives", help="pairs to look at: positives (default), correct, fn, fp, all")
+    add("--cut", type=float, default=0.5, help="predicted means probability >= CUT (default: 0.5)")
+    add("--splits", metavar="A,B", help="default: val and every test split; val chooses OrganIoU's thresholds")
+    add("--thresholds", metavar="JSON", help="frozen OrganIoU thresholds: thresholds.json of an earlier evaluation")
+    add("--at", default="layer", choices=("layer", "image"), help="grid of the scores (default: the layer's)")
+    add("--replacements", default="case,air,blur", metavar="A,B", help="of shortcut reliance (default: case,air,blur)")
+    add("--trained_with", default="", metavar="A,B", help="replacements used in training, which cannot judge it")
+    add("--baseline", default="air", help="hidden voxels of average drop, insertion, deletion: air, mean, blur, number")
+    add("--air", type=float, help="intensity of air, where images are not in 0..1")
+    add("--steps", type=int, default=20, help="steps of insertion and deletion (default: 20)")
+    add("--contrast_labels", default="4", metavar="N", help="other labels per case for class sensitivity, or all")
+    add("--tolerance_mm", type=float, help="radius of the pointing game in mm (default: the very cell)")
+    add("--authors_edge_case", action="store_true", help="OrganIoU as in the published code")
+    add("--groups", metavar="YAML", help="rows for groups of labels: '{lungs: [nodule, effusion]}', or a file")
+    add("--repeats", type=int, default=2000, help="bootstrap repeats (default: 2000)")
+    add("--level", type=float, default=0.95, help="of the intervals (default: 0.95)")
+    add("--seed", type=int, default=0)
+    add("--limit", type=int, metavar="N", help="at most N cases of each split")
+    add("--sanity", type=int, default=0, metavar="N", help="also randomise the weights and compare maps of N cases")
+    add("--device", default="auto", help="cpu, cuda, ... (default: a GPU where there is one)")
+    add("--trust", action="store_true", help="build classes outside camtrain that the checkpoint names")
+    add("--overwrite", action="store_true", help="throw away an earlier evaluation in DIR")
+    return parser
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model with its data.
+
+    Attributes:
+        model: Trained, in eval mode, on the device.
+        data: Its data module.
+        trained: Replacements that it was trained with.
+    """
+
+    model: Any
+    data: Any
+    trained: frozenset[str]
+
+
+def _evaluated(
+    options: argparse.Namespace, path: str, configs: Sequence[str], more: Sequence[str], out: Path
+) -> Evaluation:
+    from camtrain.evaluation.evaluating import evaluate as measure
+
+    subject = _subject(options, path, configs, more)
+    return measure(
+        subject.model,
+        subject.data,
+        methods=_methods(options.methods),
+        layers=_layers(options.layers),
+        measures=_words(options.measures),
+        cases=options.cases,
+        cut=options.cut,
+        splits=_words(options.splits) or None,
+        thresholds=options.thresholds,
+        at=options.at,
+        replacements=_words(options.replacements),
+        trained_with={*subject.trained, *_words(options.trained_with)},
+        baseline=_number_or_word(options.baseline),
+        air=options.air,
+        steps=options.steps,
+        contrast_labels=_contrast(options.contrast_labels),
+        tolerance_mm=options.tolerance_mm,
+        authors_edge_case=options.authors_edge_case,
+        groups=_groups(options.groups),
+        repeats=options.repeats,
+        level=options.level,
+        seed=options.seed,
+        limit=options.limit,
+        out=out,
+    )
+
+
+def _subject(options: argparse.Namespace, path: str, configs: Sequence[str], more: Sequence[str]) -> _Subject:
+    from camtrain.cli.checkpoint import read_checkpoint
+    from camtrain.cli.rebuild import data_arguments, rebuild_data, rebuild_model
+    from camtrain.evaluation.reliance import trained_replacements
+
+    checkpoint = read_checkpoint(path)
+    if configs:
+        from camtrain.cli.lightning_cli import CamtrainCLI
+
+        words = [word for file in configs for word in ("--config", file)]
+        cli = CamtrainCLI("validate", [*words, *more, "--ckpt_path", str(path)], until="built")
+        model, data = cli.model, cli.datamodule
+        model.load_state_dict(checkpoint["state_dict"], strict=bool(getattr(model, "strict_loading", True)))
+    else:
+        model = rebuild_model(checkpoint, path, None, options.trust)
+        data = rebuild_data(*data_arguments(checkpoint, None, path))
+    if data is None:
+        raise InputError(f"the config has no data to evaluate {path} on: add a data section")
+    device = _device(options.device)
+    return _Subject(model.eval().to(device), data, frozenset(trained_replacements(checkpoint)))
+
+
+def _device(word: str) -> torch.device:
+    import torch
+
+    if word == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(word)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {word!r} cannot be used ({str(error).splitlines()[0]}): try cpu") from error
+    return device
+
+
+def _sanity(options: argparse.Namespace, more: Sequence[str]) -> SanityTable:
+    """Cascading randomisation, on the first cases of the first split that have a finding."""
+    import torch
+
+    from camtrain.evaluation.reading_cases import CaseReader, splits_of
+    from camtrain.evaluation.sanity import sanity_check
+
+    subject = _subject(options, options.ckpt_path, options.config, more)
+    split, batches = next(iter(splits_of(subject.data, _words(options.splits) or None).items()))
+    found = []
+    for case in CaseReader(subject.model).cases(split, batches):
+        found += [case] if bool((case.label == 1).any()) else []
+        if len(found) == options.sanity:
+            break
+    if not found:
+        raise InputError(f"--sanity: no case of {split} has a finding, so there is nothing to explain")
+    images, truths = (torch.cat([getattr(case, name) for case in found]) for name in ("image", "label"))
+    # Guided backprop needs ReLUs; a map that is the same for every label fails on any net.
+    controls = [{"name": "relevancecam", "contrast": "none"}]
+    return sanity_check(
+        subject.model,
+        images,
+        _methods(options.methods),
+        _layers(options.layers),
+        label=truths,
+        stages=8,
+        seed=options.seed,
+        controls=controls,
+    )
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    """A folder of ours, or an empty one."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"--out expects a folder, got the file {out}: choose another name")
+    ours = _said(out / "settings.json").get("made_by") == "camtrain evaluate"
+    if any(out.iterdir()) and not ours:
+        raise InputError(f"--out {out} holds other files than an earlier result of camtrain evaluate: choose another")
+    if overwrite and ours:
+        for folder in (out / "against", out):
+            for name in ("cases.jsonl", "settings.json", *_RESULTS):
+                (folder / name).unlink(missing_ok=True)
+
+
+_RESULTS = ("scores.csv", "scores.json", "thresholds.json", "comparison.csv", "sanity.csv", "report.html")
+
+
+def _said(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _words(text: str | None) -> list[str]:
+    return [] if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _layers(text: str | None) -> list[str | None]:
+    """None stands for the last feature map."""
+    return list(_words(text)) or [None]
+
+
+def _methods(text: str) -> list[str | Mapping[str, Any]]:
+    """`hirescam,gradcam`, or YAML such as `[hirescam, {name: lrp, contrast: paper}]`."""
+    if not text.lstrip().startswith("["):
+        return list(_words(text))
+    found = _yaml(text, "--methods")
+    if not isinstance(found, list):
+        raise InputError(f"--methods expects names, or a YAML list, got {text!r}")
+    return found
+
+
+def _groups(text: str | None) -> dict[str, list[str]] | None:
+    if text is None:
+        return None
+    source = Path(text).read_text(encoding="utf-8") if Path(text).is_file() else text
+    found = _yaml(source, "--groups")
+    usable = isinstance(found, dict) and all(isinstance(labels, list) for labels in found.values())
+    if not usable:
+        raise InputError(f"--groups expects '{{lungs: [nodule, effusion]}}' or a YAML file with that, got {text!r}")
+    return {str(name): [str(label) for label in labels] for name, labels in found.items()}
+
+
+def _yaml(text: str, option: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{option} cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+def _number_or_word(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _contrast(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdigit():
+        raise InputError(f"--contrast_labels expects a number of labels, or all, got {text!r}")
+    return int(text)
+
+
+def _show(found: Evaluation, against: Any, sanity: SanityTable | None) -> None:
+    """The averages in the terminal; all else is in the files."""
+    from rich.console import Console
+
+    from camtrain.reporting.evaluation_terminal import print_summary
+
+    console = Console()
+    print_summary(console, found.rows, () if against is None else against.rows)
+    if sanity is not None:
+        console.print(sanity)
+    for note in found.notes:
+        sys.stdout.write(f"note: {note}\n")
