@@ -27,3 +27,19 @@ def test_every_method_has_a_section_and_a_picture():
     for row in ct.methods():
         assert f"\n### {row.name}\n" in text
         assert f"](methods/{row.name}.jpg)" in text
+
+
+@pytest.mark.parametrize("page", ["evaluate.md", "metrics.md"])
+def test_examples_run(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})  # noqa: S102 - our own pages
+
+
+def test_every_measure_is_explained():
+    from camtrain.evaluation import MEASURES
+
+    text = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    assert not [name for name in MEASURES if f"`{name}`" not in text]

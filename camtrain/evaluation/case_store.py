@@ -11,6 +11,8 @@ from typing import Any
 
 from camtrain._errors import InputError
 
+CASE = -1
+"""The column of a number that belongs to the whole case."""
 Numbers = dict[int, Any]
 """Column of the label -> number (a list for a curve), None where undefined; pairs that do not count are absent."""
 
@@ -26,6 +28,7 @@ class CaseRecord:
         label: Truth per label, None = unknown.
         logits: Per label.
         segmented: Does the case have organs?
+        seen: Checksum of image, organs and truth: what the numbers were made of.
         empty: Columns of wanted labels whose organs are missing in this case.
         full: Columns of wanted labels whose region covers everything.
         broken: "method@layer" -> columns of wanted labels whose map has NaN or Inf.
@@ -39,6 +42,7 @@ class CaseRecord:
     label: list[float | None]
     logits: list[float]
     segmented: bool
+    seen: str = ""
     empty: list[int] = field(default_factory=list)
     full: list[int] = field(default_factory=list)
     broken: dict[str, list[int]] = field(default_factory=dict)
@@ -103,6 +107,18 @@ class CaseStore:
             file.write(record.line() + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def check(self, split: str, case: str, seen: str) -> None:
+        """Is a case that comes again the one that was finished?
+
+        Raises:
+            InputError: Its image, organs or labels are others.
+        """
+        if self.records[split, case].seen != seen:
+            raise InputError(
+                f"case {case!r} of {split} has another image, other organs or labels than when it was finished in "
+                f"{self.folder}: other data under the same name; choose another folder"
+            )
 
     def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:
         if not path.exists():

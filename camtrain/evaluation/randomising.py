@@ -7,6 +7,7 @@ explain does not explain them. The user's model is only read.
 from __future__ import annotations
 
 import copy
+import inspect
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -148,7 +149,9 @@ def copied(model: nn.Module) -> nn.Module:
             if (owner := module.__dict__.get(name)) is not None:
                 memo[id(owner)] = owner
     try:
-        return copy.deepcopy(model, memo)
+        # Tensors made in inference mode could never be differentiated again.
+        with torch.inference_mode(False):
+            return copy.deepcopy(model, memo)
     except Exception as error:
         raise InputError(
             f"{type(model).__name__} cannot be copied, and its weights are randomised in a copy ({error}): pass the "
@@ -197,7 +200,9 @@ def _parts(model: nn.Module, last: list[int]) -> list[Part]:
             owners.append((max(when[id(p)] for p in own.values()), name, own))
     found, seen = [], set()
     # One operator may take the weights of several modules (attention): the one that was built last comes first.
-    for _, name, own in sorted(reversed(owners), key=lambda owner: -owner[0]):
+    owners.reverse()
+    owners.sort(key=lambda owner: -owner[0])
+    for _, name, own in owners:
         fresh = {n: p for n, p in own.items() if id(p) not in seen}
         seen |= {id(p) for p in fresh.values()}
         if fresh:
@@ -212,10 +217,8 @@ def _redrawn(model: nn.Module, part: Part, seed: int) -> dict[str, Tensor]:
     before = {name: value.detach().clone() for name, value in state.items()}
     # The name goes into the seed, so that a module gets the same weights whatever was drawn before.
     mixed = (seed * 0x9E3779B1 + zlib.crc32(plain_name(part.name).encode())) % 2**63
-    reset = getattr(module, "reset_parameters", None)
     with _seeded(mixed), torch.no_grad():
-        if callable(reset):
-            reset()
+        _reset(module)
     generator = torch.Generator().manual_seed(mixed)
     drawn = {}
     for full in part.weights:
@@ -223,6 +226,18 @@ def _redrawn(model: nn.Module, part: Part, seed: int) -> dict[str, Tensor]:
         value, old = state[name].detach(), before[name]
         drawn[full] = _alike(old, generator) if torch.equal(value, old) else value.clone()
     return drawn
+
+
+def _reset(module: nn.Module) -> None:
+    """Call `reset_parameters()` where there is one that takes nothing."""
+    reset = getattr(module, "reset_parameters", None)
+    if not callable(reset):
+        return
+    try:
+        inspect.signature(reset).bind()
+    except TypeError:
+        return
+    reset()
 
 
 def _alike(old: Tensor, generator: torch.Generator) -> Tensor:

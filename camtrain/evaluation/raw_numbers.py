@@ -8,15 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from camtrain.evaluation.case_store import CaseRecord
+from camtrain.evaluation.case_store import CASE, CaseRecord
 from camtrain.evaluation.measures import MEASURES
 from camtrain.evaluation.statistics import AUROC, Effect, EffectShare, Mean, Statistic
 from camtrain.evaluation.thresholds import Thresholds
 from camtrain.metrics import DEFAULT_THRESHOLD, THRESHOLDS
 
 Floats = npt.NDArray[np.float64]
-# A number of the whole case stands in this column.
-CASE = -1
 
 
 class Key(NamedTuple):

@@ -13,8 +13,8 @@ from camtrain._batch import Adapter
 from camtrain._errors import InputError, nearest
 from camtrain.cam.logits import PickLogits
 from camtrain.evaluation._reading import Keys, image_for, labels_of, unlabelled
+from camtrain.evaluation.case import Case
 from camtrain.evaluation.predicting import logits_of
-from camtrain.evaluation.scoring import Case
 
 VAL = "val"
 

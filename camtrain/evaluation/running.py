@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from camtrain._errors import InputError
 from camtrain.anatomy import spacing_of
+from camtrain.cam.layer_lookup import find_layer, plain_name
+from camtrain.evaluation.case import Case
 from camtrain.evaluation.case_store import CaseRecord, CaseStore
 from camtrain.evaluation.donors import DonorPool
 from camtrain.evaluation.evaluation import Evaluation
 from camtrain.evaluation.label_names import Names
 from camtrain.evaluation.reading_cases import VAL, CaseReader, count_of
 from camtrain.evaluation.reliance import reliance_probabilities
-from camtrain.evaluation.scoring import Case, CaseScorer, Plan
+from camtrain.evaluation.scoring import CaseScorer, Plan
 from camtrain.evaluation.thresholds import Thresholds, choose_thresholds, read_thresholds
 from camtrain.metrics import DEFAULT_THRESHOLD
 
@@ -83,7 +85,9 @@ class Run:
                     scorer = self._scorer(split)
                 if case.id in seen:
                     self.repeated[split] = self.repeated.get(split, 0) + 1
-                elif (split, case.id) not in self.store:
+                elif (split, case.id) in self.store:
+                    self.store.check(split, case.id, case.checksum())
+                else:
                     if donors is None and "case" in self.replacements:
                         donors = self._donors(split, batches)
                     record = scorer.score(case)
@@ -120,7 +124,10 @@ class Run:
             "labels": list(plan.names),
             "table": None if plan.table is None else plan.table.to_dict(),
             "methods": [method.key for method in plan.methods],
-            "layers": [layer if isinstance(layer, str | None) else type(layer).__name__ for layer in plan.layers],
+            "layers": [
+                plain_name(find_layer(self.model, layer)[0]) if isinstance(layer, nn.Module) else layer
+                for layer in plan.layers
+            ],
             "measures": list(plan.measures),
             "cases": plan.cases,
             "cut": plan.cut,
@@ -133,7 +140,7 @@ class Run:
             "authors_edge_case": plan.authors_edge_case,
             "replacements": list(self.replacements),
             "thresholds": self.thresholds or None,
-            "splits": self._splits,
+            "chosen_on": VAL if VAL in self._splits and "organ_iou" in plan.measures and not self.thresholds else None,
             "seed": self.seed,
             "limit": self.limit,
         }

@@ -29,7 +29,7 @@ from camtrain.cam.question import Layer, WantedLayer
 from camtrain.cam.several import Layers, listed
 from camtrain.evaluation._reading import columns_of
 from camtrain.evaluation.predicting import logits_of
-from camtrain.evaluation.randomising import Cascade, Stage
+from camtrain.evaluation.randomising import Cascade
 from camtrain.evaluation.sanity_table import Likeness, SanityTable, label_rows
 from camtrain.evaluation.similarity import spearman, ssim
 
@@ -102,7 +102,7 @@ def sanity_check(
         >>> [(row.stage, row.module, row.method, row.n) for row in table.means() if not row.control]
         [(1, '3', 'hirescam', 6), (2, '0', 'hirescam', 6)]
     """
-    for name, count in {"stages": stages, "draws": draws}.items():
+    for name, count in {"stages": stages, "draws": draws, "chunk": chunk}.items():
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise InputError(f"{name}= expects a whole number from 1 on, got {count!r}")
     asker = MapAsker.make(model, image, methods, controls, layer, labels, label, options, own, names, logits, reshape,
@@ -113,7 +113,7 @@ def sanity_check(
     cascades = [Cascade(model, asker.image, independent=independent, seed=seed + draw) for draw in range(draws)]
     numbers = spread_stages(len(cascades[0]), stages)
     found: dict[int, list[dict[tuple[str, str], Likeness]]] = {number: [] for number in numbers}
-    told: dict[int, Stage] = {}
+    places: dict[int, tuple[int, str, float]] = {}
     with Progress(
         console=Console(stderr=True), transient=True, disable=not progress or once * draws * len(numbers) < _LONG
     ) as bar:
@@ -122,9 +122,9 @@ def sanity_check(
             for number in numbers:
                 stage = cascade.stage(number)
                 found[number].append(asker.compare(before, stage.model))
-                told[number] = Stage(stage.number, stage.module, stage.share, nn.Identity())
+                places[number] = (stage.number, stage.module, stage.share)
                 bar.advance(task)
-    rows = [row for n in numbers for row in label_rows(told[n], found[n], asker.pairs, asker.names, asker.controls)]
+    rows = [row for n in numbers for row in label_rows(places[n], found[n], asker.pairs, asker.names, asker.controls)]
     return SanityTable(tuple(rows), independent)
 
 

@@ -17,7 +17,6 @@ from rich.text import Text
 from torch import Tensor
 
 from camtrain._errors import InputError
-from camtrain.evaluation.randomising import Stage
 
 HEAD_LIMIT = 0.7
 """Strength that fails a method once the head alone is random: maps of heads that share nothing stay far below it."""
@@ -183,7 +182,7 @@ class SanityTable:
 
 
 def label_rows(
-    stage: Stage,
+    place: tuple[int, str, float],
     draws: Sequence[Mapping[tuple[str, str], Likeness]],
     pairs: Tensor,
     names: Sequence[str],
@@ -192,12 +191,13 @@ def label_rows(
     """Rows of one stage.
 
     Args:
-        stage: Number, module and share.
+        place: Number, module and share of the stage.
         draws: Per draw: (method, layer) -> likeness of all pairs.
         pairs: (B, L) bool, whose True cells are the pairs, row by row.
         names: Label names.
         controls: Methods that are controls.
     """
+    number, module, share = place
     columns = pairs.nonzero()[:, 1].cpu()
     rows = []
     for method, layer in draws[0]:
@@ -208,9 +208,9 @@ def label_rows(
             rho, absolute, structure = _mean_std(good)
             rows.append(
                 SanityRow(
-                    stage=stage.number,
-                    module=stage.module or "(the model's own)",
-                    share=stage.share,
+                    stage=number,
+                    module=module or "(the model's own)",
+                    share=share,
                     method=method,
                     control=method in controls,
                     layer=layer,

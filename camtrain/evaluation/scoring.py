@@ -19,8 +19,9 @@ from camtrain.cam.engine import Reshape
 from camtrain.cam.explaining import explain
 from camtrain.cam.logits import PickLogits
 from camtrain.cam.question import WantedLayer, asking
+from camtrain.evaluation.case import Case
 from camtrain.evaluation.case_filter import CaseFilter, chosen_pairs
-from camtrain.evaluation.case_store import CaseRecord
+from camtrain.evaluation.case_store import CASE, CaseRecord
 from camtrain.evaluation.measures import MEASURES
 from camtrain.evaluation.perturbing import masked_probabilities, perturbation_curves
 from camtrain.evaluation.predicting import logits_of
@@ -34,33 +35,13 @@ from camtrain.metrics import (
     insertion_auc,
     sum_to_score,
 )
+from camtrain.metrics.sum_to_score import kendall_tau
 
-# Bytes that the maps of one case may take at once.
-MAP_BYTES = 1 << 30
+# Bytes that the maps of one case may take at once; the scores need some twenty times as much beside them.
+MAP_BYTES = 1 << 26
+# Not a measure: the sums of all maps of a case, kept until the last of them is there.
+_SUMS = "sums of maps"
 At = Literal["layer", "image"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case of the data, a batch of one.
-
-    Attributes:
-        id: Its name.
-        split: Its split.
-        patient: Its patient, or None.
-        image: (1, C, *S).
-        label: (1, L), NaN = unknown.
-        organs: (1, 1, *S) integer ids, or None where it was not segmented.
-        affine: (1, 4, 4) voxel to world in mm, or None.
-    """
-
-    id: str
-    split: str
-    patient: str | None
-    image: Tensor
-    label: Tensor
-    organs: Tensor | None
-    affine: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -107,6 +88,7 @@ class CaseScorer:
     _share_of_voxels: dict[str, float] = field(default_factory=dict)
     _layers: list[tuple[Any, str]] = field(default_factory=list)
     _call: int | None = None
+    _made: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     def score(self, case: Case) -> CaseRecord:
         """Everything that needs a map, and the logits.
@@ -123,6 +105,7 @@ class CaseScorer:
             label=[None if math.isnan(v) else v for v in label[0].tolist()],
             logits=scores[0].double().tolist(),
             segmented=case.organs is not None,
+            seen=case.checksum(),
         )
         self._find_layers(case.image)
         wanted = chosen_pairs(label, scores.sigmoid(), self.plan.cases, self.plan.cut)[0]
@@ -141,6 +124,10 @@ class CaseScorer:
                 pairs = wanted[columns][None]
                 for name, numbers in self._of_maps(case, (method.key, layer), columns, maps, pairs, scores, record):
                     into.setdefault(name, {}).update(numbers)
+            for into in found.values():
+                if (sums := into.pop(_SUMS, None)) is not None:
+                    # A number of the case, not of a label.
+                    into["kendall_tau"] = {CASE: _tau(sums, scores)}
         if self.plan.asks("weights") and method.name in WITH_WEIGHTS:
             self._of_weights(case, method, wanted, found)
         return found
@@ -164,15 +151,13 @@ class CaseScorer:
         if not lost:
             del record.broken["@".join(key)]
         if plan.asks("region") and plan.table is not None and case.organs is not None:
-            table, organs = plan.table.select([plan.names[c] for c in columns]), case.organs
             spacing = None if case.affine is None else spacing_of(case.affine)
-            allowed = table.allowed(organs, size=maps.shape[2:], spacing=spacing if table.needs_spacing else None)
-            allowed = allowed.to(maps.device)
+            allowed = self._regions(case, columns, tuple(maps.shape[2:]), spacing).to(maps.device)
             counted = pairs[0] & allowed.flatten(2).any(dim=2)[0]
             full = pairs[0] & allowed.flatten(2).all(dim=2)[0]
             record.empty = sorted({*record.empty, *(c for c in chosen if not counted[columns.index(c)])})
             record.full = sorted({*record.full, *(c for i, c in enumerate(columns) if full[i])})
-            step = None if spacing is None else _cell_spacing(spacing, organs.shape[2:], maps.shape[2:])
+            step = None if spacing is None else _cell_spacing(spacing, case.image.shape[2:], maps.shape[2:])
             frozen = self._frozen(key)
             for name, values in region_scores(
                 maps,
@@ -188,6 +173,18 @@ class CaseScorer:
         yield from self._of_maps_alone(columns, maps, pairs, scores[:, columns])
         if plan.asks("image") and chosen:
             yield from self._of_images(case, columns, maps, pairs, scores)
+
+    def _regions(self, case: Case, columns: list[int], size: tuple[int, ...], spacing: Tensor | None) -> Tensor:
+        """(1, n, *S') bool; made once per grid for all methods, since a rule with a hull takes its time."""
+        key = (case.split, case.id, tuple(columns), size)
+        if key not in self._made:
+            if any(other[:2] != key[:2] for other in self._made):
+                self._made.clear()
+            assert self.plan.table is not None and case.organs is not None  # noqa: S101, PT018 - for the type checker
+            table = self.plan.table.select([self.plan.names[c] for c in columns])
+            steps = spacing if table.needs_spacing else None
+            self._made[key] = table.allowed(case.organs, size=size, spacing=steps)
+        return self._made[key]
 
     def _frozen(self, key: tuple[str, str]) -> Tensor | None:
         """(L,) OrganIoU thresholds; None where all 53 are to be kept."""
@@ -212,8 +209,11 @@ class CaseScorer:
                 if name in asked:
                     yield name, _numbers(values[0], columns, pairs[0])
             if "kendall_tau" in asked:
-                # A number of the case, not of a label.
-                yield "kendall_tau", {-1: _number(sums.kendall_tau[0])}
+                # Of all labels together, whose maps may come in several parts.
+                yield (
+                    _SUMS,
+                    dict(zip(columns, maps.flatten(2).sum(dim=2, dtype=torch.float64)[0].tolist(), strict=True)),
+                )
 
     def _of_images(
         self, case: Case, columns: list[int], maps: Tensor, pairs: Tensor, scores: Tensor
@@ -319,6 +319,15 @@ class CaseScorer:
             self._share_of_voxels[method.key] = cells / case.image[0, 0].numel()
         one = self._share_of_voxels[method.key] * case.image[0, 0].numel() * 4
         return max(1, min(len(columns), int(MAP_BYTES / max(one, 1.0))))
+
+
+def _tau(sums: Mapping[int, float], scores: Tensor) -> float | None:
+    """Rank agreement of the sums of maps (label -> sum) and the logits (1, L); None where undefined."""
+    of_maps = torch.tensor([list(sums.values())], dtype=torch.float64)
+    logits = scores[:, list(sums)].double().cpu()
+    known = of_maps.isfinite() & logits.isfinite()
+    found: float | None = _number(kendall_tau(of_maps.nan_to_num(), logits, known)[0])
+    return found
 
 
 def _on_even_shares(curve: Tensor, share: Tensor) -> Tensor:

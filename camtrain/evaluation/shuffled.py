@@ -21,7 +21,6 @@ from camtrain.cam.engine import Reshape
 from camtrain.cam.logits import PickLogits
 from camtrain.cam.question import Layer
 from camtrain.cam.several import Layers
-from camtrain.evaluation.randomising import Stage
 from camtrain.evaluation.sanity import METHODS, MapAsker, Methods, OwnMethod
 from camtrain.evaluation.sanity_table import SanityTable, label_rows
 
@@ -215,5 +214,5 @@ def compare_models(
     asker = MapAsker.make(model, image, methods, controls, layer, labels, label, options, own, names, logits, reshape,
                           chunk)  # fmt: skip
     found = asker.compare(asker.maps(model), control)
-    other = Stage(0, "the other model", 1.0, nn.Identity())
-    return SanityTable(tuple(label_rows(other, [found], asker.pairs, asker.names, asker.controls)))
+    place = (0, "the other model", 1.0)
+    return SanityTable(tuple(label_rows(place, [found], asker.pairs, asker.names, asker.controls)))

@@ -231,6 +231,24 @@ def test_other_settings_are_not_mixed_with_finished_cases(tmp_path, change, says
         ask(model, make_batches(cases=3), **{**base, **change})
 
 
+def test_other_data_under_the_same_names_is_refused(tmp_path):
+    ask(make_net(), make_batches(cases=3), measures=["auroc"], out=tmp_path)
+    for key in ("image", "label", "organs"):
+        other = make_batches(cases=3)
+        other[0][key][1] = 1 - other[0][key][1]
+        with pytest.raises(InputError, match="case 'c1' of test has another image, other organs or labels"):
+            ask(make_net(), other, measures=["auroc"], out=tmp_path)
+
+
+def test_a_split_can_be_added(tmp_path):
+    data = {"a": make_batches(cases=3), "b": make_batches(cases=4, seed=9)}
+    first = ask(make_net(), data, splits=["a"], out=tmp_path)
+    both = ask(make_net(), data, out=tmp_path)
+    assert [r for r in both.rows if r.split == "a"] == list(first.rows)
+    with pytest.raises(InputError, match="chosen_on"):
+        ask(make_net(), {**data, "val": make_batches(cases=3, seed=5)}, out=tmp_path)
+
+
 def test_a_damaged_line_is_named(tmp_path):
     ask(make_net(), make_batches(cases=3), measures=["auroc"], out=tmp_path)
     lines = (tmp_path / "cases.jsonl").read_text().splitlines()
@@ -369,7 +387,7 @@ def test_one_label_two_axes_batches_of_one(size):
 
 def test_labels_in_chunks_give_the_same_numbers(monkeypatch):
     model, batches = make_net(), make_batches(cases=5)
-    measures = ["organ_iou", "energy_inside", "sum_to_score_l1", "bias_share"]
+    measures = ["organ_iou", "energy_inside", "sum_to_score_l1", "bias_share", "kendall_tau"]
     whole = ask(model, batches, measures=measures, cases="all", layers=["features.1", "features.4"])
     monkeypatch.setattr(scoring, "MAP_BYTES", 1)
     parts = ask(model, batches, measures=measures, cases="all", layers=["features.1", "features.4"])
