@@ -68,7 +68,7 @@ def one(size: int, labels: int, measures: list[str]) -> None:
         measures=measures,
         replacements=["air", "blur"],
         names=names,
-        repeats=10,
+        repeats=20,
         progress=False,
     )
     seconds = time.perf_counter() - start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,33 +42,38 @@ def evaluate(args: Sequence[str]) -> None:
     options, more = _parser().parse_known_args(list(args))
     if more and not options.config:
         raise InputError(f"unknown option {more[0]}; see camtrain evaluate --help (options of the data need --config)")
-    _check_folder(Path(options.out), options.overwrite)
+    _check_folder(Path(options.out))
+    if options.sanity < 0:
+        raise InputError(f"--sanity expects a number of cases, got {options.sanity}")
     surroundings.prepare()
     from camtrain.evaluation.against import set_against
     from camtrain.evaluation.saving import save_evaluation
 
     out = Path(options.out)
     checkpoints, against = [str(options.ckpt_path)], None
-    with _keeping(out):
-        first = _evaluated(options, options.ckpt_path, options.config, more, out)
+    subject, baseline = _subject(options, options.ckpt_path, options.config, more), None
     if options.against:
+        baseline = _subject(options, options.against, options.against_config or options.config, more)
+        _check_labels(options, subject, baseline)
+    with _keeping(out):
+        first = _evaluated(options, subject, out)
+    if baseline is not None:
         with _keeping(out / "against"):
-            other = _evaluated(
-                options, options.against, options.against_config or options.config, more, out / "against"
-            )
+            other = _evaluated(options, baseline, out / "against")
         # What was asked about comes second, so that a difference above 0 means that it has more.
         against = set_against(other, first)
         checkpoints = [str(options.against), str(options.ckpt_path)]
-    sanity = _sanity(options, more) if options.sanity else None
-    page = save_evaluation(
-        first,
-        out,
-        against=against,
-        sanity=sanity,
-        title=Path(options.ckpt_path).name,
-        checkpoints=checkpoints,
-        command=shlex.join(["camtrain", "evaluate", *args]),
-    )
+    said: dict[str, Any] = {
+        "against": against,
+        "title": Path(options.ckpt_path).name,
+        "checkpoints": checkpoints,
+        "command": shlex.join(["camtrain", "evaluate", *args]),
+    }
+    page, sanity = save_evaluation(first, out, **said), None
+    if options.sanity:
+        # After the scores are on disk: nothing that was computed is lost by what the check may refuse.
+        sanity = _sanity(options, subject)
+        save_evaluation(first, out, **said, sanity=sanity)
     _show(first, against, sanity)
     sys.stdout.write(f"table: {out / 'scores.csv'}\nreport: {page}\n")
 
@@ -106,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--trained_with", default="", metavar="A,B", help="replacements used in training, which cannot judge it")
     add("--baseline", default="air", help="hidden voxels of average drop, insertion, deletion: air, mean, blur, number")
     add("--air", type=float, help="intensity of air, where images are not in 0..1")
+    add("--seam", type=int, default=1, help="voxels over which a replaced region fades in (default: 1; 0 cuts hard)")
     add("--steps", type=int, default=20, help="steps of insertion and deletion (default: 20)")
     add("--contrast_labels", default="4", metavar="N", help="other labels per case for class sensitivity, or all")
     add("--tolerance_mm", type=float, help="radius of the pointing game in mm (default: the very cell)")
@@ -137,12 +142,19 @@ class _Subject:
     trained: frozenset[str]
 
 
-def _evaluated(
-    options: argparse.Namespace, path: str, configs: Sequence[str], more: Sequence[str], out: Path
-) -> Evaluation:
+def _check_labels(options: argparse.Namespace, subject: _Subject, baseline: _Subject) -> None:
+    """Before hours are spent on two models that cannot be compared."""
+    ours, theirs = (getattr(each.model, "labels", None) for each in (subject, baseline))
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and sorted(ours) != sorted(theirs):
+        raise InputError(
+            f"{options.ckpt_path} has the labels {', '.join(map(str, ours))}, but {options.against} has "
+            f"{', '.join(map(str, theirs))}: compare models of the same labels"
+        )
+
+
+def _evaluated(options: argparse.Namespace, subject: _Subject, out: Path) -> Evaluation:
     from camtrain.evaluation.evaluating import evaluate as measure
 
-    subject = _subject(options, path, configs, more)
     return measure(
         subject.model,
         subject.data,
@@ -158,6 +170,7 @@ def _evaluated(
         trained_with={*subject.trained, *_words(options.trained_with)},
         baseline=_number_or_word(options.baseline),
         air=options.air,
+        seam=options.seam,
         steps=options.steps,
         contrast_labels=_contrast(options.contrast_labels),
         tolerance_mm=options.tolerance_mm,
@@ -168,6 +181,7 @@ def _evaluated(
         seed=options.seed,
         limit=options.limit,
         out=out,
+        overwrite=options.overwrite,
     )
 
 
@@ -206,18 +220,19 @@ def _device(word: str) -> torch.device:
     return device
 
 
-def _sanity(options: argparse.Namespace, more: Sequence[str]) -> SanityTable:
+def _sanity(options: argparse.Namespace, subject: _Subject) -> SanityTable:
     """Cascading randomisation, on the first cases of the first split that have a finding."""
     import torch
 
     from camtrain.evaluation.reading_cases import CaseReader, splits_of
     from camtrain.evaluation.sanity import sanity_check
 
-    subject = _subject(options, options.ckpt_path, options.config, more)
     split, batches = next(iter(splits_of(subject.data, _words(options.splits) or None).items()))
-    found = []
+    found: list[Any] = []
     for case in CaseReader(subject.model).cases(split, batches):
-        found += [case] if bool((case.label == 1).any()) else []
+        # Cases are compared together, so that all of them have the size of the first.
+        fits = not found or case.image.shape == found[0].image.shape
+        found += [case] if fits and bool((case.label == 1).any()) else []
         if len(found) == options.sanity:
             break
     if not found:
@@ -237,30 +252,19 @@ def _sanity(options: argparse.Namespace, more: Sequence[str]) -> SanityTable:
     )
 
 
-def _check_folder(out: Path, overwrite: bool) -> None:
-    """A folder of ours, or an empty one."""
-    if not out.exists():
-        return
-    if not out.is_dir():
+def _check_folder(out: Path) -> None:
+    """A folder of ours, or an empty one; nothing is deleted before the first case has been read."""
+    if out.exists() and not out.is_dir():
         raise InputError(f"--out expects a folder, got the file {out}: choose another name")
-    ours = _said(out / "settings.json").get("made_by") == "camtrain evaluate"
-    if any(out.iterdir()) and not ours:
-        raise InputError(f"--out {out} holds other files than an earlier result of camtrain evaluate: choose another")
-    if overwrite and ours:
-        for folder in (out / "against", out):
-            for name in ("cases.jsonl", "settings.json", *_RESULTS):
-                (folder / name).unlink(missing_ok=True)
+    others = [path.name for path in out.iterdir() if path.name not in _OURS] if out.exists() else []
+    if others:
+        raise InputError(f"--out {out} holds other files than those of camtrain evaluate ({others[0]}): choose another")
 
 
-_RESULTS = ("scores.csv", "scores.json", "thresholds.json", "comparison.csv", "sanity.csv", "report.html")
-
-
-def _said(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+_OURS = {
+    *("cases.jsonl", "settings.json", "scores.csv", "scores.json", "thresholds.json", "report.html"),
+    *("comparison.csv", "sanity.csv", "against"),
+}
 
 
 def _words(text: str | None) -> list[str]:

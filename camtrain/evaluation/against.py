@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,6 +62,15 @@ def set_against(a: Evaluation, b: Evaluation) -> Against:
             found = compare(first, second, a.repeats, a.level, a.seed, averages)
             rows += _rows(found)
             notes += _notes(split, found, per_case)
+            if not per_case and a.groups and any(key.measure == "auroc" for key in found.tables):
+                # Areas of several labels cannot be pooled: a group of them is a mean over labels.
+                means = {n: replace(each, kind="macro") for n, each in averages.items() if n.startswith("group:")}
+                areas = [
+                    replace(side, statistics={k: s for k, s in side.statistics.items() if k.measure == "auroc"})
+                    for side in (first, second)
+                ]
+                grouped = compare(areas[0], areas[1], a.repeats, a.level, a.seed, means)
+                rows += [row for row in _rows(grouped) if row.label.startswith("group:")]
     return Against(rows, notes)
 
 

@@ -64,7 +64,18 @@ def make_baseline(
         return image.mean(dim=tuple(range(2, image.ndim)), keepdim=True, dtype=_wide(image)).to(image).expand_as(image)
     if kind == "blur":
         return _blurred(image, _BLUR if sigma is None else _positive(sigma))
-    raise InputError(f"expected a baseline {', '.join(_KINDS)} or a number, got {kind!r}{nearest(kind, _KINDS)}")
+    check_baseline(kind)
+    raise AssertionError(kind)  # a kind without a branch above
+
+
+def check_baseline(kind: str | float) -> None:
+    """Refuse a word that is no kind of baseline, before anything is computed.
+
+    Raises:
+        InputError: It is none.
+    """
+    if isinstance(kind, str) and kind not in _KINDS:
+        raise InputError(f"expected a baseline {', '.join(_KINDS)} or a number, got {kind!r}{nearest(kind, _KINDS)}")
 
 
 def baseline_of(image: Tensor, baseline: Baseline) -> Tensor:

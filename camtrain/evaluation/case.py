@@ -32,8 +32,8 @@ class Case:
 
     def checksum(self) -> str:
         """Tells this case from another of the same name: its truth, and some ten thousand voxels of each volume."""
-        parts = [self.label] + [_thinned(t) for t in (self.image, self.organs) if t is not None]
-        code = 0
+        parts = [self.label, *(_thinned(t) for t in (self.image, self.organs, self.affine) if t is not None)]
+        code = zlib.crc32(repr((self.patient, tuple(self.image.shape))).encode())
         for part in parts:
             code = zlib.crc32(part.detach().float().cpu().contiguous().numpy().tobytes(), code)
         return f"{code:08x}"

@@ -31,7 +31,7 @@ def check_filter(cases: str) -> CaseFilter:
         if word == cases:
             found: CaseFilter = word
             return found
-    raise InputError(f"cases= knows {', '.join(known)}; got {cases!r}{nearest(str(cases), known)}")
+    raise InputError(f"cases= expects one of {len(known)} words, got {cases!r}{nearest(str(cases), known)}")
 
 
 def chosen_pairs(truth: Tensor, probability: Tensor, cases: CaseFilter = "positives", cut: float = 0.5) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from camtrain._errors import InputError
+from camtrain.reporting._files import replacing
 
 CASE = -1
 """The column of a number that belongs to the whole case."""
@@ -28,6 +29,7 @@ class CaseRecord:
         label: Truth per label, None = unknown.
         logits: Per label.
         segmented: Does the case have organs?
+        geometry: Is its voxel size known?
         seen: Checksum of image, organs and truth: what the numbers were made of.
         empty: Columns of wanted labels whose organs are missing in this case.
         full: Columns of wanted labels whose region covers everything.
@@ -42,6 +44,7 @@ class CaseRecord:
     label: list[float | None]
     logits: list[float]
     segmented: bool
+    geometry: bool = False
     seen: str = ""
     empty: list[int] = field(default_factory=list)
     full: list[int] = field(default_factory=list)
@@ -74,18 +77,24 @@ class CaseStore:
     Args:
         folder: Where `cases.jsonl` and `settings.json` lie; None keeps cases in memory only.
         settings: What the numbers depend on; an evaluation goes on only under equal settings.
+        overwrite: Throw away what an earlier evaluation has finished there.
 
     Raises:
-        InputError: The folder holds cases of other settings, or a damaged file.
+        InputError: The folder holds cases of other settings, or a damaged file; it is a file.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         self.folder = folder
         self.records: dict[tuple[str, str], CaseRecord] = {}
+        self._settings = json.loads(json.dumps(settings))
         if folder is not None:
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"out= expects a folder, got the file {folder}: choose another name")
             folder.mkdir(parents=True, exist_ok=True)
-            self._check_settings(folder / "settings.json", json.loads(json.dumps(settings)))
-            self._load(folder / "cases.jsonl")
+            if not overwrite:
+                self._load(folder / "cases.jsonl")
+            if self.records:  # settings of a call that finished nothing bind nobody
+                self._check_settings(folder / "settings.json")
         self.resumed = len(self.records)
 
     def __contains__(self, key: tuple[str, str]) -> bool:
@@ -100,10 +109,15 @@ class CaseStore:
 
     def add(self, record: CaseRecord) -> None:
         """Keep a finished case; it is on disk when this returns."""
+        first = not self.records
+        if self.folder is not None and first:
+            with replacing(self.folder / "settings.json") as temporary:
+                Path(temporary).write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
         self.records[record.split, record.id] = record
         if self.folder is None:
             return
-        with (self.folder / "cases.jsonl").open("a", encoding="utf-8") as file:
+        # What is to be overwritten goes when there is something to take its place.
+        with (self.folder / "cases.jsonl").open("w" if first else "a", encoding="utf-8") as file:
             file.write(record.line() + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -117,22 +131,23 @@ class CaseStore:
         if self.records[split, case].seen != seen:
             raise InputError(
                 f"case {case!r} of {split} has another image, other organs or labels than when it was finished in "
-                f"{self.folder}: other data under the same name; choose another folder"
+                f"{self.folder}: other data under the same name, or a loader that shuffles cases without 'id'; choose "
+                "another folder, or add the key 'id'"
             )
 
-    def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:
-        if not path.exists():
-            path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-            return
+    def _check_settings(self, path: Path) -> None:
         try:
             earlier = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({error}): choose another folder") from error
-        for key in {**earlier, **settings}:
-            if earlier.get(key) != settings.get(key):
+            raise InputError(
+                f"{path} cannot be read ({error}), so nobody knows what the cases beside it are: choose another "
+                "folder, or --overwrite (overwrite=True)"
+            ) from error
+        for key in {**earlier, **self._settings}:
+            if earlier.get(key) != self._settings.get(key):
                 raise InputError(
                     f"{path.parent} holds an evaluation with {key} = {_short(earlier.get(key))}, now asked with "
-                    f"{_short(settings.get(key))}: choose another folder, or repeat the earlier settings to go on"
+                    f"{_short(self._settings.get(key))}: choose another folder, or repeat the earlier settings to go on"
                 )
 
     def _load(self, path: Path) -> None:
@@ -142,7 +157,8 @@ class CaseStore:
         whole, _, rest = text.rpartition("\n")
         if rest:
             # The process was stopped in the middle of a line: that case is scored again.
-            path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+            with replacing(path) as temporary:
+                Path(temporary).write_text(whole + "\n" if whole else "", encoding="utf-8")
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = CaseRecord.read(line)

@@ -68,6 +68,7 @@ class DonorPool:
         self.count, self.memory, self.search = count, memory, search
         self.seen = 0
         self._kept: list[Donor] = []
+        self._patients: dict[str, str | None] = {}
 
     @classmethod
     def of(cls, batches: Iterable[Batch], count: int = COUNT, memory: int = MEMORY, search: int = SEARCH) -> DonorPool:
@@ -113,17 +114,22 @@ class DonorPool:
         """Bytes that the images take."""
         return sum(donor.image.nbytes for donor in self._kept)
 
-    def offer(self, ids: Sequence[str], image: Tensor, label: Tensor) -> None:
+    def offer(
+        self, ids: Sequence[str], image: Tensor, label: Tensor, patients: Sequence[str | None] | None = None
+    ) -> None:
         """Look at the cases of one batch; a case that was seen before, or comes too late, is passed over.
 
         Args:
             ids: B names.
             image: (B, C, *S).
             label: (B, L), NaN = unknown.
+            patients: Patient of each, None = unknown; a patient never lends to a scan of his or her own.
 
         Raises:
             InputError: Their numbers differ, or labels of another number than before.
         """
+        for name, patient in zip(ids, patients or [None] * len(ids), strict=True):
+            self.belongs(name, patient)
         if not len(ids) == len(image) == len(label) or label.ndim != 2:
             raise InputError(
                 f"expected one id and one label row per image, got {len(ids)} ids, images {tuple(image.shape)} and "
@@ -135,6 +141,10 @@ class DonorPool:
             if not self.complete and name not in self.ids:
                 self.seen += 1
                 self._take(Donor(str(name), _small(one), truth.detach().float().cpu().clone()))
+
+    def belongs(self, case: str, patient: str | None) -> None:
+        """Whose scan a case is; None = unknown."""
+        self._patients[str(case)] = patient
 
     def donor(self, case: str, column: int, truth: float, shape: Sequence[int]) -> Donor | None:
         """Another case's image.
@@ -149,7 +159,14 @@ class DonorPool:
             A donor; None if the pool has no other case of that shape. The same case and label always get the same
             donor, and labels of one case share donors where they can.
         """
-        others = [d for d in self._kept if d.id != case and tuple(d.image.shape) == tuple(shape)]
+        own = self._patients.get(case)
+        others = [
+            d
+            for d in self._kept
+            if d.id != case
+            and tuple(d.image.shape) == tuple(shape)
+            and (own is None or self._patients.get(d.id) != own)
+        ]
         opposite = [d for d in others if float(d.label[column]) == 1 - truth]
         # An order of the donors that is this case's own, so that not every case gets the first one.
         return min(opposite or others, key=lambda d: (zlib.crc32(f"{case}\n{d.id}".encode()), d.id), default=None)

@@ -9,11 +9,14 @@ from typing import Any
 from torch import nn
 
 from camtrain._batch import Adapter
-from camtrain.cam.asked import read_asked
+from camtrain._errors import InputError, nearest
+from camtrain.cam.asked import Asked, read_asked
 from camtrain.cam.engine import Reshape
 from camtrain.cam.logits import PickLogits
+from camtrain.evaluation.baselines import check_baseline
 from camtrain.evaluation.case_filter import CaseFilter, check_filter
 from camtrain.evaluation.evaluation import Evaluation
+from camtrain.evaluation.intervals import check_level
 from camtrain.evaluation.label_names import Names
 from camtrain.evaluation.measures import read_measures
 from camtrain.evaluation.reading_cases import VAL, CaseReader, splits_of
@@ -43,6 +46,7 @@ def evaluate(
     trained_with: Iterable[str] = (),
     baseline: str | float = "air",
     air: float | None = None,
+    seam: int = 1,
     steps: int = 20,
     contrast_labels: int | None = 4,
     tolerance_mm: float | None = None,
@@ -53,6 +57,7 @@ def evaluate(
     seed: int = 0,
     limit: int | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     keys: Mapping[str, str] | None = None,
     adapter: Adapter | None = None,
     logits: PickLogits | None = None,
@@ -82,6 +87,7 @@ def evaluate(
         trained_with: Replacements that the model was trained with; it is judged with the others.
         baseline: What hidden voxels become for average drop, insertion and deletion: `air`, `mean`, `blur`, a number.
         air: Intensity of air; None: 0, the low end of images in 0..1, and refused for images that go below.
+        seam: Voxels over which a replaced region fades in beyond what is kept; 0 cuts hard.
         steps: Steps of insertion and deletion curves.
         contrast_labels: Other labels per case whose maps are made for class sensitivity and rank agreement; None: all.
         tolerance_mm: Radius of the pointing game.
@@ -92,8 +98,9 @@ def evaluate(
         seed: Of donors and bootstrap.
         limit: Cases per split at most.
         out: Folder that keeps finished cases; the same call goes on where an earlier one was stopped.
-        keys: Contract word -> key in the batch.
-        adapter: Callable that makes a dict with the contract's words of a batch. `patient` is read too.
+        overwrite: Throw away the cases that an earlier call has finished in `out`.
+        keys: Contract word -> key in the batch; `patient` is a word here too.
+        adapter: Callable that makes a dict with the contract's words of a batch.
         logits: Callable that picks (B, L) from the model's output.
         reshape: Callable that makes (B, K, *S') of a layer's output.
         progress: Show a bar on stderr.
@@ -116,6 +123,9 @@ def evaluate(
         >>> [(row.label, row.measure, row.n) for row in found.rows]
         [('macro', 'energy_inside', 3), ('micro', 'energy_inside', 3), ('stent', 'energy_inside', 3)]
     """
+    _check_numbers(cut, at, level, repeats=(repeats, 20), contrast_labels=(contrast_labels, 0), limit=(limit, 1),
+                   steps=(steps, 2), seam=(seam, 0))  # fmt: skip
+    check_baseline(baseline)
     reader = CaseReader(model, None, keys, adapter, logits)
     loaders = splits_of(data, splits)
     wanted = read_measures(measures)
@@ -123,7 +133,7 @@ def evaluate(
     plan = Plan(
         names=(),
         table=None,
-        methods=read_asked(list(methods)),
+        methods=_once(read_asked([methods] if isinstance(methods, str) else methods)),
         layers=list(layers),
         measures=wanted,
         cases=check_filter(cases),
@@ -132,6 +142,7 @@ def evaluate(
         contrast_labels=contrast_labels,
         baseline=air if baseline == "air" and air is not None else baseline,
         air=air,
+        seam=seam,
         steps=steps,
         tolerance_mm=tolerance_mm,
         authors_edge_case=authors_edge_case,
@@ -139,7 +150,7 @@ def evaluate(
         reshape=reshape,
     )
     judged, dropped = judge_with(replacements, trained_with) if plan.asks("reliance") else ((), "")
-    run = Run(model, plan, reader, known, judged, seed, limit, progress, thresholds)
+    run = Run(model, plan, reader, known, judged, seed, limit, progress, thresholds, groups=groups, overwrite=overwrite)
     run.notes += [dropped] if dropped else []
     if at == "image":
         run.notes += run.without_sums()
@@ -147,4 +158,24 @@ def evaluate(
     with run.stored(None if out is None else Path(out), first):
         for split in first:
             run.split(split, loaders[split])
-    return run.evaluation({s: run.store.of(s) for s in loaders}, groups, repeats, level)
+    return run.evaluation(loaders, repeats, level)
+
+
+def _check_numbers(cut: float, at: str, level: float, **whole: tuple[Any, int]) -> None:
+    """Said before anything is computed; `whole` holds values and the least that each may be."""
+    check_level(level)
+    for name, (value, least) in whole.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise InputError(f"{name}= expects a whole number from {least} on, got {value!r}")
+    if not 0 <= cut <= 1:
+        raise InputError(f"cut= expects a probability, got {cut!r}: 0.5 is usual")
+    if at not in ("layer", "image"):
+        raise InputError(f"at= knows layer and image, got {at!r}{nearest(str(at), ('layer', 'image'))}")
+
+
+def _once(methods: list[Asked]) -> list[Asked]:
+    keys = [method.key for method in methods]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"methods= lists {key!r} twice: name each once, or with different options")
+    return methods

@@ -79,7 +79,7 @@ class Evaluation:
                 continue
             raw = dict(raw_numbers(of, split, names, measures, thresholds))
             rows += _rows(raw, of, names, averages_of(groups or {}, names), repeats, level, seed, progress)
-        said = [*notes, *(note for split, of in records.items() for note in _notes(split, of, names))]
+        said = [*notes, *(note for split, of in records.items() for note in _notes(split, of, names, settings))]
         return Evaluation(
             rows, records, names, measures, thresholds, groups or {}, settings, said, repeats, level, seed, progress
         )
@@ -128,6 +128,8 @@ def averages_of(groups: Mapping[str, Sequence[str]], names: Sequence[str]) -> di
         for label in labels:
             if label not in names:
                 raise InputError(f"group {group!r} names {label!r}, which is no label{nearest(label, names)}")
+        if len(set(labels)) < len(labels):
+            raise InputError(f"group {group!r} names a label twice: {', '.join(labels)}")
         if not labels:
             raise InputError(f"group {group!r} has no label: name at least one")
         found[f"group:{group}"] = Average("micro", tuple(list(names).index(label) for label in labels))
@@ -159,22 +161,34 @@ def _rows(
         if each.per_case:
             yield _row(key, "macro", whole[key].labels[0], int(each.counted[0]))
             continue
+        labels = tables[key].labels
         for name, interval in tables[key].averages.items():
             columns = averages[name].columns
-            counted = each.counted if columns is None else each.counted[list(columns)]
-            yield _row(key, name, interval, int(counted.sum()))
-        for name, interval, counted in zip(names, tables[key].labels, each.counted, strict=True):
+            of = range(len(names)) if columns is None else columns
+            row = _row(key, name, interval, int(each.counted[list(of)].sum()))
+            if _as_one(key) and (name == "macro" or key.measure == "auroc"):
+                # A mean over labels leaves out those without a value: how many of the counted ones are these?
+                lost = [np.isnan(labels[c].mean) for c in of if each.counted[c]]
+                row = replace(row, undefined=float(np.mean(lost)) if lost else 0.0)
+            yield row
+        for name, interval, counted in zip(names, labels, each.counted, strict=True):
             if counted:
                 yield _row(key, name, interval, int(counted))
+
+
+def _as_one(key: Key) -> bool:
+    """Is it made of all pairs at once, so that a label has a value or has none?"""
+    return key.measure.startswith(("auroc", "shortcut_reliance"))
 
 
 def _row(key: Key, label: str, interval: Interval, counted: int) -> ScoreRow:
     mean, low, high = (None if np.isnan(v) else float(v) for v in (interval.mean, interval.low, interval.high))
     undefined = 0.0 if counted == 0 else max(0.0, 1 - interval.n / counted)
-    if key.measure.startswith(("auroc", "shortcut_reliance")):
-        # Made of all pairs at once: there is a value or there is none.
-        undefined = float(mean is None)
-    return ScoreRow(key.split, key.method, key.layer, label, key.measure, counted, mean, low, high, undefined)
+    if _as_one(key) and mean is None:
+        undefined = 1.0
+    return ScoreRow(
+        key.split, key.method, key.layer, label, key.measure, counted, mean, low, high, undefined, interval.units
+    )
 
 
 @contextmanager
@@ -184,12 +198,19 @@ def _bar(progress: bool) -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _notes(split: str, records: Sequence[CaseRecord], names: Sequence[str]) -> Iterator[str]:
+def _notes(
+    split: str, records: Sequence[CaseRecord], names: Sequence[str], settings: Mapping[str, Any]
+) -> Iterator[str]:
     """What a reader of the tables must know, counted."""
     truth = [r.label for r in records]
     without = [name for c, name in enumerate(names) if not any(row[c] == 1 for row in truth)]
     if without:
-        yield f"{split}: no case has {', '.join(without)}: there is nothing to localise, and no AUROC"
+        more = f" and {len(without) - 5} more" if len(without) > 5 else ""
+        yield f"{split}: no case has {', '.join(without[:5])}{more}: there is nothing to localise, and no AUROC"
+    if any(r.maps for r in records) and settings.get("tolerance_mm") is not None:
+        unknown = sum(not r.geometry for r in records)
+        if unknown:
+            yield f"{split}: {unknown} cases have no affine, so tolerance_mm has no meaning there: undefined"
     unsegmented = sum(not r.segmented for r in records)
     if unsegmented:
         yield f"{split}: {unsegmented} of {len(records)} cases have no organs; no score that needs them counts these"
@@ -201,3 +222,9 @@ def _notes(split: str, records: Sequence[CaseRecord], names: Sequence[str]) -> I
             yield f"{split}: " + says.format(names[column], count)
     for key, count in Counter(key for r in records for key, columns in r.broken.items() for _ in columns).items():
         yield f"{split}: {count} maps of {key} hold NaN or Inf; their scores are undefined"
+    alone = sum(bool(r.replaced.get("case", {}).get("no_donor")) for r in records)
+    if alone:
+        yield (
+            f"{split}: {alone} cases found no other case of their shape whose voxels could replace theirs; they count "
+            "as undefined for the replacement 'case'"
+        )

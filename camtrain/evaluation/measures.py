@@ -31,7 +31,7 @@ class Measure:
     @property
     def paid(self) -> bool:
         """Does it need forwards of its own?"""
-        return self.family in ("image", "reliance")
+        return self.family in ("weights", "image", "reliance")
 
 
 MEASURES: dict[str, Measure] = {
@@ -95,4 +95,4 @@ def _expanded(word: str) -> Iterator[str]:
         yield word
     else:
         known = (*_GROUPS, *MEASURES)
-        raise InputError(f"measures= knows {', '.join(known)}; got {word!r}{nearest(str(word), known)}")
+        raise InputError(f"measures= has no {word!r}{nearest(str(word), known)}; all: {', '.join(known)}")

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from scipy.stats import rankdata
 
 from camtrain._errors import InputError, nearest
 from camtrain.evaluation.intervals import Average, available, defined, fill_macro, raw_rows, rows_of_sums
@@ -61,6 +62,8 @@ class Pair:
         in_a, in_b = counted(a), counted(b)
         both = in_a & in_b
         kept_a, kept_b = (each_array(lambda array: np.where(both, array, np.nan), s) for s in (a, b))
+        # An area knows ranks only, so that a swap of raw scores between two scales would test the scales.
+        kept_a, kept_b = (_ranked(s) for s in (kept_a, kept_b))
         return Pair(kept_a, kept_b, (in_a ^ in_b).sum(axis=0), available(a, averages))
 
     @property
@@ -106,6 +109,14 @@ class Pair:
 
     def _filled(self, rows: Floats) -> Floats:
         return fill_macro(rows, self.averages, defined(self.values[2], self.averages))
+
+
+def _ranked(statistic: Statistic) -> Statistic:
+    """An AUROC of mid-ranks, which is the same; any other statistic as it is."""
+    if not isinstance(statistic, AUROC):
+        return statistic
+    kept = np.where(counted(statistic), np.asarray(statistic.scores), np.nan)
+    return AUROC(rankdata(kept, axis=0, nan_policy="omit"), statistic.truth)
 
 
 def _area_differences(stacked: AUROC, first: Floats) -> Floats:

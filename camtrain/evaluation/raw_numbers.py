@@ -105,14 +105,12 @@ def _of_replacements(
     for kind in dict.fromkeys(kind for r in records for kind in r.replaced):
         sides = []
         for side in ("outside", "inside"):
-            after, _ = _matrix(
-                [r.replaced.get(kind, {}).get(side, {}) for r in records],
-                truth.shape[1],
-                lambda _, v: float(v),  # type: ignore[arg-type]
-            )
+            after, _ = _matrix([r.replaced.get(kind, {}).get(side, {}) for r in records], truth.shape[1], _plain)
             sides.append(np.abs(after - before))
         outside, inside = sides
-        counted = (~np.isnan(outside) & ~np.isnan(inside) & ~np.isnan(truth)).sum(axis=0)
+        measured = ~np.isnan(outside) & ~np.isnan(inside)
+        _, lost = _matrix([r.replaced.get(kind, {}).get("no_donor", {}) for r in records], truth.shape[1], _plain)
+        counted = ((measured | lost) & ~np.isnan(truth)).sum(axis=0)
         made: dict[str, Statistic] = {
             "outside_effect": Effect(outside, truth),
             "inside_effect": Effect(inside, truth),
@@ -121,6 +119,10 @@ def _of_replacements(
         for name, statistic in made.items():
             if name in measures and counted.any():
                 yield Key(split, "", "", f"{name}/{kind}"), Raw(statistic, counted)
+
+
+def _plain(_: int, value: float | list[float]) -> float:
+    return float(value) if not isinstance(value, list) else float("nan")
 
 
 def _place(threshold: float) -> int:

@@ -65,6 +65,8 @@ def _of_module(data: Any, wanted: Sequence[str] | None) -> dict[str, Iterable[An
 
 def _named(names: list[str], loaders: Any) -> dict[str, Iterable[Any]]:
     listed = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+    # A test split called `val` must not take the place of the validation cases.
+    names = [name if name != VAL or names == [VAL] else f"{VAL}_test" for name in names]
     names = names[: len(listed)] + [f"{names[-1]}_{i}" for i in range(len(names), len(listed))]
     return dict(zip(names, listed, strict=False))
 
@@ -117,15 +119,16 @@ class CaseReader:
                 yield case
 
     def _cases(self, split: str, words: Any, first: int) -> Iterator[Case]:
-        batch = unlabelled(words, self.keys)
-        image = image_for(self.model, batch)
-        label = labels_of(words, self.keys, self.outputs(image))
+        keys = {word: key for word, key in (self.keys or {}).items() if word != "patient"} or None
+        batch = unlabelled(words, keys)
+        image = _as_weights(image_for(self.model, batch), self.model)
+        label = labels_of(words, keys, self.outputs(image))
         if label is None:
             raise InputError(
                 "an evaluation compares with labels, but the batch has no key 'label': name yours with "
                 "keys={'label': ...}, or use adapter="
             )
-        patients = _patients(words, len(image))
+        patients = _patients(words.get((self.keys or {}).get("patient", "patient")), len(image))
         for row in range(len(image)):
             one = slice(row, row + 1)
             segmented = batch.organs is not None and bool(batch.has_organs[row])
@@ -140,12 +143,18 @@ class CaseReader:
             )
 
 
-def _patients(words: Any, size: int) -> list[str | None]:
-    """The key `patient`: one name per case; empty is unknown."""
-    given = words.get("patient")
+def _as_weights(image: Tensor, model: nn.Module) -> Tensor:
+    """The image in the precision of a model that is in half or in double precision as a whole."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    kinds = kinds or {b.dtype for b in model.buffers() if b.is_floating_point()}
+    return image.to(kinds.pop()) if len(kinds) == 1 else image
+
+
+def _patients(given: Any, size: int) -> list[str | None]:
+    """The key `patient`: one name per case; empty or NaN is unknown."""
     if given is None:
         return [None] * size
     listed = given.tolist() if isinstance(given, torch.Tensor) else [given] if isinstance(given, str) else list(given)
     if len(listed) != size:
         raise InputError(f"expected one patient per image, got {len(listed)} for {size} images: check the batch")
-    return [str(name) if name not in (None, "") else None for name in listed]
+    return [None if name is None or name == "" or name != name else str(name) for name in listed]

@@ -180,7 +180,7 @@ def judge_with(replacements: Iterable[str], trained: Iterable[str]) -> Judges:
         ('air',)
     """
     asked = tuple(dict.fromkeys(_known(name) for name in replacements))
-    seen = set(trained)
+    seen = {_known(name) for name in trained}
     remain = tuple(name for name in asked if name not in seen)
     out = [repr(name) for name in asked if name in seen]
     others = [name for name in REPLACEMENTS if name not in seen]

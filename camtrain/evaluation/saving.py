@@ -53,6 +53,9 @@ def save_evaluation(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for name, made in (("comparison.csv", against), ("sanity.csv", sanity), ("thresholds.json", evaluation.thresholds)):
+        if not made:  # of an earlier run
+            (folder / name).unlink(missing_ok=True)
     write_csv(folder / "scores.csv", ScoreRow, evaluation.rows)
     if against is not None:
         write_csv(folder / "comparison.csv", ComparisonRow, against.rows)
@@ -142,6 +145,7 @@ def _meta(
         patients=known,
         bootstrap_repeats=evaluation.repeats,
         bootstrap_unit="patients" if known else "cases",
+        level=evaluation.level,
         seed=evaluation.seed,
         thresholds={
             f"{label} ({key})" if several else label: value

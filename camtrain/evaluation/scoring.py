@@ -26,6 +26,7 @@ from camtrain.evaluation.measures import MEASURES
 from camtrain.evaluation.perturbing import masked_probabilities, perturbation_curves
 from camtrain.evaluation.predicting import logits_of
 from camtrain.evaluation.region_scores import region_scores
+from camtrain.evaluation.sum_of_maps import SumOfMaps
 from camtrain.metrics import (
     average_drop,
     average_increase,
@@ -59,6 +60,7 @@ class Plan:
     contrast_labels: int | None = 4
     baseline: str | float = "air"
     air: float | None = None
+    seam: int = 1
     steps: int = 20
     tolerance_mm: float | None = None
     authors_edge_case: bool = False
@@ -105,6 +107,7 @@ class CaseScorer:
             label=[None if math.isnan(v) else v for v in label[0].tolist()],
             logits=scores[0].double().tolist(),
             segmented=case.organs is not None,
+            geometry=case.affine is not None,
             seen=case.checksum(),
         )
         self._find_layers(case.image)
@@ -119,15 +122,17 @@ class CaseScorer:
     ) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         if self.plan.asks("region", "map", "image"):
-            for layer, columns, maps in self._maps(case, method, self._columns(wanted, case.id)):
-                into = found.setdefault(layer, {})
-                pairs = wanted[columns][None]
-                for name, numbers in self._of_maps(case, (method.key, layer), columns, maps, pairs, scores, record):
+            asked = self._columns(wanted, case.id)
+            sums = self._sums_of_maps(case, method, asked)
+            for layer, columns, maps in self._maps(case, method, asked):
+                into, others = found.setdefault(layer, {}), sums.get(layer)
+                pairs, key = wanted[columns][None], (method.key, layer)
+                for name, numbers in self._of_maps(case, key, columns, maps, pairs, scores, record, others):
                     into.setdefault(name, {}).update(numbers)
             for into in found.values():
-                if (sums := into.pop(_SUMS, None)) is not None:
+                if (totals := into.pop(_SUMS, None)) is not None:
                     # A number of the case, not of a label.
-                    into["kendall_tau"] = {CASE: _tau(sums, scores)}
+                    into["kendall_tau"] = {CASE: _tau(totals, scores)}
         if self.plan.asks("weights") and method.name in WITH_WEIGHTS:
             self._of_weights(case, method, wanted, found)
         return found
@@ -141,6 +146,7 @@ class CaseScorer:
         pairs: Tensor,
         scores: Tensor,
         record: CaseRecord,
+        others: SumOfMaps | None,
     ) -> Iterator[tuple[str, dict[int, Any]]]:
         """Measure -> numbers of the labels in these columns."""
         plan = self.plan
@@ -170,7 +176,7 @@ class CaseScorer:
                 spacing=step,
             ):
                 yield name, _numbers(values[0], columns, counted)
-        yield from self._of_maps_alone(columns, maps, pairs, scores[:, columns])
+        yield from self._of_maps_alone(columns, maps, pairs, scores[:, columns], others)
         if plan.asks("image") and chosen:
             yield from self._of_images(case, columns, maps, pairs, scores)
 
@@ -183,7 +189,10 @@ class CaseScorer:
             assert self.plan.table is not None and case.organs is not None  # noqa: S101, PT018 - for the type checker
             table = self.plan.table.select([self.plan.names[c] for c in columns])
             steps = spacing if table.needs_spacing else None
-            self._made[key] = table.allowed(case.organs, size=size, spacing=steps)
+            made = table.allowed(case.organs, size=size, spacing=steps)
+            if sum(each.numel() for each in self._made.values()) + made.numel() > MAP_BYTES:
+                return made
+            self._made[key] = made
         return self._made[key]
 
     def _frozen(self, key: tuple[str, str]) -> Tensor | None:
@@ -197,11 +206,12 @@ class CaseScorer:
         return self.thresholds.get(key, self.default)
 
     def _of_maps_alone(
-        self, columns: list[int], maps: Tensor, pairs: Tensor, scores: Tensor
+        self, columns: list[int], maps: Tensor, pairs: Tensor, scores: Tensor, others: SumOfMaps | None
     ) -> Iterator[tuple[str, dict[int, Any]]]:
         asked = self.plan.asks("map")
         if "class_sensitivity" in asked:
-            yield "class_sensitivity", _numbers(class_sensitivity(maps, pairs.float())[0], columns, pairs[0])
+            values = class_sensitivity(maps, pairs.float())[0] if others is None else others.sensitivity(maps)
+            yield "class_sensitivity", _numbers(values, columns, pairs[0])
         if {"sum_to_score_l1", "bias_share", "kendall_tau"} & set(asked):
             sums = sum_to_score(maps, scores)
             each = {"sum_to_score_l1": sums.gap, "bias_share": sums.bias_share}
@@ -225,8 +235,9 @@ class CaseScorer:
             after = masked_probabilities(
                 self.model, case.image, maps, pairs, plan.baseline, plan.logits, columns=columns
             )
-            found["average_drop"] = average_drop(before, after, truth)
-            found["average_increase"] = average_increase(before, after, truth)
+            # A ratio to a small probability says little: the least one that has a score is what counts as predicted.
+            found["average_drop"] = average_drop(before, after, truth, plan.cut)
+            found["average_increase"] = average_increase(before, after, truth, plan.cut)
         if {"insertion_auc", "deletion_auc"} & set(asked):
             curves = perturbation_curves(
                 self.model, case.image, maps, pairs, plan.baseline, plan.steps, plan.logits, columns=columns
@@ -282,6 +293,15 @@ class CaseScorer:
                         "an earlier layer (camtrain layers, or ct.layers, lists them) or larger images"
                     )
                 yield layer, part, maps
+
+    def _sums_of_maps(self, case: Case, method: Asked, columns: list[int]) -> dict[str, SumOfMaps]:
+        """What a label's map is set against, where the maps of a case come in parts; then they are made twice."""
+        if "class_sensitivity" not in self.plan.measures or self._chunk(case, method, columns) >= len(columns):
+            return {}
+        sums: dict[str, SumOfMaps] = {}
+        for layer, _, maps in self._maps(case, method, columns):
+            sums[layer] = sums.get(layer, SumOfMaps()).plus(maps)
+        return sums
 
     def _explain(self, case: Case, method: Asked, columns: list[int]) -> dict[str, Tensor]:
         each: dict[str, Tensor] = explain(
@@ -350,9 +370,8 @@ def _numbers(values: Tensor, columns: Sequence[int], counted: Tensor) -> dict[in
 
 
 def _number(value: Any) -> Any:
-    """Nine digits, as many as float32 has; None for NaN, of a curve too."""
+    """Nine digits, as many as float32 has; None for NaN. Curves stay exact: thresholds are chosen where they tie."""
     if isinstance(value, list):
-        each = [_number(v) for v in value]
-        return None if None in each else each
+        return None if any(math.isnan(v) for v in value) else value
     number = float(value)
     return None if math.isnan(number) else float(f"{number:.9g}")

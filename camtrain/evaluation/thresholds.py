@@ -17,12 +17,17 @@ Thresholds = dict[str, dict[str, float]]
 """`method@layer` -> label -> threshold."""
 
 
-def choose_thresholds(records: Iterable[CaseRecord], names: Sequence[str]) -> Thresholds:
+def choose_thresholds(
+    records: Iterable[CaseRecord], names: Sequence[str]
+) -> tuple[Thresholds, dict[str, frozenset[int]]]:
     """The best of the 53 thresholds per method, layer and label, on the cases that carry OrganIoU curves.
 
     Args:
         records: Validation cases.
         names: Label names in the order of the outputs.
+
+    Returns:
+        The thresholds; and per `method@layer` the columns that had a scored pair, all others having the default.
     """
     metrics: dict[str, OrganIoU] = {}
     for record in records:
@@ -33,10 +38,12 @@ def choose_thresholds(records: Iterable[CaseRecord], names: Sequence[str]) -> Th
                     if curve is not None:
                         metric.organ_iou[column] += torch.tensor(curve, dtype=metric.organ_iou.dtype)
                         metric.counted[column] += 1
-    return {
+    chosen = {
         key: dict(zip(names, (round(t, 6) for t in metric.best_thresholds().tolist()), strict=True))
         for key, metric in metrics.items()
     }
+    scored = {key: frozenset(metric.counted.nonzero()[:, 0].tolist()) for key, metric in metrics.items()}
+    return chosen, scored
 
 
 def read_thresholds(given: Thresholds | str | Path, names: Sequence[str]) -> Thresholds:

@@ -11,6 +11,7 @@ from camtrain.reporting.evaluation_rows import ScoreRow
 from camtrain.reporting.evaluation_scores import FREE, Scores, Series, series_name, title_of
 
 _SHOWN: Final = 3
+_LISTED: Final = 5  # names in a sentence
 _SAME_MAP: Final = 0.9  # correlation between two labels' maps from which on the map hardly depends on the label
 _OFTEN: Final = 0.2  # share of empty maps from which on the other scores speak about a selection
 
@@ -151,7 +152,8 @@ def _of_shortcuts(scores: Scores, split: str) -> Iterator[Findings]:
     yield Findings("Highest shortcut reliance", items, f"{note}Above 0.5, what lies outside the organs moves more.")
     open_ = [label for label in undecided(scores, split) if label not in best]
     if open_:
-        text = f"{len(open_)} of {len(scores.labels(split))} labels: {', '.join(open_)}"
+        more = f" and {len(open_) - _LISTED} more" if len(open_) > _LISTED else ""
+        text = f"{len(open_)} of {len(scores.labels(split))} labels: {', '.join(open_[:_LISTED])}{more}"
         note = "Neither what lies inside nor what lies outside moves the probability enough to tell."
         yield Findings("Shortcut reliance undefined under every replacement", (Finding("", text),), note)
 

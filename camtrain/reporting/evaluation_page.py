@@ -255,7 +255,7 @@ def _sections(page: EvaluationPage) -> list[Section]:
 
 _NOTES: Final = {
     "summary": (
-        "Mean over labels with its 95 % interval. Bold: the best of a column, only if its interval overlaps the "
+        "Mean over labels with its interval. Bold: the best of a column, only if its interval overlaps the "
         "interval of no other line of the table. This is stricter than a paired test; what is not bold may still "
         "differ. ↑ higher is better, ↓ lower is better."
     ),

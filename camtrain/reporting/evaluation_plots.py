@@ -119,7 +119,7 @@ def forest_plot(scores: Scores, split: str, layer: str, methods: Sequence[str]) 
     rows = _in_order(scores.labels(split), [row.label for row in worst])
     said = f"{title_of(leading)} of {series_name(first)} for {len(rows)} labels: {_listed(worst)}."
     caption = (
-        f"Mark: mean; line: 95 % interval. Labels in the order of {title_of(leading)} of {series_name(first)}, "
+        f"Mark: mean; line: interval. Labels in the order of {title_of(leading)} of {series_name(first)}, "
         "worst at the top. Upright strokes: chance level of energy inside. A dash: no value."
     )
     return Plot(forest_figure(rows, panels), f"Scores per label at {layer or 'no layer'}", said, caption)
@@ -173,7 +173,7 @@ def shortcut_plot(scores: Scores, split: str) -> Plot | None:
     )
     caption = (
         "Left: mean change of the probability when everything outside the label's organs is replaced, and when the "
-        "organs are. Right: the share of the outside in both; above 0.5 the outside moves more. Line: 95 % interval. "
+        "organs are. Right: the share of the outside in both; above 0.5 the outside moves more. Line: interval. "
         "A dash: undefined, because neither change is large enough. Highest share at the top."
     )
     return Plot(forest_figure(rows, panels), "Shortcut reliance per label", said, caption)
@@ -281,7 +281,7 @@ def comparison_plot(
     labels = [average_name(label) for label in sorted(labels, key=lambda label: not is_average(label))]
     said = "; ".join(f"{title_of(m)}: {_counted([r for r in here if r.measure == m])}" for m in measures)
     caption = (
-        "Difference B − A with its 95 % interval; beside it p after Holm's correction, or p itself where there is no "
+        "Difference B − A with its interval; beside it p after Holm's correction, or p itself where there is no "
         f"corrected one. Means over labels first, then labels in the order of {title_of(measures[0])}."
     )
     return Plot(forest_figure(labels, panels), f"Difference, {series_name(series)}", f"{said}.", caption)

@@ -27,9 +27,10 @@ class ScoreRow:
         measure: `organ_iou`, `outside_effect/air`, ...
         n: Counted (case, label) pairs, or cases.
         mean: Mean over the pairs that have a score; None where none has.
-        low: Lower end of the 95 % interval; None where there is none.
+        low: Lower end of the interval; None where there is none.
         high: Upper end.
-        undefined: Share of the counted pairs that have no score, 0 to 1.
+        undefined: Share of the counted pairs (of an average of AUROCs or shares: labels) that have no score, 0 to 1.
+        units: What the interval was drawn from: patients, or cases where patients are unknown.
 
     Example:
         >>> ScoreRow("test", "hirescam", "layer4", "nodule", "organ_iou", 34, 0.71, 0.65, 0.77).defined
@@ -46,6 +47,7 @@ class ScoreRow:
     low: float | None = None
     high: float | None = None
     undefined: float = 0.0
+    units: int = 0
 
     @property
     def defined(self) -> bool:
@@ -72,7 +74,7 @@ class ComparisonRow:
         mean_a: Mean of A over those.
         mean_b: Mean of B over those.
         difference: Mean of the paired differences.
-        low: Lower end of its 95 % interval.
+        low: Lower end of its interval.
         high: Upper end.
         p: Two-sided permutation p-value.
         p_holm: The same after Holm's correction.
@@ -185,6 +187,7 @@ class EvaluationMeta:
         patients: Split -> number of patients; empty where patients are unknown.
         bootstrap_repeats: Repeats behind the intervals; 0 = no intervals.
         bootstrap_unit: What was drawn: `cases` or `patients`.
+        level: Confidence of the intervals.
         seed: Seed of the resampling.
         thresholds: Label -> threshold of OrganIoU.
         notes: Sentences: what was dropped, undefined, or is to be kept in mind.
@@ -204,6 +207,7 @@ class EvaluationMeta:
     patients: Mapping[str, int] = field(default_factory=dict)
     bootstrap_repeats: int = 0
     bootstrap_unit: str = "cases"
+    level: float = 0.95
     seed: int | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -252,7 +256,7 @@ def _row(kind: type[RowT], row: Mapping[str, Any]) -> RowT:
 def _value(name: str, value: Any) -> Any:
     if name in _TEXTS:
         return "" if value is None else str(value)
-    if name == "n":
+    if name in ("n", "units"):
         return int(finite(value, name) or 0)
     number = finite(value, name)
     return (number or 0.0) if name == "undefined" else number

@@ -106,7 +106,7 @@ def test_files_and_what_they_say(scored):
         *("cases.jsonl", "settings.json", "scores.csv", "scores.json", "thresholds.json", "report.html")
     }
     rows = table_of(out)
-    columns = ["split", "method", "layer", "label", "measure", "n", "mean", "low", "high", "undefined"]
+    columns = ["split", "method", "layer", "label", "measure", "n", "mean", "low", "high", "undefined", "units"]
     assert list(rows[0]) == columns
     assert len({tuple(r[c] for c in columns[:5]) for r in rows}) == len(rows)
     assert {r["split"] for r in rows} == {"val", "test"}
@@ -170,7 +170,13 @@ def test_config_options_reach_the_data(trained, run, tmp_path):
     ("words", "says"),
     [
         (["--measures", "auroc,enrgy_inside"], "nearest: energy_inside"),
-        (["--cases", "false"], "cases= knows"),
+        (["--cases", "false"], "known: all, positives, correct, fn, fp"),
+        (["--level", "95"], "between 0 and 1"),
+        (["--repeats", "1"], "repeats= expects"),
+        (["--groups", "{x: [nodul]}"], "nearest: nodule"),
+        (["--trained_with", "Case", "--measures", "reliance"], "nearest: case"),
+        (["--methods", "hirescam,hirescam"], "twice"),
+        (["--sanity", "-2"], "--sanity expects"),
         (["--methods", "hirescan"], "nearest: hirescam"),
         (["--layers", "net.rlu"], "net.rlu"),
         (["--splits", "tset"], "nearest: test"),
@@ -197,6 +203,34 @@ def test_a_folder_with_other_files_is_left_alone(trained, refused, tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
+def test_overwrite_deletes_nothing_before_the_first_case(trained, run, refused, tmp_path):
+    words = ("evaluate", "--ckpt_path", trained.checkpoint, "--out", tmp_path / "e", "--splits", "test", *QUICK)
+    assert run(*words, "--measures", "auroc").code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()}
+    refused(*words, "--overwrite", "--methods", "hirescammm")
+    refused(*words, "--overwrite", "--measures", "nonsense")
+    refused(*words, "--overwrite", "--layers", "nowhere", "--measures", "energy_inside")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()} == before
+
+
+def test_a_first_attempt_that_fails_binds_nobody(trained, run, refused, tmp_path):
+    words = ("evaluate", "--ckpt_path", trained.checkpoint, "--out", tmp_path / "e", "--splits", "test", *QUICK)
+    refused(*words, "--layers", "nowhere")
+    assert run(*words, "--layers", "net.relu", "--measures", "auroc").code == 0
+    (tmp_path / "e" / "settings.json").write_text('{"made_by": "camt')
+    assert "--overwrite" in refused(*words, "--layers", "net.relu", "--measures", "auroc")
+    assert run(*words, "--layers", "net.relu", "--measures", "auroc", "--overwrite").code == 0
+
+
+def test_a_baseline_of_other_labels_is_refused_before_the_work(trained, refused, run, write, tmp_path):
+    config = write(data__init_args__labels=["nodule"], trainer__default_root_dir=str(tmp_path / "other"))
+    assert run("fit", "--config", config).code == 0
+    (other,) = (tmp_path / "other").rglob("best.ckpt")
+    said = refused("evaluate", "--ckpt_path", trained.checkpoint, "--against", other, "--out", tmp_path / "e")
+    assert "has the labels effusion, nodule" in said
+    assert not (tmp_path / "e" / "cases.jsonl").exists()
+
+
 def test_an_interrupted_command_goes_on(trained, run, tmp_path, monkeypatch):
     from camtrain.evaluation.scoring import CaseScorer
 
@@ -220,3 +254,14 @@ def test_an_interrupted_command_goes_on(trained, run, tmp_path, monkeypatch):
     whole = run(*words[:4], tmp_path / "whole", *words[5:])
     assert whole.code == 0
     assert table_of(tmp_path / "e") == table_of(tmp_path / "whole")
+
+
+def test_sanity_check_beside_the_scores(trained, run, tmp_path):
+    words = ("evaluate", "--ckpt_path", trained.checkpoint, "--out", tmp_path / "e", "--splits", "test", *QUICK)
+    result = run(*words, "--measures", "auroc", "--sanity", "2", "--methods", "hirescam,gradcam")
+    assert result.code == 0, result.err
+    assert "Do the maps depend on the weights?" in result.out
+    rows = table_of(tmp_path / "e", "sanity.csv")
+    assert {"hirescam", "gradcam", "relevancecam(contrast=none)"} == {r["method"] for r in rows}
+    assert "net.head" in {r["module"] for r in rows}
+    assert "Randomised networks" in (tmp_path / "e" / "report.html").read_text()

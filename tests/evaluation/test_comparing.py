@@ -121,6 +121,7 @@ def test_exact_p_equals_scipy(kind):
             statistic = np.mean
         else:
             truth = a.truth[:, column]
+            x, y = (scipy.stats.rankdata(each) for each in (x, y))  # an area knows no scale
 
             def statistic(x, truth=truth):
                 return AUROC(x[:, None], truth[:, None])(np.ones((1, n)))[0, 0]
@@ -131,6 +132,14 @@ def test_exact_p_equals_scipy(kind):
         # scipy doubles the smaller tail; the distribution is symmetric, so that is the two-sided share.
         assert got[column].difference == pytest.approx(theirs.statistic)
         assert got[column].p == pytest.approx(theirs.pvalue)
+
+
+def test_areas_do_not_depend_on_the_scale_of_the_logits():
+    a, b = two("area", n=30, width=2, seed=7, gaps=0)
+    shifted = AUROC(2.0**-10 * np.asarray(b.scores), b.truth)  # exact, so that no ties appear
+    for one, other in zip(rows(a, b), rows(a, shifted), strict=True):
+        assert one.p == other.p
+        assert one.difference == pytest.approx(other.difference)
 
 
 def test_random_p_equals_scipy():

@@ -18,6 +18,7 @@ SMALL = {
     "monitor_only.py": ["--cases", "24", "--epochs", "1", "--out", "{out}"],
     "every_method.py": ["--cases", "24", "--test-cases", "12", "--epochs", "1", "--out", "{out}"],
     "plain_pytorch.py": ["--cases", "24", "--epochs", "1"],
+    "sanity_checks.py": ["--quick", "--out", "{out}"],
     "phantom_before_after.py": ["--cases", "32", "--test-cases", "24", "--epochs", "1", "--out", "{out}"],
 }
 SAYS = {
@@ -25,6 +26,7 @@ SAYS = {
     "monitor_only.py": ["organ_iou", "layercam", "scores.csv"],
     "every_method.py": ["guided_gradcam", "An account of cells", "Pictures"],
     "plain_pytorch.py": ["weighted mask loss", "layer relu"],
+    "sanity_checks.py": ["Do the maps depend on the weights?", "guided_backprop"],
     "phantom_before_after.py": ["before_after.png", "wandb sync", "energy inside"],
 }
 
