@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from camtrain._errors import InputError
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.callbacks._scores import Score
@@ -78,17 +81,18 @@ class Publisher:
         Raises:
             InputError: The module has logged one of the keys.
         """
-        refuse_taken(trainer, [score.key(split, self.first_method, self.name) for score in scores])
-        for score in scores:
-            pl_module.log(
-                score.key(split, self.first_method, self.name),
-                score.value,
-                # Not thousands of charts: beyond `max_label_keys` the loggers get one table.
-                logger=score.label is None or labels <= self.max_label_keys,
-                batch_size=1,
-                # All processes have the same value; without this Lightning warns once per key.
-                sync_dist=True,
-            )
+        keys = [score.key(split, self.first_method, self.name) for score in scores]
+        refuse_taken(trainer, keys)
+        quiet: dict[str, Tensor] = {}
+        for key, score in zip(keys, scores, strict=True):
+            if score.label is not None and labels > self.max_label_keys:
+                # Not thousands of charts: the loggers get one table. Lightning's own record of so many keys would take
+                # longer than all scores together, and a collective for each of them.
+                quiet[key] = torch.tensor(score.value, dtype=torch.float32, device=pl_module.device)
+                continue
+            # All processes have the same value; without sync_dist Lightning warns once per key.
+            pl_module.log(key, score.value, batch_size=1, sync_dist=True)
+        trainer.callback_metrics.update(quiet)
 
     def check_clashes(self, trainer: Any, scores: Mapping[str, Sequence[Score]]) -> None:
         """Lightning silently averages two values that were logged under one key: find out and say so.

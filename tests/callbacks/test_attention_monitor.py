@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -316,3 +317,27 @@ def test_wrong_arguments(kit, tmp_path):
         validate(kit, tmp_path, kit.make_net(), monitor(kit, layer="features.33"))
     with pytest.raises(ct.InputError, match="names= has 2 names, but the network gives 3 outputs"):
         validate(kit, tmp_path, kit.make_net(), monitor(kit, names=["nodule", "stent"]))
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_many_labels_are_in_callback_metrics_all_the_same(kit, tmp_path, stage):
+    class Spy(pl.Callback):
+        seen = None
+
+        def on_validation_end(self, trainer, pl_module):
+            self.seen = dict(trainer.callback_metrics)
+
+    found = []
+    for most in (20, 2):
+        spy = Spy()
+        trainer = kit.make_trainer(tmp_path / str(most), monitor(kit, max_label_keys=most), spy, max_epochs=1)
+        module, loader = kit.make_lit(kit.make_net()), kit.loader(kit.make_cases(), 3)
+        torch.manual_seed(0)
+        trainer.fit(module, loader, loader) if stage == "fit" else trainer.validate(module, loader, verbose=False)
+        found.append({k: v for k, v in spy.seen.items() if k.startswith("val/") and k != "val/loss"})
+        kept = {k for k in trainer.callback_metrics if k.startswith("val/")}
+        assert kept >= set(found[-1])
+    assert found[0].keys() == found[1].keys()
+    for key, value in found[0].items():
+        assert found[1][key].dtype == value.dtype
+        torch.testing.assert_close(found[1][key], value, msg=key)
