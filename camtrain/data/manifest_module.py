@@ -186,11 +186,22 @@ class CaseDataset(CacheDataset):  # type: ignore[misc]
     """
 
     def __init__(self, cases: list[Case], transforms: Any, cache_rate: float, threads: int) -> None:
+        self._failed: dict[int, Exception] = {}
         super().__init__(cases, transforms, cache_rate=cache_rate, num_workers=threads, progress=len(cases) > 10)
+        if self._failed:
+            raise self._failed[min(self._failed)]
 
     def _load_cache_item(self, idx: int) -> Any:
-        with _naming(self.data[idx]):
-            return super()._load_cache_item(idx)
+        # An exception that leaves the pool while other threads are still reading lets the process abort at its end:
+        # the first one is kept, the others stop at their next case, and then it is raised.
+        if self._failed:
+            return None
+        try:
+            with _naming(self.data[idx]):
+                return super()._load_cache_item(idx)
+        except Exception as error:
+            self._failed[idx] = error
+            return None
 
     def _transform(self, index: int) -> Any:
         with _naming(self.data[index]):

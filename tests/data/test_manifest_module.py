@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import types
 from pathlib import Path
 
 import lightning.pytorch as lp
@@ -11,11 +13,12 @@ import pytest
 import pytorch_lightning as pl
 import pytorch_lightning.demos.boring_classes
 import torch
+from monai.transforms import Compose, Lambda
 
 from camtrain._batch import read_batch
 from camtrain._errors import InputError
 from camtrain.anatomy.organ_table import OrganTable
-from camtrain.data.manifest_module import ManifestDataModule
+from camtrain.data.manifest_module import CaseDataset, ManifestDataModule
 from camtrain.data.manifest_transforms import load_case
 
 TABLE = (
@@ -415,3 +418,21 @@ def test_real_organs_as_a_folder_give_the_same_ids(tmp_path):
             nib.save(mask, tmp_path / "organs" / f"{name}.nii.gz")
     case = load_case(CT / "ct.nii.gz", organs=tmp_path / "organs", table=table)
     np.testing.assert_array_equal(case["organs"][0, 0], ids)
+
+
+def test_a_broken_case_leaves_no_thread_at_work():
+    """A thread that still reads when the process ends aborts it, whatever the exit code was to be."""
+    busy = []
+
+    def read(case):
+        if case == "bad":
+            raise InputError("broken")
+        busy.append(case)
+        time.sleep(0.2)
+        busy.remove(case)
+        return {"image": torch.zeros(1)}
+
+    cases = [types.SimpleNamespace(where=f"row {i}", name="bad" if i == 1 else f"c{i}") for i in range(6)]
+    with pytest.raises(InputError, match="row 1: broken"):
+        CaseDataset(cases, Compose([Lambda(lambda case: read(case.name))]), 1.0, 3)
+    assert not busy
