@@ -343,7 +343,7 @@ def sanity_plot(rows: Sequence[SanityRow], methods: Sequence[str]) -> Plot | Non
     """
     names = unique(_stage(row) for row in rows)
     panels = []
-    for title, value in (("Spearman", "spearman"), ("SSIM", "ssim")):
+    for title, value in (("|Spearman|", "spearman"), ("SSIM", "ssim")):
         marks = []
         for method in unique(row.method for row in rows):
             found = {_stage(r): getattr(r, value) for r in rows if r.method == method}
@@ -363,7 +363,7 @@ def sanity_plot(rows: Sequence[SanityRow], methods: Sequence[str]) -> Plot | Non
     return Plot(
         forest_figure(names, panels),
         "Maps of randomised networks",
-        f"Spearman at the last stage: {', '.join(last)}.",
+        f"|Spearman| at the last stage: {', '.join(last)}.",
         caption,
     )
 

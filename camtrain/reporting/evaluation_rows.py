@@ -107,7 +107,7 @@ class SanityRow:
         stage: What was done: `cascading`, `label_randomised`, or a running number; rows keep their order.
         module: Module up to which weights were randomised.
         method: Attention method.
-        spearman: Rank correlation with the map of the trained model, -1 to 1.
+        spearman: Mean |rank correlation| with the map of the trained model, 0 to 1; a turned sign is no change.
         ssim: Structural similarity with it.
 
     Example:

@@ -226,7 +226,7 @@ def sanity_grid(rows: Sequence[SanityRow]) -> Grid | None:
     """Every sanity check as numbers."""
     columns = (
         *(Column(text, numeric=False) for text in ("Stage", "Module", "Method")),
-        Column("Spearman"),
+        Column("Mean |Spearman|"),
         Column("SSIM"),
     )
 
