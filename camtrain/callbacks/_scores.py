@@ -20,6 +20,7 @@ from camtrain.metrics import (
     RelevanceRank,
     SumToScore,
 )
+from camtrain.metrics._pairs import select_pairs
 
 # Measure -> is more better? None: neither. For tables and for whoever sets `monitor=`.
 MEASURES: dict[str, bool | None] = {
@@ -126,8 +127,10 @@ class ScoreBook:
             if method in self.sums:
                 self.sums[method].update(each, logits)
             if allowed is not None:
+                # Chosen once for all: with many labels that is most of what a score costs.
+                pairs = select_pairs(each, allowed[method], label, has_organs, len(self.names))
                 for metric in self.maps[method].values():
-                    metric.update(each, allowed[method], label, has_organs)
+                    metric.update_pairs(pairs)
 
     def reset(self) -> None:
         """Begin anew."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from camtrain._errors import InputError, nearest
-from camtrain.metrics._pairs import Pairs, check_label
+from camtrain.metrics._pairs import Pairs, check_label, select_pairs
 
 Average = Literal["none", "macro", "micro"]
 
@@ -123,18 +123,60 @@ class PairMetric(LabelMetric, ABC):
     """Base of the scores that judge maps against allowed regions; the extension point of this room.
 
     A new score is one file with two functions and a class: a private function from `Pairs` to scores (P,), NaN where
-    undefined; the public twin that spreads them to (B, L); and a subclass that records them in `update` and hands out
+    undefined; the public twin that spreads them to (B, L); and a subclass that records them in `_add` and hands out
     its sums in `_totals`. The arguments are those of `LabelMetric`.
     """
+
+    def update(self, maps: Tensor, allowed: Tensor, label: Tensor, has_organs: Tensor | None = None) -> None:
+        """Add one batch; see the class for shapes.
+
+        Raises:
+            InputError: Shapes, types or label values break the contract.
+        """
+        self._add(select_pairs(maps, allowed, label, has_organs, self.num_labels))
+
+    @torch.no_grad()
+    def update_pairs(self, pairs: Pairs) -> None:
+        """Add the pairs of one batch, which `select_pairs` has chosen once for several metrics."""
+        self._update_count += 1
+        self._computed = None
+        self._add(pairs)
+
+    @abstractmethod
+    def _add(self, pairs: Pairs) -> None:
+        """Record the scores of these pairs."""
 
     def _record(self, name: str, score: Tensor, pairs: Pairs) -> None:
         """Count the pairs, and add their defined scores (P,) or (P, T) to the sum called `name`."""
         score = pairs.mark(score)
         self._count(score.isnan() if score.ndim == 1 else score[:, 0].isnan(), pairs.label)
-        self._accumulate(name, score.nan_to_num(0.0), pairs)
+        self._sum_up(name, score.nan_to_num(0.0), pairs.label)
 
-    def _accumulate(self, name: str, values: Tensor, pairs: Pairs) -> None:
-        self._sum_up(name, values, pairs.label)
+
+class ChanceMetric(PairMetric, ABC):
+    """Base of the scores for which a map that knows nothing gets the region's share of the grid."""
+
+    allowed_share: Tensor
+
+    def __init__(self, num_labels: int, average: Average = "macro", **kwargs: Any) -> None:
+        super().__init__(num_labels, average, **kwargs)
+        self._add_sum("allowed_share")
+
+    def chance(self, average: Average | None = None) -> Tensor:
+        """Mean allowed share of the grid over the counted pairs: what an evenly spread or randomly ordered map scores.
+
+        Args:
+            average: None takes the averaging of the metric.
+
+        Returns:
+            (L,) or a scalar; NaN where no pair was counted. All processes must call it together.
+        """
+        with synced(self):
+            return average_labels(self.allowed_share, self.counted, check_average(average or self.average))
+
+    def _record(self, name: str, score: Tensor, pairs: Pairs) -> None:
+        super()._record(name, score, pairs)
+        self._sum_up("allowed_share", pairs.allowed.sum(dim=1).to(sum_dtype()) / pairs.allowed.shape[1], pairs.label)
 
 
 @contextmanager

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from camtrain.metrics._pair_metric import Average, LabelMetric, sum_dtype
-from camtrain.metrics.average_drop import check_min_probability, checked_pairs, scored
+from camtrain.metrics._change import ChangeMetric, check_min_probability, checked_pairs, scored
 
 
-class AverageIncrease(LabelMetric):
+class AverageIncrease(ChangeMetric):
     """Share of the pairs with p < o, p the probability of the image and o that of the image under its map.
 
     From Grad-CAM++ (Chattopadhay et al., 2018), called increase in confidence there; a share in 0..1, where papers
@@ -39,27 +36,11 @@ class AverageIncrease(LabelMetric):
     higher_is_better = True
     increase: Tensor
 
-    def __init__(
-        self, num_labels: int, average: Average = "macro", min_probability: float = 0.5, **kwargs: Any
-    ) -> None:
-        self.min_probability = check_min_probability(min_probability)
-        super().__init__(num_labels, average, settings=(self.min_probability,), **kwargs)
-        self._add_sum("increase")
+    def _name(self) -> str:
+        return "increase"
 
-    def update(self, before: Tensor, after: Tensor, label: Tensor, asked: Tensor | None = None) -> None:
-        """Add one batch; see the class for shapes.
-
-        Raises:
-            InputError: Shapes, types or values break the contract.
-        """
-        counted, before, after = checked_pairs(before, after, label, asked, self.num_labels)
-        score, column = _increase(before, after, self.min_probability)[counted], counted.nonzero(as_tuple=True)[1]
-        lost = score.isnan()
-        self._count(lost, column)
-        self._sum_up("increase", score[~lost], column[~lost])
-
-    def _totals(self) -> tuple[Tensor, Tensor]:
-        return self.increase, self.counted - self.undefined
+    def _score(self, before: Tensor, after: Tensor) -> Tensor:
+        return _increase(before, after)
 
 
 def average_increase(before: Tensor, after: Tensor, label: Tensor, min_probability: float = 0.5) -> Tensor:
@@ -83,10 +64,9 @@ def average_increase(before: Tensor, after: Tensor, label: Tensor, min_probabili
         tensor([[0., 1.]], dtype=torch.float64)
     """
     counted, before, after = checked_pairs(before, after, label)
-    return _increase(before, after, check_min_probability(min_probability)).masked_fill(~counted, torch.nan)
+    score = scored(_increase(before, after), before, check_min_probability(min_probability))
+    return score.masked_fill(~counted, torch.nan)
 
 
-def _increase(before: Tensor, after: Tensor, least: float) -> Tensor:
-    """(B, L), NaN where undefined."""
-    risen = (before < after).to(sum_dtype()).masked_fill(after.isnan(), torch.nan)
-    return scored(risen, before, least)
+def _increase(before: Tensor, after: Tensor) -> Tensor:
+    return (before < after).to(before).masked_fill(after.isnan(), torch.nan)

@@ -40,13 +40,7 @@ class EmptyMapRate(PairMetric):
         super().__init__(num_labels, average, **kwargs)
         self._add_sum("empty")
 
-    def update(self, maps: Tensor, allowed: Tensor, label: Tensor, has_organs: Tensor | None = None) -> None:
-        """Add one batch; see the class for shapes.
-
-        Raises:
-            InputError: Shapes, types or label values break the contract.
-        """
-        pairs = select_pairs(maps, allowed, label, has_organs, self.num_labels)
+    def _add(self, pairs: Pairs) -> None:
         self._record("empty", _is_empty(pairs), pairs)
 
     def _totals(self) -> tuple[Tensor, Tensor]:

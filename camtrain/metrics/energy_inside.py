@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camtrain.metrics._pair_metric import Average, PairMetric, average_labels, check_average, sum_dtype, synced
+from camtrain.metrics._pair_metric import Average, ChanceMetric, sum_dtype
 from camtrain.metrics._pairs import Pairs, select_pairs
 
 
-class EnergyInside(PairMetric):
+class EnergyInside(ChanceMetric):
     """Share of the positive evidence inside the allowed region, sum(relu(map) * allowed) / sum(relu(map)).
 
     Known as the energy pointing game (Wang et al., Score-CAM, 2020) and as relevance mass accuracy (Arras et al.,
@@ -40,34 +40,13 @@ class EnergyInside(PairMetric):
 
     higher_is_better = True
     energy: Tensor
-    allowed_share: Tensor
 
     def __init__(self, num_labels: int, average: Average = "macro", **kwargs: Any) -> None:
         super().__init__(num_labels, average, **kwargs)
         self._add_sum("energy")
-        self._add_sum("allowed_share")
 
-    def update(self, maps: Tensor, allowed: Tensor, label: Tensor, has_organs: Tensor | None = None) -> None:
-        """Add one batch; see the class for shapes.
-
-        Raises:
-            InputError: Shapes, types or label values break the contract.
-        """
-        pairs = select_pairs(maps, allowed, label, has_organs, self.num_labels)
+    def _add(self, pairs: Pairs) -> None:
         self._record("energy", _share_inside(pairs), pairs)
-        self._accumulate("allowed_share", pairs.allowed.to(sum_dtype()).mean(dim=1), pairs)
-
-    def chance(self, average: Average | None = None) -> Tensor:
-        """Mean allowed share of the grid over the counted pairs: what an evenly spread map scores.
-
-        Args:
-            average: None takes the averaging of the metric.
-
-        Returns:
-            (L,) or a scalar; NaN where no pair was counted. All processes must call it together.
-        """
-        with synced(self):
-            return average_labels(self.allowed_share, self.counted, check_average(average or self.average))
 
     def _totals(self) -> tuple[Tensor, Tensor]:
         return self.energy, self.counted - self.undefined

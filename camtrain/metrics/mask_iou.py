@@ -65,13 +65,7 @@ class MaskIoU(PairMetric):
         self.threshold, self.k, self.percentile = threshold, k, percentile
         self._add_sum("mask_iou")
 
-    def update(self, maps: Tensor, allowed: Tensor, label: Tensor, has_organs: Tensor | None = None) -> None:
-        """Add one batch; see the class for shapes.
-
-        Raises:
-            InputError: Shapes, types or label values break the contract.
-        """
-        pairs = select_pairs(maps, allowed, label, has_organs, self.num_labels)
+    def _add(self, pairs: Pairs) -> None:
         self._record("mask_iou", _iou(pairs, self.threshold, self.k, self.percentile), pairs)
 
     def _totals(self) -> tuple[Tensor, Tensor]:

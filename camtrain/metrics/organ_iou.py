@@ -87,13 +87,7 @@ class OrganIoU(PairMetric):
         self.register_buffer("frozen", frozen, persistent=False)
         self._add_sum("organ_iou", len(THRESHOLDS) if frozen is None else 1)
 
-    def update(self, maps: Tensor, allowed: Tensor, label: Tensor, has_organs: Tensor | None = None) -> None:
-        """Add one batch; see the class for shapes.
-
-        Raises:
-            InputError: Shapes, types or label values break the contract.
-        """
-        pairs = select_pairs(maps, allowed, label, has_organs, self.num_labels)
+    def _add(self, pairs: Pairs) -> None:
         self._record("organ_iou", _scores(pairs, self.frozen, self.authors_edge_case), pairs)
 
     def best_thresholds(self) -> Tensor:

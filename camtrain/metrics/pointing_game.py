@@ -75,7 +75,9 @@ class PointingGame(PairMetric):
         Raises:
             InputError: Shapes, types or label values break the contract, or `spacing` is missing.
         """
-        pairs = select_pairs(maps, allowed, label, has_organs, self.num_labels)
+        self._add(select_pairs(maps, allowed, label, has_organs, self.num_labels), spacing)
+
+    def _add(self, pairs: Pairs, spacing: Tensor | Sequence[float] | None = None) -> None:
         self._record("hits", _hits(pairs, self.tolerance, self.tolerance_mm, spacing), pairs)
 
     def _totals(self) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camtrain.metrics._pair_metric import Average, PairMetric, average_labels, check_average, sum_dtype, synced
+from camtrain.metrics._pair_metric import Average, ChanceMetric, sum_dtype
 from camtrain.metrics._pairs import Pairs, select_pairs
 
 # Cells sorted at once: values and their places take twelve bytes each.
 _CELLS = 1 << 22
 
 
-class RelevanceRank(PairMetric):
+class RelevanceRank(ChanceMetric):
     """Of the k = |R| cells with the highest map values, the share that lies in the allowed region R.
 
     Relevance rank accuracy (Arras et al., CLEVR-XAI, 2022). Only the order of the cells matters, so there is no
@@ -41,34 +41,13 @@ class RelevanceRank(PairMetric):
 
     higher_is_better = True
     relevance_rank: Tensor
-    allowed_share: Tensor
 
     def __init__(self, num_labels: int, average: Average = "macro", **kwargs: Any) -> None:
         super().__init__(num_labels, average, **kwargs)
         self._add_sum("relevance_rank")
-        self._add_sum("allowed_share")
 
-    def update(self, maps: Tensor, allowed: Tensor, label: Tensor, has_organs: Tensor | None = None) -> None:
-        """Add one batch; see the class for shapes.
-
-        Raises:
-            InputError: Shapes, types or label values break the contract.
-        """
-        pairs = select_pairs(maps, allowed, label, has_organs, self.num_labels)
+    def _add(self, pairs: Pairs) -> None:
         self._record("relevance_rank", _rank_accuracy(pairs), pairs)
-        self._accumulate("allowed_share", pairs.allowed.sum(dim=1).to(sum_dtype()) / pairs.allowed.shape[1], pairs)
-
-    def chance(self, average: Average | None = None) -> Tensor:
-        """Mean allowed share of the grid over the counted pairs: what a random order of the cells scores.
-
-        Args:
-            average: None takes the averaging of the metric.
-
-        Returns:
-            (L,) or a scalar; NaN where no pair was counted. All processes must call it together.
-        """
-        with synced(self):
-            return average_labels(self.allowed_share, self.counted, check_average(average or self.average))
 
     def _totals(self) -> tuple[Tensor, Tensor]:
         return self.relevance_rank, self.counted - self.undefined
