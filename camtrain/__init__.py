@@ -25,6 +25,7 @@ _PUBLIC = {
     "OrganTable": "camtrain.anatomy.organ_table",
     "OrganMaskLoss": "camtrain.losses.organ_mask",
     "MaskLossCallback": "camtrain.callbacks.mask_loss",
+    "OutsideSwap": "camtrain.callbacks.outside_swap",
     "AttentionMonitor": "camtrain.callbacks.attention_monitor",
     "InputError": "camtrain._errors",
 }
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from camtrain.anatomy.organ_table import OrganTable as OrganTable
     from camtrain.callbacks.attention_monitor import AttentionMonitor as AttentionMonitor
     from camtrain.callbacks.mask_loss import MaskLossCallback as MaskLossCallback
+    from camtrain.callbacks.outside_swap import OutsideSwap as OutsideSwap
     from camtrain.cam.account import account as account
     from camtrain.cam.channel_weights import channel_weights as channel_weights
     from camtrain.cam.explaining import explain as explain

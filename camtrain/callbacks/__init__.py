@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from camtrain.callbacks.attention_monitor import AttentionMonitor
 from camtrain.callbacks.mask_loss import MaskLossCallback
+from camtrain.callbacks.outside_swap import OutsideSwap
 
-__all__ = ["AttentionMonitor", "MaskLossCallback"]
+__all__ = ["AttentionMonitor", "MaskLossCallback", "OutsideSwap"]

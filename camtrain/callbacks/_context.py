@@ -73,6 +73,13 @@ class RunContext:
         """Is there any anatomy to compare with?"""
         return self._loaded is not None
 
+    @property
+    def selected(self) -> OrganTable:
+        """The table of the labels that `resolve` found."""
+        if self._selected is None:
+            raise InputError("there is no organ table: pass table=, or use a data module that has one")
+        return self._selected
+
     def read(self, batch: Any, outputs: int) -> Batch:
         """The user's batch in camtrain's words."""
         return read_batch(batch, self.keys, self.adapter, outputs)

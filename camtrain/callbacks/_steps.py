@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from camtrain._errors import InputError
 
@@ -78,3 +80,18 @@ def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """
     batch = args[0] if args else kwargs.get("batch", next(iter(kwargs.values()), None))
     return dict(batch) if isinstance(batch, dict) else batch
+
+
+def loss_of(output: Any) -> Tensor:
+    """The loss in what a training step returned.
+
+    Raises:
+        InputError: There is none.
+    """
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise InputError(
+            f"training_step must return a loss tensor or a dict with the key 'loss', got {type(output).__name__}"
+            + (f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else "")
+        )
+    return loss

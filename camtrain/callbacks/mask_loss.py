@@ -16,9 +16,10 @@ from camtrain._lightning import Callback
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._figures import Figures, mean_loss
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
+from camtrain.callbacks._left_out import known_truths
 from camtrain.callbacks._publish import refuse_taken
 from camtrain.callbacks._seen import tell_seen_share
-from camtrain.callbacks._steps import WrappedStep, batch_of
+from camtrain.callbacks._steps import WrappedStep, batch_of, loss_of
 from camtrain.cam.engine import Reshape
 from camtrain.cam.method_table import find_method, methods
 from camtrain.cam.several import maps_of_layers
@@ -170,7 +171,7 @@ class MaskLossCallback(Callback):
         if factor == 0 and self._checked:
             output = original(*args, **kwargs)
             if output is not None:
-                self._figures.task.update(_loss_of(output).detach())
+                self._figures.task.update(loss_of(output).detach())
             return output
         batch = batch_of(args, kwargs)
         watch = self._watching(trainer, pl_module, batch)
@@ -184,7 +185,7 @@ class MaskLossCallback(Callback):
                 self._checked, self._seen = True, (watch.entry, watch.inputs)
         finally:
             watch.stop()
-        task = _loss_of(output)
+        task = loss_of(output)
         self._figures.task.update(task.detach())
         if factor == 0:
             # The first step of a warm-up only shows that the loss will work when its time comes.
@@ -210,7 +211,7 @@ class MaskLossCallback(Callback):
             raise InputError(
                 "the mask loss needs labels, but the batch has no key 'label': name yours with keys={'label': ...}"
             )
-        label = words.label.to(logits.device)
+        label = known_truths(trainer, words.label.to(logits.device))
         chosen = label == 1 if self.loss_fn.labels == "present" else None
         maps = maps_of_layers(sources, logits, self.method, chosen, True, self.reshape)
         return {layer: self._loss(each, words, label) for layer, each in maps.items()}
@@ -220,16 +221,6 @@ class MaskLossCallback(Callback):
         if allowed is None:
             allowed = torch.zeros_like(maps, dtype=torch.bool)
         return self.loss_fn.parts(maps, allowed.to(maps.device), label, words.has_organs.to(maps.device))
-
-
-def _loss_of(output: Any) -> Tensor:
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    if not isinstance(loss, Tensor):
-        raise InputError(
-            f"training_step must return a loss tensor or a dict with the key 'loss', got {type(output).__name__}"
-            + (f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else "")
-        )
-    return loss
 
 
 def _refuse(trainer: Any, pl_module: Any, context: RunContext) -> None:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from camtrain._errors import InputError, nearest
 from camtrain.anatomy.organ_table import OrganTable, Spacing
+from camtrain.anatomy.replacing import replace_inside, replace_outside
 from camtrain.anatomy.rules import Rule
 from camtrain.cam.logits import PickLogits
 from camtrain.evaluation.baselines import make_baseline
 from camtrain.evaluation.donors import DonorPool
 from camtrain.evaluation.predicting import logits_of
-from camtrain.evaluation.replacing import replace_inside, replace_outside
 
 CASE = "case"
 REPLACEMENTS = (CASE, "air", "blur", "mean")
@@ -100,7 +100,7 @@ def reliance_probabilities(
         logits: Callable that picks (B, L) from the model's output.
         chunk: Most images per forward; fewer where that many would take more than 256 MiB.
         has_organs: (B,) bool, was the case segmented? None: told by `organs`, which are all zero otherwise.
-        seam: Voxels over which a replacement fades in (`camtrain.evaluation.replacing`).
+        seam: Voxels over which a replacement fades in (`camtrain.anatomy.replacing`).
         air: For `"air"`: its intensity in the units of the image; None = 0.0, for images in 0..1.
 
     Returns:

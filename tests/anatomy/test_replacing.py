@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camtrain import InputError
-from camtrain.evaluation.replacing import replace_inside, replace_outside
+from camtrain.anatomy.replacing import replace_inside, replace_outside
 
 SIZES = [(11,), (5, 8), (4, 3, 6)]
 
