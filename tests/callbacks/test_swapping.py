@@ -1,0 +1,273 @@
+"""Composites against a slow reference, voxel by voxel and label by label; the draws; the gate on logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import camtrain as ct
+from camtrain import InputError
+from camtrain.callbacks._gate import LogitGate, refuse_mixing
+from camtrain.callbacks._swapping import Cases, Rules, compose, make_plan
+
+TABLE = {
+    "organs": {"left": 1, "right": 2, "heart": 3, "vessels": 4},
+    "groups": {"lungs": ["left", "right"]},
+    "labels": {"nodule": ["lungs"], "mass": ["lungs"], "left only": ["left"], "stent": ["heart"], "any": "anywhere",
+               "leak": ["vessels"]},
+}  # fmt: skip
+SIZES = [(17,), (9, 7), (5, 6, 4)]
+
+
+def make_cases(size, seed, count=4, channels=2):
+    rng = torch.Generator().manual_seed(seed)
+    organs = torch.randint(0, 5, (count, 1, *size), generator=rng)
+    # Whole bands of one organ, and one case without any.
+    organs[:, :, : size[0] // 3] = torch.randint(1, 5, (count, 1, *[1] * len(size)), generator=rng)
+    organs[seed % count] = 0
+    label = torch.randint(0, 2, (count, 6), generator=rng).float()
+    label[torch.rand(label.shape, generator=rng) < 0.15] = torch.nan
+    image = torch.randn(count, channels, *size, generator=rng)
+    return Cases(image, organs, label, organs.flatten(1).any(dim=1))
+
+
+def slow(rules, cases, plan, targets, cover, b):
+    """(kept voxels, truths, left out) of one case, from the definitions."""
+    d = int(plan.donor[b])
+    mine, theirs = cases.organs[b, 0], cases.organs[d, 0]
+    stay = torch.zeros(mine.shape, dtype=torch.bool)
+    for rule in range(len(rules.rules)):
+        if plan.kept[b, rule]:
+            for i in rules.ids(rule):
+                stay |= mine == i
+                if cover and cases.has_organs[d]:
+                    stay |= theirs == i
+    label, left_out = cases.label[b].clone(), []
+    for column in range(cases.label.shape[1]):
+        row = rules.of_label[column].nonzero().flatten().tolist()
+        if row and bool(plan.kept[b, row[0]]):
+            left_out.append(False)
+            continue
+        whole = False
+        if row and targets == "follow" and bool(cases.has_organs[d]):
+            region = torch.isin(theirs, torch.tensor(rules.ids(row[0])))
+            whole = bool(region.any()) and not bool((region & stay).any())
+        if whole:
+            label[column] = cases.label[d, column]
+        left_out.append(not whole)
+    return stay, label, torch.tensor(left_out)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(SIZES), st.sampled_from(["label", "organs", "union"]),
+       st.sampled_from(["kept", "follow"]), st.booleans(), st.integers(0, 2))  # fmt: skip
+def test_composites_are_what_the_definition_says(seed, size, keep, targets, cover, seam):
+    cases, rules = make_cases(size, seed), Rules(ct.OrganTable.load(TABLE))
+    regions = rules.regions(cases, None)
+    plan = make_plan(rules, regions, cases.label, 4, 0.8, keep, torch.Generator().manual_seed(seed))
+    made = compose(rules, regions, cases, plan, targets, seam, cover)
+    for b in range(4):
+        if not plan.swapped[b]:
+            assert plan.donor[b] == b
+            for got, had in zip(vars(made.cases).values(), vars(cases).values(), strict=True):
+                torch.testing.assert_close(got[b], had[b], rtol=0, atol=0, equal_nan=True)
+            assert not made.left_out[b].any()
+            continue
+        d = int(plan.donor[b])
+        stay, label, left_out = slow(rules, cases, plan, targets, cover, b)
+        image, donor = made.cases.image[b], cases.image[d]
+        assert torch.equal(image[:, stay], cases.image[b][:, stay])
+        if seam == 0:
+            assert torch.equal(image[:, ~stay], donor[:, ~stay])
+        low, high = torch.minimum(cases.image[b], donor) - 1e-6, torch.maximum(cases.image[b], donor) + 1e-6
+        assert bool(((image >= low) & (image <= high)).all())
+        assert torch.equal(made.left_out[b], left_out)
+        torch.testing.assert_close(made.cases.label[b][~left_out], label[~left_out], equal_nan=True)
+        # The map of a kept label is compared with the kept region alone.
+        gone = [i for rule in range(len(rules.rules)) if plan.kept[b, rule] for i in rules.ids(rule)]
+        organs = made.cases.organs[b, 0]
+        assert torch.equal(organs[stay], cases.organs[b, 0][stay])
+        assert not torch.isin(organs[~stay], torch.tensor(gone)).any()
+        others = ~stay & ~torch.isin(cases.organs[d, 0], torch.tensor(gone))
+        assert torch.equal(organs[others], cases.organs[d, 0][others])
+
+
+@pytest.mark.parametrize("keep", ["label", "organs", "union"])
+def test_what_can_be_kept(keep):
+    cases, rules = make_cases((5, 6, 4), 3, count=200), Rules(ct.OrganTable.load(TABLE))
+    cases.organs[7] = 3  # the whole image is heart: nothing lies outside it
+    cases.label[8] = torch.nan
+    regions = rules.regions(cases, None)
+    plan = make_plan(rules, regions, cases.label, 200, 0.6, keep, torch.Generator().manual_seed(0))
+    assert 0.45 < plan.swapped.float().mean() < 0.75
+    assert not plan.swapped[[3, 7, 8]].any()  # no organs, no outside, no known label
+    assert bool((plan.donor[plan.swapped] != torch.arange(200)[plan.swapped]).all())
+    for b in plan.swapped.nonzero().flatten().tolist():
+        for rule in plan.kept[b].nonzero().flatten().tolist():
+            assert torch.isin(cases.organs[b], torch.tensor(rules.ids(rule))).any()
+            assert not cases.label[b, rules.of_label[:, rule]].isnan().all()
+    if keep == "label":
+        assert bool((plan.kept.sum(dim=1) <= 1).all())
+
+
+def test_the_donor_does_not_depend_on_any_truth():
+    cases, rules = make_cases((9, 7), 1, count=50), Rules(ct.OrganTable.load(TABLE))
+    regions = rules.regions(cases, None)
+    plans = [
+        make_plan(rules, regions, label, 50, 1.0, "label", torch.Generator().manual_seed(5))
+        for label in (cases.label, 1 - cases.label)
+    ]
+    assert torch.equal(plans[0].donor, plans[1].donor)
+    assert torch.equal(plans[0].kept, plans[1].kept)
+
+
+def test_every_label_has_its_turn():
+    cases, rules = make_cases((5, 6, 4), 2, count=600), Rules(ct.OrganTable.load(TABLE))
+    cases.label[:] = 1.0
+    plan = make_plan(
+        rules, rules.regions(cases, None), cases.label, 600, 1.0, "label", torch.Generator().manual_seed(0)
+    )
+    share = plan.kept.float().sum(dim=0) / plan.swapped.sum()
+    wanted = rules.of_label.float().sum(dim=0) / 5  # of the five labels with a region
+    torch.testing.assert_close(share, wanted, atol=0.07, rtol=0)
+
+
+def test_organs_that_a_label_needs_together_come_together():
+    rules = Rules(ct.OrganTable.load(TABLE))
+    lungs, left, heart, vessels = (rules.groups[r] for r in range(4))
+    assert lungs == left
+    assert len({lungs, heart, vessels}) == 3
+    chain = {
+        "organs": {"a": 1, "b": 2, "c": 3, "d": 4},
+        "labels": {"x": ["a", "b"], "y": ["c"], "z": ["b", "c"], "w": ["d"]},
+    }
+    x, y, z, w = Rules(ct.OrganTable.load(chain)).groups
+    assert x == y == z != w
+
+
+def test_one_case_alone_has_no_donor():
+    cases, rules = make_cases((9, 7), 1, count=2), Rules(ct.OrganTable.load(TABLE))
+    one = cases.rows(torch.tensor([0]))
+    plan = make_plan(rules, rules.regions(one, None), one.label, 1, 1.0, "label", torch.Generator())
+    assert not plan.swapped.any()
+
+
+def test_regions_are_made_anew_where_they_are_large(monkeypatch):
+    cases, rules = make_cases((5, 6, 4), 0), Rules(ct.OrganTable.load(TABLE))
+    kept = rules.regions(cases, None)
+    monkeypatch.setattr("camtrain.callbacks._swapping.AT_ONCE", 0)
+    anew = rules.regions(cases, None)
+    assert anew(0) is not anew(0)
+    for rule in range(4):
+        assert torch.equal(kept(rule), anew(rule))
+
+
+# The gate ------------------------------------------------------------------------------------------------------------
+
+
+def gated_step(output_of, factor, logits=None):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    outer = nn.Module()
+    outer.net = model
+    image = torch.randn(4, 1, 12)
+    gate = LogitGate(outer, logits)
+    gate.start(factor)
+    given = model(image) if output_of is None else output_of(model, image)
+    return model, image, gate, given
+
+
+def test_a_closed_pair_has_no_gradient_and_the_others_those_of_a_masked_mean():
+    label = torch.tensor([[0, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 1.0]])
+    left_out = torch.rand(4, 3, generator=torch.Generator().manual_seed(1)) < 0.4
+    factor = (~left_out).float() * 12 / (~left_out).sum()
+    model, image, gate, logits = gated_step(None, factor)
+    assert torch.equal(logits, gate.raw[0])
+    F.binary_cross_entropy_with_logits(logits, label).backward()
+    got = model[1].weight.grad.clone()
+    gate.stop()
+    model.zero_grad()
+    plain = model(image)
+    F.binary_cross_entropy_with_logits(plain[~left_out], label[~left_out]).backward()
+    torch.testing.assert_close(got, model[1].weight.grad)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class Wrapper(nn.Module):
+    def __init__(self, net, form):
+        super().__init__()
+        self.net, self.form = net, form
+
+    def forward(self, image):
+        logits = self.net(image)
+        return {"dict": {"logits": logits, "x": 1}, "tuple": (logits, None), "flat": logits[:, 0]}[self.form]
+
+
+@pytest.mark.parametrize("form", ["dict", "tuple", "flat"])
+def test_logits_in_other_outputs(form):
+    torch.manual_seed(0)
+    model = Wrapper(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), form)
+    gate = LogitGate(model)
+    gate.start(torch.zeros(4, 1 if form == "flat" else 3))
+    given = model(torch.randn(4, 1, 12))
+    logits = {"dict": lambda g: g["logits"], "tuple": lambda g: g[0], "flat": lambda g: g}[form](given)
+    assert logits.shape == ((4,) if form == "flat" else (4, 3))
+    logits.sum().backward()
+    assert model.net[1].weight.grad.abs().sum() == 0
+
+
+def test_infinite_logits_do_not_poison_the_others():
+    factor = torch.ones(1, 2)
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([float("inf"), 0.0]))
+    gate = LogitGate(model)
+    gate.start(factor)
+    logits = model(torch.ones(1, 2))
+    assert logits[0, 0] == float("inf")
+    logits[0, 1].backward()
+    assert model.weight.grad[1].isfinite().all()
+
+
+def focal(logits, label):
+    return ((1 - logits.sigmoid()) ** 2 * F.binary_cross_entropy_with_logits(logits, label, reduction="none")).sum()
+
+
+LOSSES = [
+    (F.binary_cross_entropy_with_logits, False),
+    (lambda y, t: F.binary_cross_entropy_with_logits(y, t, pos_weight=torch.tensor([1.0, 2, 3])), False),
+    (focal, False),
+    (lambda y, t: (y * t).sum(), False),
+    (lambda y, t: F.cross_entropy(y, t.argmax(dim=1)), True),
+    (lambda y, t: -(y.sigmoid() * t).sum() / (y.sigmoid() + t).sum(), True),
+]
+
+
+@pytest.mark.parametrize(("loss", "mixes"), LOSSES)
+def test_losses_that_mix_pairs_are_refused(loss, mixes):
+    label = torch.tensor([[0, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 1.0]])
+    factor = torch.tensor([[1, 0, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0.0]])
+    _, _, gate, logits = gated_step(None, factor)
+    # As a user's loss sees them: the check must look through the gate.
+    if mixes:
+        with pytest.raises(InputError, match="mixes labels or cases"):
+            refuse_mixing(loss(logits, label), gate.gated, factor)
+    else:
+        refuse_mixing(loss(logits, label), gate.gated, factor)
+
+
+def test_a_loss_of_other_logits_is_refused():
+    _, image, gate, _ = gated_step(None, torch.ones(4, 3))
+    elsewhere = nn.Linear(12, 3)(image.flatten(1)).sum()
+    with pytest.raises(InputError, match="does not depend on the logits"):
+        refuse_mixing(elsewhere, gate.gated, torch.ones(4, 3))
+
+
+def test_logits_that_a_callable_makes_anew_are_refused():
+    factor = torch.ones(4, 3)
+    with pytest.raises(InputError, match="makes new ones"):
+        gated_step(None, factor, logits=lambda output: output * 2)
