@@ -44,20 +44,26 @@ class Cases:
 
 @dataclass(frozen=True)
 class Plan:
-    """Who lends to whom, and what is kept.
+    """What each composite is made of. A unit is a set of rules whose regions come from one case together.
 
     Attributes:
-        donor: (B,) row of the case that lends; a case's own row where nothing is swapped.
-        kept: (B, R) bool, the rules whose regions stay; no rule where nothing is swapped.
+        units: (U, R) bool, the rules of each unit.
+        source: (B, U) row of the case that a unit is taken from, -1 = not taken.
+        ground: (B,) row of the case that shows everywhere else; a case's own row where nothing is swapped.
+        order: (U,) units in the order in which they are laid on the ground.
+        last: (B,) the unit that is laid last, and so is whole; -1 = nothing is swapped.
     """
 
-    donor: Tensor
-    kept: Tensor
+    units: Tensor
+    source: Tensor
+    ground: Tensor
+    order: Tensor
+    last: Tensor
 
     @property
     def swapped(self) -> Tensor:
         """(B,) bool."""
-        return self.kept.any(dim=1)
+        return self.last >= 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,16 @@ class Rules:
         made = [make(rule) for rule in range(len(self.rules))]
         return made.__getitem__
 
+    def units(self, keep: Keep) -> Tensor:
+        """(U, R) bool: rules whose regions come from one case together."""
+        number = len(self.rules)
+        if keep == "label":
+            return torch.eye(number, dtype=torch.bool)
+        if keep == "union":
+            return torch.ones(min(1, number), number, dtype=torch.bool)
+        groups = list(dict.fromkeys(self.groups))
+        return torch.tensor([[of == group for of in self.groups] for group in groups]).reshape(-1, number)
+
     def ids(self, rule: int) -> list[int]:
         """Ids of the organs of a rule."""
         return [i for name in self.rules[rule].organs for i in self._organs[name]]
@@ -125,11 +141,11 @@ def _groups(rules: list[Rule]) -> list[int]:
 def make_plan(
     rules: Rules, regions: Regions, label: Tensor, lenders: int, p: float, keep: Keep, rng: torch.Generator
 ) -> Plan:
-    """Draw who is swapped, who lends, and what is kept.
+    """Draw who is swapped, and which case each part of a composite comes from.
 
-    A rule can be kept where its region is neither empty nor the whole image, and a label that it belongs to is known.
-    The donor is any other case, whatever its truths: a donor chosen by the opposite truth would teach the shortcut's
-    opposite.
+    A unit of a case can be kept where its region is neither empty nor the whole image, and a label that it belongs to
+    is known. What comes from elsewhere comes from any other case, whatever its truths: a donor chosen by the opposite
+    truth would teach the shortcut's opposite.
 
     Args:
         rules: Of the table.
@@ -137,59 +153,70 @@ def make_plan(
         label: (B, L), NaN = unknown.
         lenders: Cases in all: the B cases of the batch first, then others that only lend.
         p: Probability that a case is swapped.
-        keep: `"label"` one random label's region, `"organs"` a random half of the groups of organs that labels need
-            together, `"union"` all regions.
+        keep: `"label"`: the region of one random label stays. `"organs"`: likewise, with its group, and every other
+            group of organs that labels need together comes from a case of its own. `"union"`: all regions stay.
         rng: Source of all draws, on the CPU.
 
     Returns:
         The plan, on the CPU.
     """
-    count, number = len(label), len(rules.rules)
+    count = len(label)
+    units = rules.units(keep)
     drawn = torch.rand(count, generator=rng) < p
-    shift = torch.randint(1, max(2, lenders), (count,), generator=rng)
-    own = torch.arange(count)
-    can = _can_be_kept(rules, regions, label) & drawn[:, None] & (lenders > 1)
     draws = torch.rand(count, max(1, len(rules.of_label)), generator=rng)
-    if keep == "label":
-        kept = _of_one_label(rules, can, label.cpu(), draws)
-    elif keep == "organs":
-        heads = draws[:, :1] if number == 0 else torch.stack([draws[:, g] for g in rules.groups], dim=1)
-        kept = can & (heads < 0.5) if number else can
-    else:
-        kept = can
-    return Plan(torch.where(kept.any(dim=1), (own + shift) % max(1, lenders), own), kept)
+    order = torch.randperm(len(units), generator=rng)
+    own = torch.arange(count)
+    others = _others(own, lenders, 1 + len(units), rng)
+    can = _can_be_kept(units, regions, label, rules.of_label) & drawn[:, None] & (lenders > 1)
+    last = _of_one_label(units, can, label.cpu(), rules.of_label, draws)
+    source = others[:, 1:] if keep == "organs" else torch.full_like(others[:, 1:], -1)
+    mine = torch.arange(len(units)) == last[:, None]
+    source = torch.where(mine, own[:, None], torch.where(last[:, None] >= 0, source, -1))
+    return Plan(units, source, torch.where(last >= 0, others[:, 0], own), order, last)
 
 
-def _can_be_kept(rules: Rules, regions: Regions, label: Tensor) -> Tensor:
-    can = torch.zeros(len(label), len(rules.rules), dtype=torch.bool)
-    for rule in range(len(rules.rules)):
-        region = regions(rule)[: len(label)].flatten(1)
-        can[:, rule] = (region.any(dim=1) & ~region.all(dim=1)).cpu()
+def _others(own: Tensor, lenders: int, number: int, rng: torch.Generator) -> Tensor:
+    """(B, number) rows of other cases, different ones as far as there are so many."""
+    if lenders < 2:
+        return own[:, None].expand(-1, number)
+    steps = torch.rand(len(own), lenders - 1, generator=rng).argsort(dim=1) + 1
+    return (own[:, None] + steps[:, torch.arange(number) % (lenders - 1)]) % lenders
+
+
+def _can_be_kept(units: Tensor, regions: Regions, label: Tensor, of_label: Tensor) -> Tensor:
+    """(B, U) bool."""
+    can = torch.zeros(len(label), len(units), dtype=torch.bool)
+    for unit, members in enumerate(units):
+        region = _of_unit(regions, members)[: len(label)].flatten(1)
+        can[:, unit] = (region.any(dim=1) & ~region.all(dim=1)).cpu()
     known = ~label.isnan().cpu()
-    return can & (known.float() @ rules.of_label.float() > 0)
+    return can & (known.float() @ of_label.float() @ units.float().T > 0)
 
 
-def _of_one_label(rules: Rules, can: Tensor, label: Tensor, draws: Tensor) -> Tensor:
-    """(B, R): the rule of one random label among those that are known and can be kept."""
-    fits = (can.float() @ rules.of_label.float().T > 0) & ~label.isnan()
+def _of_one_label(units: Tensor, can: Tensor, label: Tensor, of_label: Tensor, draws: Tensor) -> Tensor:
+    """(B,): the unit of one random label among those that are known and can be kept; -1 = there is none."""
+    of_unit = of_label.float() @ units.float().T > 0
+    fits = (can.float() @ of_unit.float().T > 0) & ~label.isnan()
     chosen = torch.where(fits, draws, -1.0).argmax(dim=1)
-    return rules.of_label[chosen] & fits.any(dim=1, keepdim=True)
+    unit = of_unit.int().argmax(dim=1)[chosen] if len(units) else chosen
+    return torch.where(fits.any(dim=1), unit, -1)
 
 
-def compose(
-    rules: Rules,
-    regions: Regions,
-    cases: Cases,
-    plan: Plan,
-    targets: Targets,
-    seam: int,
-    cover: bool,
-) -> Composite:
+def _of_unit(regions: Regions, members: Tensor) -> Tensor:
+    """(N, 1, *S) bool: the region of a unit in every case that can lend."""
+    first, *others = members.nonzero().flatten().tolist()
+    region = regions(first)
+    for rule in others:
+        region = region | regions(rule)
+    return region
+
+
+def compose(rules: Rules, regions: Regions, cases: Cases, plan: Plan, targets: Targets, seam: int) -> Composite:
     """Images, organs and truths after the swap.
 
-    A label takes the truth of the case that its region came from whole. With `targets="kept"` only labels whose region
-    was kept are known; with `"follow"` also those whose whole region the donor shows. All others are left out: regions
-    that are mixed, missing, or without organs, and labels of the rule `anywhere`.
+    A label takes the truth of the case that its region came from, if the composite shows it whole. With
+    `targets="kept"` that is asked of what was laid on the ground; with `"follow"` also of the ground itself. All other
+    labels are left out: regions that are mixed, hidden in part, missing, or without organs, and the rule `anywhere`.
 
     Args:
         rules: Of the table.
@@ -197,54 +224,84 @@ def compose(
         cases: All cases that can lend; the first B are the batch.
         plan: For the B cases of the batch.
         targets: See above.
-        seam: Voxels over which the donor fades in (`camtrain.anatomy.replacing`).
-        cover: Keep also what lies where the donor has the kept organs, so that nothing of those shows.
+        seam: Voxels over which one case fades into another (`camtrain.anatomy.replacing`).
 
     Returns:
         The B composites; cases that are not swapped are as they were, to the last bit.
     """
-    device, count = cases.image.device, len(plan.donor)
-    donor, kept = plan.donor.to(device), plan.kept.to(device)
-    own = cases.rows(torch.arange(count, device=device))
-    lent = cases.rows(donor)
-    stay = _where_kept(regions, kept, donor, cover)
-    swapped = kept.any(dim=1).view(-1, *[1] * (own.image.ndim - 1))
-    image = torch.where(swapped, replace_outside(own.image, lent.image, stay, seam), own.image)
-    organs = torch.where(stay | ~swapped, own.organs, _without_kept(rules, lent.organs, kept))
-    follows = _shown_whole(regions, stay, donor, kept) if targets == "follow" else torch.zeros_like(kept)
-    of_label = rules.of_label.to(device).float()
-    ours, theirs = kept.float() @ of_label.T > 0, follows.float() @ of_label.T > 0
-    changed = swapped.flatten(1)
-    label = torch.where(changed & theirs & ~ours, lent.label, own.label)
-    return Composite(Cases(image, organs, label, own.has_organs), changed & ~ours & ~theirs, changed[:, 0])
+    ground = cases.rows(plan.ground.to(cases.image.device))
+    canvas = _Canvas(
+        ground.image, _without(rules, ground.organs, plan), torch.full_like(ground.organs, -1, dtype=torch.int16)
+    )
+    for unit in plan.order.tolist():
+        canvas = _laid(canvas, regions, cases, plan, unit, plan.last != unit, seam)
+    for unit in range(len(plan.units)):
+        canvas = _laid(canvas, regions, cases, plan, unit, plan.last == unit, seam)
+    origin = _origin(regions, canvas.owner, plan, targets)
+    return _with_truths(rules, cases, plan, canvas, origin)
 
 
-def _where_kept(regions: Regions, kept: Tensor, donor: Tensor, cover: bool) -> Tensor:
-    """(B, 1, *S) bool: voxels that stay."""
-    stay = None
-    for rule in range(kept.shape[1]):
-        region = regions(rule)
-        mine = region[: len(donor)] | region[donor] if cover else region[: len(donor)]
-        part = mine & kept[:, rule].view(-1, *[1] * (mine.ndim - 1))
-        stay = part if stay is None else stay | part
-    if stay is None:
-        raise AssertionError("a plan without rules swaps nothing")
-    return stay
+@dataclass(frozen=True)
+class _Canvas:
+    """What has been laid so far; `owner` (B, 1, *S) is the unit that shows, -1 = the ground."""
+
+    image: Tensor
+    organs: Tensor
+    owner: Tensor
 
 
-def _without_kept(rules: Rules, organs: Tensor, kept: Tensor) -> Tensor:
-    """The donor's organs, less those of the kept rules: what shows of them belongs to no label of the composite."""
-    for rule in range(kept.shape[1]):
-        ids = torch.tensor(rules.ids(rule), device=organs.device)
-        gone = torch.isin(organs, ids) & kept[:, rule].view(-1, *[1] * (organs.ndim - 1))
+def _laid(canvas: _Canvas, regions: Regions, cases: Cases, plan: Plan, unit: int, where: Tensor, seam: int) -> _Canvas:
+    """One unit more, in the composites where it has its turn."""
+    turn = where & (plan.source[:, unit] >= 0)
+    if not bool(turn.any()):
+        return canvas
+    device = canvas.image.device
+    source = plan.source[:, unit].clamp(min=0).to(device)
+    turn = turn.to(device).view(-1, *[1] * (canvas.image.ndim - 1))
+    region = _of_unit(regions, plan.units[unit])[source] & turn
+    # Nothing is blended into composites whose turn it is not.
+    image = torch.where(turn, replace_outside(cases.image[source], canvas.image, region, seam), canvas.image)
+    organs = torch.where(region, cases.organs[source], canvas.organs)
+    return _Canvas(image, organs, canvas.owner.masked_fill(region, unit))
+
+
+def _without(rules: Rules, organs: Tensor, plan: Plan) -> Tensor:
+    """The ground's organs, less those of the units laid on it: what still shows of them belongs to no label."""
+    taken = (plan.source >= 0).to(organs.device)
+    for unit, members in enumerate(plan.units):
+        ids = torch.tensor([i for rule in members.nonzero().flatten().tolist() for i in rules.ids(rule)])
+        gone = torch.isin(organs, ids.to(organs)) & taken[:, unit].view(-1, *[1] * (organs.ndim - 1))
         organs = organs.masked_fill(gone, 0)
     return organs
 
 
-def _shown_whole(regions: Regions, stay: Tensor, donor: Tensor, kept: Tensor) -> Tensor:
-    """(B, R) bool: rules whose region the donor has and shows to the last voxel."""
-    shown = torch.zeros_like(kept)
-    for rule in range(kept.shape[1]):
-        theirs = regions(rule)[donor]
-        shown[:, rule] = theirs.flatten(1).any(dim=1) & ~(theirs & stay).flatten(1).any(dim=1) & ~kept[:, rule]
-    return shown
+def _origin(regions: Regions, owner: Tensor, plan: Plan, targets: Targets) -> Tensor:
+    """(B, R): row of the case whose whole region of a rule shows; -1 = of none."""
+    device = owner.device
+    origin = torch.full((len(owner), plan.units.shape[1]), -1, device=device)
+    for rule, members in enumerate(plan.units.T):
+        for unit in members.nonzero().flatten().tolist():
+            row = plan.source[:, unit].to(device)
+            laid = row >= 0
+            if targets == "follow":
+                row = torch.where(laid, row, plan.ground.to(device))
+            theirs = regions(rule)[row.clamp(min=0)].flatten(1)
+            shows = owner.flatten(1) == torch.where(laid, unit, -1)[:, None]
+            whole = theirs.any(dim=1) & ~(theirs & ~shows).any(dim=1) & (row >= 0)
+            origin[:, rule] = torch.where(whole, row, origin[:, rule])
+    return origin
+
+
+def _with_truths(rules: Rules, cases: Cases, plan: Plan, canvas: _Canvas, origin: Tensor) -> Composite:
+    device, count = canvas.image.device, len(origin)
+    swapped = plan.swapped.to(device)
+    each = swapped.view(-1, *[1] * (canvas.image.ndim - 1))
+    of_label = rules.of_label.to(device)
+    # A label has one rule, or none: the row of its case, or -1.
+    row = torch.where(of_label.any(dim=1), origin[:, of_label.int().argmax(dim=1)], -1)
+    truth = cases.label.gather(0, row.clamp(min=0))
+    own, shown = cases.label[:count], row >= 0
+    label = torch.where(swapped[:, None] & shown, truth, own)
+    image = torch.where(each, canvas.image, cases.image[:count])
+    organs = torch.where(each, canvas.organs, cases.organs[:count])
+    return Composite(Cases(image, organs, label, cases.has_organs[:count]), swapped[:, None] & ~shown, swapped)

@@ -51,12 +51,12 @@ class OutsideSwap(Callback):
     Args:
         table: `OrganTable`, path, shipped name, mapping with the sections of the YAML, or None for the data module's.
         p: Probability that a case is swapped.
-        keep: What stays: `"label"`, one random label's region; `"organs"`, a random half of the groups of organs that
-            some label needs together; `"union"`, all regions, so that every truth stays known (class indices need it).
-        targets: `"kept"`: only labels whose region stays are taught; `"follow"`: also those whose whole region the
-            donor shows, with the donor's truth.
-        cover: Keep also what lies where the donor has the kept organs, so that none of them shows twice.
-        seam: Voxels over which the donor fades in.
+        keep: `"label"`: one random label's region stays, all else is another case's. `"organs"`: likewise, with the
+            group of organs that the label shares with others, and every other such group comes from a case of its
+            own, laid on yet another. `"union"`: all regions stay, and with them every truth (class indices need it).
+        targets: A label is taught the truth of the case that its region came from, if it shows whole: `"kept"` asks
+            that of regions that were kept or laid, `"follow"` also of what the case behind them shows by itself.
+        seam: Voxels over which one case fades into another.
         leave_out: See above.
         loss: Callable (logits, label) -> (B, L), one value per pair, where the module's own loss mixes labels; its mean
             over the known pairs is what trains then, in every step.
@@ -84,7 +84,6 @@ class OutsideSwap(Callback):
         p: float = 0.5,
         keep: Keep = "label",
         targets: Targets = "kept",
-        cover: bool = False,
         seam: int = 1,
         leave_out: LeaveOut = "gate",
         loss: PairLoss | None = None,
@@ -102,7 +101,7 @@ class OutsideSwap(Callback):
             raise InputError(f"p= expects a probability above 0 and at most 1, got {p}: leave the callback out for 0")
         if isinstance(seam, bool) or not isinstance(seam, int) or seam < 0:
             raise InputError(f"seam= expects a whole number of voxels, at least 0, got {seam!r}")
-        self.p, self.keep, self.targets, self.cover, self.seam = p, keep, targets, cover, seam
+        self.p, self.keep, self.targets, self.seam = p, keep, targets, seam
         self.leave_out, self.loss, self.logits, self.name, self.seed = leave_out, loss, logits, name, seed
         self.context = RunContext(table, keys, adapter, names, "fill")
         self._wrapped: WrappedStep | None = None
@@ -239,7 +238,7 @@ class OutsideSwap(Callback):
         plan = make_plan(self._rules, regions, own.label, len(cases.image), self.p, self.keep, rng)
         if not bool(plan.swapped.any()):
             return None
-        return compose(self._rules, regions, cases, plan, self.targets, self.seam, self.cover)
+        return compose(self._rules, regions, cases, plan, self.targets, self.seam)
 
     def _with_lender(self, own: Cases) -> Cases:
         """A batch of one borrows from the step before."""
