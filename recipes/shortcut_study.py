@@ -2,7 +2,7 @@
 
     python recipes/shortcut_study.py arms               # all arms, four places of the shortcut, two networks
     python recipes/shortcut_study.py organs             # organs on 100, 30, 10, 3, 1 % of the training cases
-    python recipes/shortcut_study.py masks              # poor masks: dilated, shifted, boxes, lesion holes, one site only
+    python recipes/shortcut_study.py masks              # dilated, shifted, boxes, lesion holes, one site
     python recipes/shortcut_study.py ways               # OutsideSwap's own settings against each other
     python recipes/shortcut_study.py wide               # ResNet-18 at full width, one seed
 
@@ -24,14 +24,14 @@ from _shortcut_arms import ARMS, train
 from _shortcut_tables import QUESTIONS, report
 
 PLACES = ["skin", "other_organ", "own_organ", "co-occurring"]
-WAYS: dict[str, dict[str, Any]] = {
-    "p = 0.5": {"p": 0.5},
-    "p = 1": {"p": 1.0},
-    "p = 1, covered": {"p": 1.0, "cover": True},
-    "p = 1, targets follow": {"p": 1.0, "targets": "follow"},
-    "p = 1, half of the organs, targets follow": {"p": 1.0, "keep": "organs", "targets": "follow"},
-    "p = 1, all organs": {"p": 1.0, "keep": "union"},
-}
+WAYS: list[dict[str, Any]] = [
+    {"keep": "label", "p": 0.5},
+    {"keep": "label", "p": 1.0},
+    {"keep": "label", "targets": "follow", "p": 0.75},
+    {"keep": "organs", "p": 0.75},
+    {"keep": "organs", "p": 1.0},
+    {"keep": "union", "p": 1.0},
+]
 
 
 def jobs_of(question: str, args: argparse.Namespace) -> list[Job]:
@@ -40,25 +40,16 @@ def jobs_of(question: str, args: argparse.Namespace) -> list[Job]:
         "shortcut": args.shortcut, "cases": args.cases, "test_cases": args.test_cases, "size": args.size,
         "epochs": args.epochs, "masks": "exact", "organs_share": 1.0, "swap": {},
     }  # fmt: skip
-    nets, seeds = args.nets or ["flatten", "resnet18q"], range(args.seeds)
-    found: list[Job] = []
-    if question == "arms":
-        for place, seed, net, arm in itertools.product(args.places, seeds, nets, args.arms):
-            found.append(base | {"place": place, "seed": seed, "net": net, "arm": arm})
-    if question == "organs":
-        for share, seed, net, arm in itertools.product([0.3, 0.1, 0.03, 0.01], seeds, nets, ["swap", "softplus"]):
-            found.append(base | {"place": "skin", "seed": seed, "net": net, "arm": arm, "organs_share": share})
-    if question == "masks":
-        kinds = ["dilated", "shifted", "boxes", "holes", "one_site"]
-        for masks, seed, net, arm in itertools.product(kinds, seeds, nets, ["swap", "softplus"]):
-            found.append(base | {"place": "skin", "seed": seed, "net": net, "arm": arm, "masks": masks})
-    if question == "ways":
-        for place, seed, net, way in itertools.product(args.places[:2], seeds, nets, WAYS):
-            found.append(base | {"place": place, "seed": seed, "net": net, "arm": "swap", "swap": WAYS[way]})
-    if question == "wide":
-        for arm in ("plain", "ceiling", "swap", "swap + mask loss"):
-            found.append(base | {"place": "skin", "seed": 0, "net": "resnet18", "arm": arm})
-    return found
+    nets = args.nets or ["flatten", "resnet18q"]
+    grid: dict[str, dict[str, Any]] = {
+        "arms": {"place": args.places, "arm": args.arms},
+        "organs": {"organs_share": [0.3, 0.1, 0.03, 0.01], "arm": ["swap", "softplus"]},
+        "masks": {"masks": ["dilated", "shifted", "boxes", "holes", "one_site"], "arm": ["swap", "softplus"]},
+        "ways": {"place": args.places[:2], "arm": ["swap"], "swap": WAYS},
+        "wide": {"arm": ["plain", "ceiling", "swap", "swap + mask loss"], "net": ["resnet18"], "seed": [0]},
+    }
+    axes = {"place": ["skin"], "seed": range(args.seeds), "net": nets} | grid[question]
+    return [base | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def main() -> None:

@@ -211,7 +211,9 @@ def _of_unit(regions: Regions, members: Tensor) -> Tensor:
     return region
 
 
-def compose(rules: Rules, regions: Regions, cases: Cases, plan: Plan, targets: Targets, seam: int) -> Composite:
+def compose(
+    rules: Rules, regions: Regions, cases: Cases, plan: Plan, targets: Targets, seam: int, cover: bool = True
+) -> Composite:
     """Images, organs and truths after the swap.
 
     A label takes the truth of the case that its region came from, if the composite shows it whole. With
@@ -225,6 +227,7 @@ def compose(rules: Rules, regions: Regions, cases: Cases, plan: Plan, targets: T
         plan: For the B cases of the batch.
         targets: See above.
         seam: Voxels over which one case fades into another (`camtrain.anatomy.replacing`).
+        cover: Take, with a unit, also what lies where the ground has the unit's organs, so that no organ shows twice.
 
     Returns:
         The B composites; cases that are not swapped are as they were, to the last bit.
@@ -234,9 +237,9 @@ def compose(rules: Rules, regions: Regions, cases: Cases, plan: Plan, targets: T
         ground.image, _without(rules, ground.organs, plan), torch.full_like(ground.organs, -1, dtype=torch.int16)
     )
     for unit in plan.order.tolist():
-        canvas = _laid(canvas, regions, cases, plan, unit, plan.last != unit, seam)
+        canvas = _laid(canvas, regions, cases, plan, unit, plan.last != unit, seam, cover)
     for unit in range(len(plan.units)):
-        canvas = _laid(canvas, regions, cases, plan, unit, plan.last == unit, seam)
+        canvas = _laid(canvas, regions, cases, plan, unit, plan.last == unit, seam, cover)
     origin = _origin(regions, canvas.owner, plan, targets)
     return _with_truths(rules, cases, plan, canvas, origin)
 
@@ -250,7 +253,9 @@ class _Canvas:
     owner: Tensor
 
 
-def _laid(canvas: _Canvas, regions: Regions, cases: Cases, plan: Plan, unit: int, where: Tensor, seam: int) -> _Canvas:
+def _laid(
+    canvas: _Canvas, regions: Regions, cases: Cases, plan: Plan, unit: int, where: Tensor, seam: int, cover: bool
+) -> _Canvas:
     """One unit more, in the composites where it has its turn."""
     turn = where & (plan.source[:, unit] >= 0)
     if not bool(turn.any()):
@@ -258,11 +263,15 @@ def _laid(canvas: _Canvas, regions: Regions, cases: Cases, plan: Plan, unit: int
     device = canvas.image.device
     source = plan.source[:, unit].clamp(min=0).to(device)
     turn = turn.to(device).view(-1, *[1] * (canvas.image.ndim - 1))
-    region = _of_unit(regions, plan.units[unit])[source] & turn
+    of_all = _of_unit(regions, plan.units[unit])
+    region = taken = of_all[source] & turn
+    if cover:
+        # Only where the ground itself still shows: what was laid before is not covered by an organ that is gone.
+        taken = region | (of_all[plan.ground.to(device)] & turn & (canvas.owner < 0))
     # Nothing is blended into composites whose turn it is not.
-    image = torch.where(turn, replace_outside(cases.image[source], canvas.image, region, seam), canvas.image)
+    image = torch.where(turn, replace_outside(cases.image[source], canvas.image, taken, seam), canvas.image)
     organs = torch.where(region, cases.organs[source], canvas.organs)
-    return _Canvas(image, organs, canvas.owner.masked_fill(region, unit))
+    return _Canvas(image, organs, canvas.owner.masked_fill(taken, unit))
 
 
 def _without(rules: Rules, organs: Tensor, plan: Plan) -> Tensor:

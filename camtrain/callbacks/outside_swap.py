@@ -56,6 +56,7 @@ class OutsideSwap(Callback):
             own, laid on yet another. `"union"`: all regions stay, and with them every truth (class indices need it).
         targets: A label is taught the truth of the case that its region came from, if it shows whole: `"kept"` asks
             that of regions that were kept or laid, `"follow"` also of what the case behind them shows by itself.
+        cover: Take, with an organ, also what lies where the case behind it has that organ, so that none shows twice.
         seam: Voxels over which one case fades into another.
         leave_out: See above.
         loss: Callable (logits, label) -> (B, L), one value per pair, where the module's own loss mixes labels; its mean
@@ -84,6 +85,7 @@ class OutsideSwap(Callback):
         p: float = 0.5,
         keep: Keep = "label",
         targets: Targets = "kept",
+        cover: bool = True,
         seam: int = 1,
         leave_out: LeaveOut = "gate",
         loss: PairLoss | None = None,
@@ -101,7 +103,7 @@ class OutsideSwap(Callback):
             raise InputError(f"p= expects a probability above 0 and at most 1, got {p}: leave the callback out for 0")
         if isinstance(seam, bool) or not isinstance(seam, int) or seam < 0:
             raise InputError(f"seam= expects a whole number of voxels, at least 0, got {seam!r}")
-        self.p, self.keep, self.targets, self.seam = p, keep, targets, seam
+        self.p, self.keep, self.targets, self.cover, self.seam = p, keep, targets, cover, seam
         self.leave_out, self.loss, self.logits, self.name, self.seed = leave_out, loss, logits, name, seed
         self.context = RunContext(table, keys, adapter, names, "fill")
         self._wrapped: WrappedStep | None = None
@@ -238,7 +240,7 @@ class OutsideSwap(Callback):
         plan = make_plan(self._rules, regions, own.label, len(cases.image), self.p, self.keep, rng)
         if not bool(plan.swapped.any()):
             return None
-        return compose(self._rules, regions, cases, plan, self.targets, self.seam)
+        return compose(self._rules, regions, cases, plan, self.targets, self.seam, self.cover)
 
     def _with_lender(self, own: Cases) -> Cases:
         """A batch of one borrows from the step before."""

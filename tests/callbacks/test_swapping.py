@@ -35,16 +35,22 @@ def make_cases(size, seed, count=4, channels=2):
     return Cases(image, organs, label, organs.flatten(1).any(dim=1))
 
 
-def slow(rules, cases, plan, targets, b):
+def slow(rules, cases, plan, targets, cover, b):
     """(row that each voxel comes from, truths, left out) of one case, from the definitions."""
     organs, last = cases.organs[:, 0], int(plan.last[b])
     unit_ids = [sorted({i for r in m.nonzero().flatten().tolist() for i in rules.ids(r)}) for m in plan.units]
     laid = [u for u in plan.order.tolist() if u != last and plan.source[b, u] >= 0] + [last]
     row = torch.full(organs.shape[1:], int(plan.ground[b]))
+    covered = torch.zeros(row.shape, dtype=torch.bool)
     unit = torch.full(organs.shape[1:], -1)
     for u in laid:
-        here = torch.isin(organs[plan.source[b, u]], torch.tensor(unit_ids[u])) & cases.has_organs[plan.source[b, u]]
-        row[here], unit[here] = int(plan.source[b, u]), u
+        d, g = int(plan.source[b, u]), int(plan.ground[b])
+        here = torch.isin(organs[d], torch.tensor(unit_ids[u])) & cases.has_organs[d]
+        covered &= ~here
+        if cover and cases.has_organs[g]:
+            more = torch.isin(organs[g], torch.tensor(unit_ids[u])) & (unit < 0) & ~here
+            covered, here = covered | more, here | more
+        row[here], unit[here] = d, u
     label, left_out = cases.label[b].clone(), []
     for column in range(cases.label.shape[1]):
         mine = [u for u in range(len(plan.units)) if (plan.units[u] & rules.of_label[column]).any()]
@@ -60,17 +66,17 @@ def slow(rules, cases, plan, targets, b):
         if whole:
             label[column] = cases.label[d, column]
         left_out.append(not whole)
-    return row, unit, label, torch.tensor(left_out), [i for u in laid for i in unit_ids[u]]
+    return row, unit, label, torch.tensor(left_out), covered, [i for u in laid for i in unit_ids[u]]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(SIZES), st.sampled_from(["label", "organs", "union"]),
-       st.sampled_from(["kept", "follow"]), st.integers(0, 2))  # fmt: skip
-def test_composites_are_what_the_definition_says(seed, size, keep, targets, seam):
+       st.sampled_from(["kept", "follow"]), st.booleans(), st.integers(0, 2))  # fmt: skip
+def test_composites_are_what_the_definition_says(seed, size, keep, targets, cover, seam):
     cases, rules = make_cases(size, seed), Rules(ct.OrganTable.load(TABLE))
     regions = rules.regions(cases, None)
     plan = make_plan(rules, regions, cases.label, 4, 0.8, keep, torch.Generator().manual_seed(seed))
-    made = compose(rules, regions, cases, plan, targets, seam)
+    made = compose(rules, regions, cases, plan, targets, seam, cover)
     for b in range(4):
         assert bool(made.swapped[b]) == bool(plan.swapped[b])
         if not plan.swapped[b]:
@@ -79,10 +85,10 @@ def test_composites_are_what_the_definition_says(seed, size, keep, targets, seam
                 torch.testing.assert_close(got[b], had[b], rtol=0, atol=0, equal_nan=True)
             assert not made.left_out[b].any()
             continue
-        row, unit, label, left_out, taken = slow(rules, cases, plan, targets, b)
+        row, unit, label, left_out, covered, taken = slow(rules, cases, plan, targets, cover, b)
         image, places = made.cases.image[b], torch.arange(row.numel()).reshape(row.shape)
         wanted = cases.image.flatten(2)[row, :, places].movedim(-1, 0)
-        own = unit == plan.last[b]
+        own = (unit == plan.last[b]) & ~covered
         assert torch.equal(image[:, own], cases.image[b][:, own])
         if seam == 0:
             assert torch.equal(image, wanted)
@@ -92,7 +98,9 @@ def test_composites_are_what_the_definition_says(seed, size, keep, targets, seam
         torch.testing.assert_close(made.cases.label[b][~left_out], label[~left_out], equal_nan=True)
         # Of the case behind, no organ shows that a laid unit has: the map of its label is compared with the laid one.
         organs = cases.organs[:, 0].flatten(1)[row, places]
-        organs = torch.where((unit < 0) & torch.isin(organs, torch.tensor(taken)), 0, organs)
+        laid = unit >= 0
+        organs = torch.where(~laid & torch.isin(organs, torch.tensor(taken)), 0, organs)
+        organs = torch.where(laid & covered, 0, organs)
         assert torch.equal(made.cases.organs[b, 0], organs)
 
 

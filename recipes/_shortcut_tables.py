@@ -1,0 +1,127 @@
+"""Tables of the shortcut study, from the runs that are finished. Not a recipe."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from _runs import Run, finite, markdown, spread
+from scipy.stats import spearmanr
+
+QUESTIONS = ["arms", "organs", "masks", "ways", "wide"]
+SPLITS = ["test", "shift_free", "shift_random", "shift_reversed"]
+HEADER = [
+    "AUROC test", "free", "random", "reversed", "worst label, reversed", "gap closed", "OrganIoU (micro)",
+    "energy inside", "lesion hit rate", "reliance", "runs",
+]  # fmt: skip
+_SETTINGS = ("cases", "test_cases", "size", "epochs", "shortcut")
+
+
+def report(out: Path) -> str:
+    """Every table that the finished runs allow, as Markdown."""
+    path = out / "runs.jsonl"
+    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    parts = []
+    for settings, same in _by(runs, lambda run: json.dumps([run["job"][k] for k in _SETTINGS])).items():
+        told = ", ".join(f"{k} {v}" for k, v in zip(_SETTINGS, json.loads(settings), strict=True))
+        ends = {(r["job"]["net"], r["job"]["place"], r["job"]["seed"], r["job"]["arm"]): reversed_of(r)
+                for r in same if _plain_data(r) and "result" in r}  # fmt: skip
+        parts.append(f"### Runs with {told}")
+        for title, chosen, name in (
+            ("All arms", _default, lambda j: j["arm"]),
+            ("Organs on a share of the training cases", lambda j: j["organs_share"] < 1,
+             lambda j: f"{j['arm']}, {j['organs_share']:.0%}"),
+            ("Poor masks in training", lambda j: j["masks"] != "exact", lambda j: f"{j['arm']}, {j['masks']}"),
+            ("Ways of OutsideSwap", lambda j: bool(j["swap"]), lambda j: json.dumps(j["swap"])[1:-1].replace('"', "")),
+        ):  # fmt: skip
+            parts += _section(title, [r for r in same if chosen(r["job"])], name, ends)
+        parts += _ranking([r for r in same if "result" in r])
+    return "\n\n".join(parts)
+
+
+def _default(job: dict[str, Any]) -> bool:
+    return job["masks"] == "exact" and job["organs_share"] == 1 and not job["swap"]
+
+
+def _plain_data(run: Run) -> bool:
+    return run["job"]["arm"] in ("plain", "ceiling") and _default(run["job"])
+
+
+def _section(title: str, runs: list[Run], name: Any, ends: dict[Any, float]) -> list[str]:
+    parts = [f"#### {title}"] if runs else []
+    for (net, place), group in _by(runs, lambda r: (r["job"]["net"], r["job"]["place"])).items():
+        rows = [[arm, *_cells(same, ends)] for arm, same in _by(group, lambda r: name(r["job"])).items()]
+        parts.append(f"**{net}, shortcut at {place}**\n\n" + markdown(["trained with", *HEADER], rows))
+    return parts
+
+
+def _cells(runs: list[Run], ends: dict[Any, float]) -> list[str]:
+    good = [r for r in runs if "result" in r]
+    mean = lambda split, measure: [r["result"]["scores"][split].get(measure, {}).get("mean") for r in good]  # noqa: E731
+    return [
+        *(spread(mean(split, "auroc")) for split in SPLITS),
+        spread(map(worst_of, good)),
+        spread([closed(r, ends) for r in good], 2),
+        spread(mean("test", "organ_iou_micro"), 2),
+        spread(mean("test", "energy_inside"), 2),
+        spread([r["result"]["lesion_hits"] for r in good], 2),
+        spread([reliance_of(r, judge_of(r)) for r in good], 2),
+        f"{len(good)}" + (f" and {len(runs) - len(good)} diverged" if len(good) < len(runs) else ""),
+    ]
+
+
+def reversed_of(run: Run) -> float:
+    """Mean AUROC where the shortcut says the opposite."""
+    value: float = run["result"]["scores"]["shift_reversed"]["auroc"]["mean"]
+    return value
+
+
+def worst_of(run: Run) -> float:
+    """The lowest label there."""
+    return min(v for k, v in run["result"]["scores"]["shift_reversed"]["auroc"].items() if k != "mean")
+
+
+def closed(run: Run, ends: dict[Any, float]) -> float | None:
+    """Share of the gap between plain and ceiling of the same seed that a run closes."""
+    job = run["job"]
+    low, high = (ends.get((job["net"], job["place"], job["seed"], arm)) for arm in ("plain", "ceiling"))
+    return None if low is None or high is None or high <= low else (reversed_of(run) - low) / (high - low)
+
+
+def reliance_of(run: Run, kind: str) -> float | None:
+    """ShortcutReliance, mean over labels, in distribution."""
+    found = finite(run["result"]["reliance"][kind])
+    return statistics.mean(found) if found else None
+
+
+def judge_of(run: Run) -> str:
+    """The replacement that judges every arm alike: none of them was trained with it."""
+    return "mean"
+
+
+def _ranking(runs: list[Run]) -> list[str]:
+    """Does reliance, which no shift split was needed for, rank runs as the reversed shortcut does?"""
+    rows = []
+    for (net, place), group in _by(runs, lambda r: (r["job"]["net"], r["job"]["place"])).items():
+        rows.append(
+            [f"{net}, {place}", len(group), *(_agreement(group, kind) for kind in group[0]["result"]["reliance"])]
+        )
+    kinds = list(runs[0]["result"]["reliance"]) if runs else []
+    rows.append(["all", len(runs), *(_agreement(runs, kind) for kind in kinds)])
+    return ["#### Spearman of reliance and AUROC reversed, over arms and seeds", markdown(["runs", "n", *kinds], rows)]
+
+
+def _agreement(runs: list[Run], kind: str) -> str:
+    pairs = [(reliance_of(r, kind), reversed_of(r)) for r in runs]
+    pairs = [(a, b) for a, b in pairs if a is not None]
+    return f"{spearmanr(*zip(*pairs, strict=True)).statistic:.2f}" if len(pairs) > 3 else "-"
+
+
+def _by(runs: list[Run], key: Any) -> dict[Any, list[Run]]:
+    groups: dict[Any, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[key(run)].append(run)
+    return groups
