@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--test-cases", type=int, default=200)
     parser.add_argument("--size", type=int, nargs=3, default=[24, 18, 24])
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--shortcut", type=float, default=0.975)
     parser.add_argument("--nets", nargs="+", choices=["flatten", "resnet18q", "resnet18"], default=None)
     parser.add_argument("--places", nargs="+", choices=PLACES, default=PLACES)

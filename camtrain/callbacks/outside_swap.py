@@ -82,7 +82,7 @@ class OutsideSwap(Callback):
     def __init__(
         self,
         table: Any = None,  # OrganTable | str | Path | Mapping | None; a union makes jsonargparse open the file itself
-        p: float = 0.5,
+        p: float = 0.75,
         keep: Keep = "label",
         targets: Targets = "kept",
         cover: bool = True,
