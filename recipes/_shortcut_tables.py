@@ -17,6 +17,8 @@ HEADER = [
     "AUROC test", "free", "random", "reversed", "worst label, reversed", "gap closed", "OrganIoU (micro)",
     "energy inside", "lesion hit rate", "reliance", "runs",
 ]  # fmt: skip
+JUDGE = "mean"
+"""The replacement that judges every arm alike: none was trained with it."""
 _SETTINGS = ("cases", "test_cases", "size", "epochs", "shortcut")
 
 
@@ -68,7 +70,7 @@ def _cells(runs: list[Run], ends: dict[Any, float]) -> list[str]:
         spread(mean("test", "organ_iou_micro"), 2),
         spread(mean("test", "energy_inside"), 2),
         spread([r["result"]["lesion_hits"] for r in good], 2),
-        spread([reliance_of(r, judge_of(r)) for r in good], 2),
+        spread([reliance_of(r, JUDGE) for r in good], 2),
         f"{len(good)}" + (f" and {len(runs) - len(good)} diverged" if len(good) < len(runs) else ""),
     ]
 
@@ -95,11 +97,6 @@ def reliance_of(run: Run, kind: str) -> float | None:
     """ShortcutReliance, mean over labels, in distribution."""
     found = finite(run["result"]["reliance"][kind])
     return statistics.mean(found) if found else None
-
-
-def judge_of(run: Run) -> str:
-    """The replacement that judges every arm alike: none of them was trained with it."""
-    return "mean"
 
 
 def _ranking(runs: list[Run]) -> list[str]:

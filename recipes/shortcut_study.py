@@ -21,6 +21,7 @@ from typing import Any
 
 from _runs import Job, finish, hardware
 from _shortcut_arms import ARMS, train
+from _shortcut_figure import draw
 from _shortcut_tables import QUESTIONS, report
 
 PLACES = ["skin", "other_organ", "own_organ", "co-occurring"]
@@ -80,6 +81,7 @@ def main() -> None:
     text = report(args.out)
     (args.out / "shortcuts.md").write_text(f"{text}\n\n{hardware()}\n")
     print(text)
+    print(f"figure: {draw(args.out)}")
 
 
 if __name__ == "__main__":

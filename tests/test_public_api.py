@@ -21,6 +21,7 @@ NAMES = [
     "MaskLossCallback",
     "OrganMaskLoss",
     "OrganTable",
+    "OutsideSwap",
     "__version__",
     "account",
     "channel_weights",

@@ -12,13 +12,13 @@ from torch.nn import functional
 import camtrain as ct
 from camtrain import InputError
 from camtrain.anatomy import OrganTable
+from camtrain.anatomy.replacing import replace_inside, replace_outside
 from camtrain.data import PhantomDataModule
 from camtrain.data.phantom import unpack
 from camtrain.evaluation.baselines import make_baseline
 from camtrain.evaluation.donors import DonorPool
 from camtrain.evaluation.predicting import logits_of
 from camtrain.evaluation.reliance import REPLACEMENTS, reliance_probabilities
-from camtrain.anatomy.replacing import replace_inside, replace_outside
 from camtrain.metrics import EnergyInside, ShortcutReliance, shortcut_reliance
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
