@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camtrain._errors import InputError
 from camtrain.cli import surroundings
 from camtrain.cli.exits import Parser
+from camtrain.cli.subject import Subject, rebuild_subject
+from camtrain.cli.words import read_methods, read_yaml, split_words
 
 if TYPE_CHECKING:
-    import torch
-
     from camtrain.evaluation.evaluation import Evaluation
     from camtrain.evaluation.sanity_table import SanityTable
 
@@ -51,9 +50,11 @@ def evaluate(args: Sequence[str]) -> None:
 
     out = Path(options.out)
     checkpoints, against = [str(options.ckpt_path)], None
-    subject, baseline = _subject(options, options.ckpt_path, options.config, more), None
+    subject, baseline = rebuild_subject(options.ckpt_path, options.config, more, options.device, options.trust), None
     if options.against:
-        baseline = _subject(options, options.against, options.against_config or options.config, more)
+        baseline = rebuild_subject(
+            options.against, options.against_config or options.config, more, options.device, options.trust
+        )
         _check_labels(options, subject, baseline)
     with _keeping(out):
         first = _evaluated(options, subject, out)
@@ -127,22 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A model with its data.
-
-    Attributes:
-        model: Trained, in eval mode, on the device.
-        data: Its data module.
-        trained: Replacements that it was trained with.
-    """
-
-    model: Any
-    data: Any
-    trained: frozenset[str]
-
-
-def _check_labels(options: argparse.Namespace, subject: _Subject, baseline: _Subject) -> None:
+def _check_labels(options: argparse.Namespace, subject: Subject, baseline: Subject) -> None:
     """Before hours are spent on two models that cannot be compared."""
     ours, theirs = (getattr(each.model, "labels", None) for each in (subject, baseline))
     if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and sorted(ours) != sorted(theirs):
@@ -152,22 +138,22 @@ def _check_labels(options: argparse.Namespace, subject: _Subject, baseline: _Sub
         )
 
 
-def _evaluated(options: argparse.Namespace, subject: _Subject, out: Path) -> Evaluation:
+def _evaluated(options: argparse.Namespace, subject: Subject, out: Path) -> Evaluation:
     from camtrain.evaluation.evaluating import evaluate as measure
 
     return measure(
         subject.model,
         subject.data,
-        methods=_methods(options.methods),
+        methods=read_methods(options.methods),
         layers=_layers(options.layers),
-        measures=_words(options.measures),
+        measures=split_words(options.measures),
         cases=options.cases,
         cut=options.cut,
-        splits=_words(options.splits) or None,
+        splits=split_words(options.splits) or None,
         thresholds=options.thresholds,
         at=options.at,
-        replacements=_words(options.replacements),
-        trained_with={*subject.trained, *_words(options.trained_with)},
+        replacements=split_words(options.replacements),
+        trained_with={*subject.trained, *split_words(options.trained_with)},
         baseline=_number_or_word(options.baseline),
         air=options.air,
         seam=options.seam,
@@ -185,49 +171,14 @@ def _evaluated(options: argparse.Namespace, subject: _Subject, out: Path) -> Eva
     )
 
 
-def _subject(options: argparse.Namespace, path: str, configs: Sequence[str], more: Sequence[str]) -> _Subject:
-    from camtrain.cli.checkpoint import read_checkpoint
-    from camtrain.cli.rebuild import data_arguments, rebuild_data, rebuild_model
-    from camtrain.evaluation.reliance import trained_replacements
-
-    checkpoint = read_checkpoint(path)
-    if configs:
-        from camtrain.cli.lightning_cli import CamtrainCLI
-
-        words = [word for file in configs for word in ("--config", file)]
-        cli = CamtrainCLI("validate", [*words, *more, "--ckpt_path", str(path)], until="built")
-        model, data = cli.model, cli.datamodule
-        model.load_state_dict(checkpoint["state_dict"], strict=bool(getattr(model, "strict_loading", True)))
-    else:
-        model = rebuild_model(checkpoint, path, None, options.trust)
-        data = rebuild_data(*data_arguments(checkpoint, None, path))
-    if data is None:
-        raise InputError(f"the config has no data to evaluate {path} on: add a data section")
-    device = _device(options.device)
-    return _Subject(model.eval().to(device), data, frozenset(trained_replacements(checkpoint)))
-
-
-def _device(word: str) -> torch.device:
-    import torch
-
-    if word == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(word)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {word!r} cannot be used ({str(error).splitlines()[0]}): try cpu") from error
-    return device
-
-
-def _sanity(options: argparse.Namespace, subject: _Subject) -> SanityTable:
+def _sanity(options: argparse.Namespace, subject: Subject) -> SanityTable:
     """Cascading randomisation, on the first cases of the first split that have a finding."""
     import torch
 
     from camtrain.evaluation.reading_cases import CaseReader, splits_of
     from camtrain.evaluation.sanity import sanity_check
 
-    split, batches = next(iter(splits_of(subject.data, _words(options.splits) or None).items()))
+    split, batches = next(iter(splits_of(subject.data, split_words(options.splits) or None).items()))
     found: list[Any] = []
     for case in CaseReader(subject.model).cases(split, batches):
         # Cases are compared together, so that all of them have the size of the first.
@@ -243,7 +194,7 @@ def _sanity(options: argparse.Namespace, subject: _Subject) -> SanityTable:
     return sanity_check(
         subject.model,
         images,
-        _methods(options.methods),
+        read_methods(options.methods),
         _layers(options.layers),
         label=truths,
         stages=8,
@@ -267,43 +218,20 @@ _OURS = {
 }
 
 
-def _words(text: str | None) -> list[str]:
-    return [] if text is None else [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _layers(text: str | None) -> list[str | None]:
     """None stands for the last feature map."""
-    return list(_words(text)) or [None]
-
-
-def _methods(text: str) -> list[str | Mapping[str, Any]]:
-    """`hirescam,gradcam`, or YAML such as `[hirescam, {name: lrp, contrast: paper}]`."""
-    if not text.lstrip().startswith("["):
-        return list(_words(text))
-    found = _yaml(text, "--methods")
-    if not isinstance(found, list):
-        raise InputError(f"--methods expects names, or a YAML list, got {text!r}")
-    return found
+    return list(split_words(text)) or [None]
 
 
 def _groups(text: str | None) -> dict[str, list[str]] | None:
     if text is None:
         return None
     source = Path(text).read_text(encoding="utf-8") if Path(text).is_file() else text
-    found = _yaml(source, "--groups")
+    found = read_yaml(source, "--groups")
     usable = isinstance(found, dict) and all(isinstance(labels, list) for labels in found.values())
     if not usable:
         raise InputError(f"--groups expects '{{lungs: [nodule, effusion]}}' or a YAML file with that, got {text!r}")
     return {str(name): [str(label) for label in labels] for name, labels in found.items()}
-
-
-def _yaml(text: str, option: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{option} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 def _number_or_word(text: str) -> str | float:

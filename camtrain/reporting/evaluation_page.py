@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from camtrain._errors import InputError
 from camtrain.reporting._files import replacing
+from camtrain.reporting._pages import asset, environment, script_hash
 from camtrain.reporting.evaluation_digest import first_look, undecided
 from camtrain.reporting.evaluation_numbers import Cell, number, score_cell
 from camtrain.reporting.evaluation_plots import (
@@ -140,43 +138,27 @@ def evaluation_html(page: EvaluationPage) -> str:
         >>> text.startswith("<!doctype html>"), "<b>" in text, "&lt;b&gt;" in text
         (True, False, True)
     """
-    environment = _environment()
-    script = _asset("evaluation.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = asset("evaluation.js")
     scores = page.scores
-    return environment.get_template("evaluation.html.j2").render(
-        meta=page.meta,
-        style=Markup(_asset("evaluation.css")),  # noqa: S704  (a file of the package)
-        script=Markup(script),  # noqa: S704  (a file of the package)
-        digest=digest,
-        headline=_headline(page),
-        methods=unique(row.method for row in scores.rows if row.method),
-        layers=unique(row.layer for row in scores.rows if row.layer),
-        labels=len({label for split in scores.splits for label in scores.labels(split)}),
-        splits=scores.splits,
-        first=[(split, found) for split in scores.splits if (found := first_look(scores, split))],
-        sections=_sections(page),
-        thresholds=[(label, number(value)) for label, value in page.meta.thresholds.items()],
-        definitions=_definitions(scores),
+    return (
+        environment()
+        .get_template("evaluation.html.j2")
+        .render(
+            meta=page.meta,
+            style=asset("evaluation.css"),
+            script=script,
+            digest=script_hash(script),
+            headline=_headline(page),
+            methods=unique(row.method for row in scores.rows if row.method),
+            layers=unique(row.layer for row in scores.rows if row.layer),
+            labels=len({label for split in scores.splits for label in scores.labels(split)}),
+            splits=scores.splits,
+            first=[(split, found) for split in scores.splits if (found := first_look(scores, split))],
+            sections=_sections(page),
+            thresholds=[(label, number(value)) for label, value in page.meta.thresholds.items()],
+            definitions=_definitions(scores),
+        )
     )
-
-
-@functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("camtrain.reporting", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["unbroken"] = lambda text: text.replace("n = ", "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
-    return environment
-
-
-@functools.cache
-def _asset(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8").strip()
 
 
 def _headline(page: EvaluationPage) -> Grid:
