@@ -112,7 +112,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--cut", type=float, default=0.5, help="found means probability >= CUT (default: 0.5)")
     add("--limit", type=int, metavar="N", help="look at the first N cases of the split")
     add("--title", default="Reader study", help="heading of the page; it must not tell what is compared")
-    add("--width", type=int, default=420, metavar="PIXELS", help="of a picture (default: 420)")
+    add("--width", type=int, default=600, metavar="PIXELS", help="of a picture (default: 600)")
     add("--seed", type=int, default=0)
     add("--device", default="auto", help="cpu, cuda, ... (default: a GPU where there is one)")
     add("--trust", action="store_true", help="build classes outside camtrain that the checkpoint names")

@@ -53,8 +53,8 @@ class KeyTask:
 
     @property
     def chance_present(self) -> float:
-        """How often a guess among the present findings is right: what reading the scan alone can reach."""
-        return 1 / max(1, len(self.present))
+        """How often a guess among the present choices is right: what reading the scan without the map can reach."""
+        return 1 / max(1, len(set(self.present) & set(self.choices)))
 
 
 @dataclass(frozen=True)

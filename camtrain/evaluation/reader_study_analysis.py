@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from camtrain._errors import InputError
+from camtrain.evaluation.comparing import holm
 from camtrain.evaluation.intervals import check_level
 from camtrain.evaluation.reader_study import KeyTask, Kind, StudyKey
 from camtrain.evaluation.reader_study_answers import Answers
@@ -43,6 +45,7 @@ class StudyRow:
         chance: Of an accuracy: what guessing among the choices gets.
         chance_present: Of an accuracy: what guessing among the present findings gets.
         p: Of an accuracy against guessing (one-sided, exact); else against 0 (two-sided, flips of cases).
+        p_holm: Of a difference: adjusted for the number of differences.
     """
 
     part: str
@@ -59,6 +62,7 @@ class StudyRow:
     chance: float = math.nan
     chance_present: float = math.nan
     p: float = math.nan
+    p_holm: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def analyse_study(
     if repeats < 2:
         raise InputError(f"--repeats expects 2 or more, got {repeats}: 2000 is usual")
     table = _Table(key, answers, repeats, level, seed)
-    rows = [*_accuracies(table), *_differences(table), *_trust(table)]
+    rows = [*_accuracies(table), *_adjusted(list(_differences(table))), *_trust(table)]
     return StudyResult(
         study=key.study,
         rows=tuple(rows),
@@ -231,7 +235,7 @@ class _Table:
             label=label,
             n=int(there.sum()),
             readers=int(there.any(axis=1).sum()),
-            cases=int(units.having(there.any(axis=0)).sum()),
+            cases=int(units.having(np.atleast_1d(there.any(axis=0))).sum()),
             value=float(values[there].mean()) if there.any() else math.nan,
             low=low,
             high=high,
@@ -257,15 +261,13 @@ def _accuracy(table: _Table, source: str, label: str, tasks: list[str]) -> Study
     )
     hits = int(values[there].sum())
     low, high = wilson(hits, row.n, table.level)
-    return StudyRow(
-        **{
-            **vars(row),
-            "wilson_low": low,
-            "wilson_high": high,
-            "chance": float(chances.mean()) if row.n else math.nan,
-            "chance_present": float(informed.mean()) if row.n else math.nan,
-            "p": guessing_tail(hits, chances) if row.n else math.nan,
-        }
+    return dataclasses.replace(
+        row,
+        wilson_low=low,
+        wilson_high=high,
+        chance=float(chances.mean()) if row.n else math.nan,
+        chance_present=float(informed.mean()) if row.n else math.nan,
+        p=guessing_tail(hits, chances) if row.n else math.nan,
     )
 
 
@@ -287,6 +289,12 @@ def _differences(table: _Table) -> Iterator[StudyRow]:
         yield _tested(table, table.row("difference", f"{first} - {second}", "all", values, units), values, units)
 
 
+def _adjusted(rows: Sequence[StudyRow]) -> Iterator[StudyRow]:
+    """All differences are one family of tests."""
+    for row, p in zip(rows, holm([row.p for row in rows]), strict=True):
+        yield dataclasses.replace(row, p_holm=float(p))
+
+
 def _trust(table: _Table) -> Iterator[StudyRow]:
     tasks = table.key.tasks
     for contest in dict.fromkeys(tasks[t].contest for t in table.of("trust")):
@@ -298,7 +306,7 @@ def _trust(table: _Table) -> Iterator[StudyRow]:
 
 
 def _tested(table: _Table, row: StudyRow, values: Floats, units: Units) -> StudyRow:
-    return StudyRow(**{**vars(row), "p": flip_test(values, units, max(table.repeats, 1), table.seed)})
+    return dataclasses.replace(row, p=flip_test(values, units, table.repeats, table.seed))
 
 
 def _reader(table: _Table, reader: str) -> ReaderRow:

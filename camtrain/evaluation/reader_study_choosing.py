@@ -57,7 +57,8 @@ def choose_pairs(
         Pairs, in the order of the choice.
 
     Example:
-        >>> cases = [Candidate(n, n, np.array(t), np.zeros((1, 3))) for n, t in {"a": [1.0, 0, 0], "b": [1.0, 1, 0]}.items()]
+        >>> truths = {"a": [1.0, 0.0, 0.0], "b": [1.0, 1.0, 0.0]}
+        >>> cases = [Candidate(n, n, np.array(truth), np.zeros((1, 3))) for n, truth in truths.items()]
         >>> [pair.case.id for pair in choose_pairs(cases, [0, 1, 2], 1, np.random.default_rng(0))]
         ['b', 'b']
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from camtrain.evaluation.reader_study_cases import Contestant, read_candidates, 
 from camtrain.evaluation.reader_study_choosing import Asked, choose_agreed, choose_answers, choose_pairs
 from camtrain.reporting import geometry, telling_point
 from camtrain.reporting.study_page import StudyPage, StudyTask, write_study
-from camtrain.reporting.study_pictures import Pixels, blinded_pictures, equally_long, png_bytes
+from camtrain.reporting.study_pictures import Pixels, blinded_pictures, equally_long, webp_bytes
 
 Map = npt.NDArray[np.floating]
 
@@ -98,7 +98,7 @@ class _Draft:
     def add(self, task: KeyTask, group: int, pictures: Sequence[Pixels]) -> None:
         trust = task.kind == "trust"
         choices = () if trust else task.choices
-        self.seen.append((task.kind, group, choices, task.label if trust else "", [png_bytes(p) for p in pictures]))
+        self.seen.append((task.kind, group, choices, task.label if trust else "", [webp_bytes(p) for p in pictures]))
         self.known.append(task)
 
     def finished(self, rng: np.random.Generator, title: str, settings: Mapping[str, Any]) -> tuple[StudyPage, StudyKey]:
@@ -132,7 +132,7 @@ def make_study(
     seed: int = 0,
     limit: int | None = None,
     title: str = "Reader study",
-    width: int = 420,
+    width: int = 600,
 ) -> MadeStudy:
     """A reader study as in the Grad-CAM paper (Selvaraju et al. 2017, section 5): class discrimination, and trust.
 
@@ -166,7 +166,7 @@ def make_study(
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
         >>> batch = {"image": torch.rand(3, 1, 8, 8), "label": torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])}
-        >>> made = make_study([Contestant("A", model, [batch])], methods=["hirescam", "gradcam"], kinds=["discrimination"])
+        >>> made = make_study([Contestant("A", model, [batch])], methods=["hirescam", "gradcam"], kinds=KINDS[:1])
         >>> len(made.page.tasks), made.key.study == made.page.study
         (6, True)
     """
@@ -176,7 +176,7 @@ def make_study(
     names, candidates = read_candidates(contestants, split, limit)
     columns = _columns(labels, names)
     plan = _Plan(contestants, read_asked(methods), layer, split, cases, choices, cut, width, names, columns, rng)
-    groups = {case.id: number for number, case in enumerate(candidates)}
+    groups = {case.id: int(number) for case, number in zip(candidates, rng.permutation(len(candidates)), strict=True)}
     told = choose_pairs(candidates, columns, cases, rng) if "discrimination" in asked_kinds else []
     agreed = choose_agreed(candidates, columns, cases, rng, cut) if "trust" in asked_kinds else []
     notes = _notes(asked_kinds, told, agreed, plan)

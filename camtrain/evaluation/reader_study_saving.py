@@ -49,7 +49,7 @@ def _tables(result: StudyResult, labels: bool) -> Iterator[PlainTable]:
     percent = f"{100 * result.level:g} %"
     some = ("n", "readers", "cases")
     accuracy = ("right", f"Wilson {percent}", f"bootstrap {percent}", "chance", "of the present", "p guessing")
-    difference = ("difference", f"bootstrap {percent}", "p")
+    difference = ("difference", f"bootstrap {percent}", "p", "p (Holm)")
     trust = ("score -2..2", f"bootstrap {percent}", "p")
     whole = [row for row in result.rows if row.label == "all"]
     rows = tuple(_accuracy(r, r.subject) for r in whole if r.part == "accuracy")
@@ -57,7 +57,7 @@ def _tables(result: StudyResult, labels: bool) -> Iterator[PlainTable]:
     yield PlainTable(
         "Differences on the same findings",
         ("maps", *some, *difference),
-        tuple(_signed(r, r.subject) for r in whole if r.part == "difference"),
+        tuple((*_signed(r, r.subject), p_value(r.p_holm)) for r in whole if r.part == "difference"),
     )
     yield PlainTable(
         "Which map is more reasonable? (above 0: the first)",

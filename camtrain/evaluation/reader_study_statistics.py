@@ -98,7 +98,7 @@ def mean_interval(
     check_level(level)
     values = checked_answers(values, units)
     answered = ~np.isnan(values)
-    if units.having(answered.any(axis=0)).sum() < 2:
+    if units.having(np.atleast_1d(answered.any(axis=0))).sum() < 2:
         return np.nan, np.nan
     drawn = bootstrap_weights(units, repeats, seed)
     readers = np.flatnonzero(answered.any(axis=1))

@@ -24,7 +24,7 @@ class StudyTask:
         kind: `discrimination` or `trust`.
         group: Tasks of one group show the same case; a reader sees them far apart.
         choices: Answers, in the order in which they are offered; of a trust task none: its scale is fixed.
-        pictures: PNG files: the scan alone, then the map, or the left and the right one.
+        pictures: WebP files: the scan alone, then the map, or the left and the right one.
         finding: What a trust task is about.
     """
 
@@ -74,7 +74,7 @@ class StudyPage:
                 "group": task.group,
                 "choices": list(task.choices),
                 "finding": task.finding,
-                "pictures": [f"data:image/png;base64,{base64.b64encode(p).decode()}" for p in task.pictures],
+                "pictures": [f"data:image/webp;base64,{base64.b64encode(p).decode()}" for p in task.pictures],
             }
             for task in self.tasks
         ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,8 @@ from camtrain.reporting.panels import boxes_of, draw_block
 from camtrain.reporting.scene import Scene
 
 Pixels = npt.NDArray[np.uint8]
-_END = 12  # bytes of the chunk that closes a PNG file
+_ROOM = b"  "
+_QUALITY = 88
 
 
 def blinded_pictures(
@@ -27,7 +27,7 @@ def blinded_pictures(
     point: Sequence[int],
     spacing: Sequence[float] | None = None,
     axes: str | None = None,
-    width: int = 420,
+    width: int = 600,
 ) -> list[Pixels]:
     """The slices of a scan alone, then the same slices under each map, as panels draw them but with nothing that tells.
 
@@ -58,32 +58,36 @@ def blinded_pictures(
     return shown + [draw_block(scene, boxes, scene.orient(m), shared_scale([m])) for m in maps]
 
 
-def png_bytes(pixels: Pixels) -> bytes:
-    """A PNG file without any text or time in it.
+def webp_bytes(pixels: Pixels) -> bytes:
+    """A WebP file with room for padding and nothing else in it that tells of its making.
 
     Example:
-        >>> png_bytes(np.zeros((2, 2, 3), np.uint8))[1:4]
-        b'PNG'
+        >>> webp_bytes(np.zeros((2, 2, 3), np.uint8))[8:12]
+        b'WEBP'
     """
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", optimize=True)
+    Image.fromarray(pixels).save(file, format="WEBP", quality=_QUALITY, xmp=_ROOM)
     return file.getvalue()
 
 
 def equally_long(files: Sequence[bytes]) -> list[bytes]:
-    """PNG files padded to one length: a coarse map compresses better than a fine one, which would tell them apart.
+    """WebP files padded to one length: a coarse map compresses better than a fine one, which would tell them apart.
 
-    The padding is a private chunk, which decoders skip.
+    The padding is blanks in the metadata that `webp_bytes` leaves at the end.
 
     Example:
         >>> sizes = (2, 40)
-        >>> len({len(f) for f in equally_long([png_bytes(np.zeros((n, n, 3), np.uint8)) for n in sizes])})
+        >>> len({len(f) for f in equally_long([webp_bytes(np.zeros((n, n, 3), np.uint8)) for n in sizes])})
         1
     """
-    longest = max((len(file) for file in files), default=0) + _END
-    return [_padded(file, longest - len(file) - _END) for file in files]
+    longest = max((len(file) for file in files), default=0)
+    return [_padded(file, longest - len(file)) for file in files]
 
 
-def _padded(file: bytes, zeros: int) -> bytes:
-    body = b"paDd" + bytes(zeros)  # lower p: may be skipped; lower a: private
-    return file[:-_END] + struct.pack(">I", zeros) + body + struct.pack(">I", zlib.crc32(body)) + file[-_END:]
+def _padded(file: bytes, more: int) -> bytes:
+    """`more` is even: RIFF chunks are."""
+    last = len(file) - len(_ROOM) - 8
+    if file[last : last + 4] != b"XMP ":
+        raise InputError("expected WebP files of webp_bytes, whose metadata come last")
+    whole, room = struct.pack("<I", len(file) + more - 8), struct.pack("<I", len(_ROOM) + more)
+    return file[:4] + whole + file[8 : last + 4] + room + _ROOM + b" " * more

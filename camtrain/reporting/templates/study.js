@@ -89,7 +89,7 @@ function ask() {
   at("question").textContent = trust
     ? `Which map is more reasonable for “${task.finding}”?` : "Which finding does the map show?";
   const titles = trust ? ["scan", "left", "right"] : ["scan", "map"];
-  at("pictures").replaceChildren(...(trust ? [1, 0, 2] : [0, 1]).map((i) =>
+  at("pictures").replaceChildren(...(trust ? [1, 2, 0] : [0, 1]).map((i) =>
     figure(task.pictures[i], titles[i], i ? `Slices of the scan under the ${titles[i] === "map" ? "map" : titles[i] + " map"}` : "Slices of the scan")));
   at("choices").classList.toggle("scale", trust);
   const chosen = (state.answers[task.id] || null);
@@ -97,7 +97,7 @@ function ask() {
     const value = trust ? String(i + 1) : text;
     const input = element("input", [], { type: "radio", name: "answer", checked: chosen === value });
     input.addEventListener("change", () => choose(i));
-    return element("label", [input, element("kbd", [String(i + 1)]), element("span", [text])], { className: "choice" });
+    return element("label", [input, element("kbd", [String(i + 1)], { ariaHidden: "true" }), element("span", [text])], { className: "choice" });
   }));
   at("place").textContent = `Question ${state.place + 1} of ${order.length}`;
   at("last").textContent = String(words(task).length);
