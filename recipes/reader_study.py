@@ -81,26 +81,20 @@ def study(job: Job) -> dict[str, Any]:
 
 
 def rows_of(runs: list[Run]) -> list[list[str]]:
-    """A line per reader and question; spread over seeds, intervals of the first."""
+    """A line per reader and question; spread over seeds, interval of the first."""
     lines = []
     done = [run["result"] for run in runs if "result" in run]
     for who in ("rule", "guess") if done else ():
-        for first in done[0][who]["rows"]:
-            if first["label"] != "all":
-                continue
-            same = [
-                r
-                for one in done
-                for r in one[who]["rows"]
-                if all(r[k] == first[k] for k in ("part", "subject", "label"))
-            ]
-            values, ps = [r["value"] for r in same], [r["p"] for r in same]
-            chance = spread([r["chance"] for r in same], 2) if first["chance"] else "0"
-            ends = "-" if first["low"] is None else f"{first['low']:.2f} to {first['high']:.2f}"
-            name = f"{who}: {first['part']}"
-            lines.append(
-                [name, first["subject"], first["n"], spread(values, 2), ends, chance, f"{min(ps):.4f}-{max(ps):.4f}"]
-            )
+        for first in (row for row in done[0][who]["rows"] if row["label"] == "all"):
+            asked = first["part"], first["subject"], "all"
+            same = [r for one in done for r in one[who]["rows"] if (r["part"], r["subject"], r["label"]) == asked]
+            # Of one reader's right answers Wilson's: a bootstrap of equal values has no width.
+            kind = "wilson_" if who == "rule" and first["part"] == "accuracy" else ""
+            ends = "-" if first[f"{kind}low"] is None else f"{first[f'{kind}low']:.2f} to {first[f'{kind}high']:.2f}"
+            chance = f"{first['chance']:.2f}" if first["chance"] else "0"
+            ps = dict.fromkeys("< 0.0001" if r["p"] < 1e-4 else f"{r['p']:.4f}" for r in same)
+            value = spread([r["value"] for r in same], 2)
+            lines.append([f"{who}: {first['part']}", first["subject"], first["n"], value, ends, chance, ", ".join(ps)])
     return lines
 
 

@@ -29,7 +29,7 @@ def test_help_needs_no_library():
 
 
 def test_commands_are_those_of_this_release(run):
-    assert list(COMMANDS) == ["fit", "validate", "test", "evaluate", "explain", "methods", "layers"]
+    assert list(COMMANDS) == ["fit", "validate", "test", "evaluate", "explain", "study", "methods", "layers"]
     shown = run("--help")
     assert shown.code == 0
     assert all(line in shown.out for _, line in COMMANDS.values())
@@ -42,7 +42,7 @@ def test_version_and_empty_line(run):
 
 def test_unknown_command_offers_the_nearest(refused):
     assert "no command 'fti'; nearest: fit" in refused("fti")
-    assert "no command 'study'" in refused("study")
+    assert "no command 'voyage'" in refused("voyage")
 
 
 @pytest.mark.parametrize("command", ["fit", "evaluate", "explain", "methods", "layers"])

@@ -1,0 +1,58 @@
+"""The reader-study recipe in a tiny form: two nets, two pages, four scripted readers, two analyses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "reader_study.py"
+TINY = [
+    "--cases",
+    "16",
+    "--epochs",
+    "1",
+    "--test-cases",
+    "12",
+    "--shown",
+    "2",
+    "--seeds",
+    "1",
+    "--size",
+    "24",
+    "24",
+    "24",
+]
+
+
+@pytest.mark.slow
+def test_reader_study(tmp_path):
+    out = tmp_path / "out"
+    words = [sys.executable, str(RECIPE), *TINY, "--cut", "0.01", "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    text = (out / "reader_study.md").read_text()
+    assert text.strip() in done.stdout
+    for phrase in ("| rule: accuracy | A hirescam | 4 |", "| guess: accuracy | B gradcam | 12 |", "A = mask loss"):
+        assert phrase in text
+    folder = out / "seed0"
+    key = json.loads((folder / "test" / "key.json").read_text())
+    (path,) = (folder / "test").glob("answers_*_rule.csv")
+    with path.open(newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert {row["task"] for row in answers} == set(key["tasks"])
+    tasks = {name: t for name, t in key["tasks"].items() if t["sources"] == ["A hirescam"]}
+    right = [row["answer"] == tasks[row["task"]]["label"] for row in answers if row["task"] in tasks]
+    said = json.loads((folder / "rule" / "analysis.json").read_text())["rows"]
+    (row,) = [r for r in said if (r["part"], r["subject"], r["label"]) == ("accuracy", "A hirescam", "all")]
+    assert row["value"] == np.mean(right)
+    again = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0
+    assert len((out / "runs.jsonl").read_text().splitlines()) == 1
