@@ -216,12 +216,11 @@ class _Table:
         tasks = self.of(kind)
         if kind == "trust":
             return krippendorff(self.values(tasks), "ordinal")
-        codes = {
-            label: code for code, label in enumerate(sorted({c for t in tasks for c in self.key.tasks[t].choices}))
-        }
-        given = self.answers.given
+        # By place among the choices, which is random: by name, offering few of many findings would look like agreement.
+        given, of = self.answers.given, self.key.tasks
         said = [
-            [codes[given[r, t].answer] if (r, t) in given else math.nan for t in tasks] for r in self.answers.readers
+            [of[t].choices.index(given[r, t].answer) if (r, t) in given else math.nan for t in tasks]
+            for r in self.answers.readers
         ]
         return krippendorff(np.array(said, dtype=np.float64), "nominal")
 

@@ -11,7 +11,7 @@ from reader_study_tools import LABELS, answer_file, small_key
 from scipy.stats import binomtest
 
 from camtrain._errors import InputError
-from camtrain.evaluation.reader_study import key_text, parse_key, read_key, save_key
+from camtrain.evaluation.reader_study import KeyTask, StudyKey, key_text, parse_key, read_key, save_key
 from camtrain.evaluation.reader_study_analysis import analyse_study
 from camtrain.evaluation.reader_study_answers import collect_answers
 from camtrain.evaluation.reader_study_saving import save_result, study_markdown
@@ -78,6 +78,19 @@ def test_agreement(tmp_path):
     assert np.isnan(analysed(tmp_path, same).agreement["trust"])
     opposite = [(r, f"t{i}", "1" if (r == "a") == bool(i % 2) else "5") for r in ("a", "b") for i in range(6)]
     assert analysed(tmp_path, opposite).agreement["trust"] < -0.5
+
+
+def test_guessers_do_not_agree_by_the_choices_that_they_are_offered(tmp_path):
+    """Two of forty findings are offered at a time: by name, guessers would agree in half of what they say."""
+    rng = np.random.default_rng(0)
+    tasks, rows = {}, []
+    for i in range(400):
+        choices = tuple(f"finding {c}" for c in rng.permutation(40)[:2])
+        tasks[f"t{i}"] = KeyTask("discrimination", f"c{i}", f"c{i}", choices[0], ("hirescam",), choices, choices)
+        rows += [(reader, f"t{i}", str(rng.choice(choices))) for reader in ("a", "b")]
+    key = StudyKey("abc123abc123", tasks)
+    answers = collect_answers(key, [answer_file(tmp_path / "a.csv", rows)])
+    assert abs(analyse_study(key, answers, repeats=50).agreement["discrimination"]) < 0.15
 
 
 def test_answers_given_twice(tmp_path):
