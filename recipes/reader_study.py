@@ -29,7 +29,6 @@ from camtrain.data import PhantomDataModule
 from camtrain.models import FlattenNet, LitClassifier
 
 LABELS = ["nodule", "effusion", "cardiomegaly", "aneurysm", "consolidation"]
-GUESSERS = 3
 console = Console()
 
 
@@ -69,7 +68,7 @@ def study(job: Job) -> dict[str, Any]:
     tasks, practice = read_page(pages["test"]), read_page(pages["val"])
     keys = {split: json.loads((page.parent / "key.json").read_text()) for split, page in pages.items()}
     said = {"rule": by_rule(tasks, practice, keys["val"])}
-    said |= {f"guess{i}": by_chance(tasks, 100 * job["seed"] + i) for i in range(GUESSERS)}
+    said |= {f"guess{i}": by_chance(tasks, 100 * job["seed"] + i) for i in range(job["guessers"])}
     files = {name: answer(pages["test"], keys["test"]["study"], name, given) for name, given in said.items()}
     found: dict[str, Any] = {"how": "by file" if find_browser() is None else "in Chromium"}
     for who in ("rule", "guess"):
@@ -105,13 +104,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--test-cases", type=int, default=60, help="of validation (practice) and of test")
     parser.add_argument("--shown", type=int, default=15, help="cases of each kind of task")
+    parser.add_argument("--guessers", type=int, default=3)
     parser.add_argument("--size", type=int, nargs=3, default=(48, 36, 48))
     parser.add_argument("--cut", type=float, default=0.5, help="found means probability >= CUT")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/reader_study"))
     args = parser.parse_args()
-    settings = {name: getattr(args, name) for name in ("cases", "epochs", "test_cases", "shown", "size", "cut")}
+    settings = {
+        name: getattr(args, name) for name in ("cases", "epochs", "test_cases", "shown", "guessers", "size", "cut")
+    }
     jobs = [{**settings, "size": list(args.size), "seed": seed, "out": str(args.out)} for seed in range(args.seeds)]
     runs = finish(jobs, study, args.out, args.workers)
     header = ["reader: question", "maps", "answers", "value, seeds", "interval, first seed", "chance", "p, seeds"]
