@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "reader_study.py"
-TINY = "--cases 16 --epochs 1 --test-cases 12 --shown 2 --seeds 1 --guessers 1 --size 24 24 24".split()
+SIZES = {"cases": 16, "epochs": 1, "test-cases": 12, "shown": 2, "seeds": 1, "guessers": 1, "cut": 0.01}
+TINY = [*(word for name, n in SIZES.items() for word in (f"--{name}", str(n))), "--size", "24", "24", "24"]
 
 
 @pytest.mark.slow
 def test_reader_study(tmp_path):
     out = tmp_path / "out"
-    words = [sys.executable, str(RECIPE), *TINY, "--cut", "0.01", "--out", str(out)]
+    words = [sys.executable, str(RECIPE), *TINY, "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
