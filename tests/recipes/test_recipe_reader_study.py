@@ -40,3 +40,34 @@ def test_reader_study(tmp_path):
     (row,) = [r for r in said if (r["part"], r["subject"], r["label"]) == ("accuracy", "A hirescam", "all")]
     assert row["value"] == np.mean(right)
     assert len((out / "runs.jsonl").read_text().splitlines()) == 1
+
+
+def test_without_a_browser_the_same_answers_are_written(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPE.parent))
+    import _scripted_reader as scripted
+
+    monkeypatch.setattr(scripted, "find_browser", lambda: None)
+    said = {"t1": "nodule, left", "t2": "5"}
+    path = scripted.answer(tmp_path / "study.html", "abc", "rule", said)
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["task"]: row["answer"] for row in rows} == said
+    assert {(row["reader"], row["study"], row["seconds"]) for row in rows} == {("rule", "abc", "")}
+
+
+def test_the_rule_reads_the_pictures(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPE.parent))
+    import _scripted_reader as scripted
+
+    scan = np.zeros((60, 90, 3))
+    scan[5:55, 10:80] = 120.0
+    inside, edge = scan.copy(), scan.copy()
+    inside[25:35, 30:40, 0] = edge[25:35, :8, 0] = 255.0
+    trust = {"id": "t1", "kind": "trust", "choices": [], "pictures": [scan, edge, inside]}
+    asked = {"id": "t2", "kind": "discrimination", "choices": ["b", "a"], "pictures": [scan, inside]}
+    practice = [
+        {"id": name, "kind": "discrimination", "choices": [], "pictures": [scan, picture]}
+        for name, picture in (("p1", inside), ("p2", edge))
+    ]
+    key = {"tasks": {"p1": {"label": "a"}, "p2": {"label": "b"}}}
+    assert scripted.by_rule([trust, asked], practice, key) == {"t1": "5", "t2": "a"}
