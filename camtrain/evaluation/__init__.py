@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from camtrain.evaluation.against import Against, set_against
+from camtrain.evaluation.auditing import Audit, AuditLimits, LabelAudit, audit
 from camtrain.evaluation.channel_names import ChannelNames
 from camtrain.evaluation.concepts import BANDS, Band, Concepts
 from camtrain.evaluation.describing import describe
@@ -20,16 +21,20 @@ __all__ = [
     "BANDS",
     "MEASURES",
     "Against",
+    "Audit",
+    "AuditLimits",
     "Band",
     "ChannelNames",
     "ChannelPart",
     "Concepts",
     "Description",
     "Evaluation",
+    "LabelAudit",
     "Measure",
     "OrganAccount",
     "SanityTable",
     "ShuffledLabels",
+    "audit",
     "compare_models",
     "describe",
     "evaluate",

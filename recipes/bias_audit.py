@@ -1,0 +1,150 @@
+"""Is a model that learnt a shortcut found out from validation data alone? Audit first, shifted test data afterwards.
+
+    python recipes/bias_audit.py --out runs/bias_audit        # about a quarter of an hour on one core
+
+Networks learn the phantom while a marker on the skin agrees with each label in 95 %, 75 % or 50 % (means nothing, the
+mended data) of the cases. After every epoch `camtrain.evaluation.audit` judges each label by validation data of the
+same kind. Only then the test decides: a label is biased if its AUROC falls by more than 0.1 once markers are reversed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from _runs import Diverged, Job, Run, finish, hardware, interval, markdown, spread
+from matplotlib.figure import Figure
+
+import camtrain as ct
+from camtrain.data import PhantomDataModule
+from camtrain.data.phantom import unpack
+from camtrain.evaluation import audit
+from camtrain.evaluation.similarity import spearman
+from camtrain.metrics import LabelAUROC, energy_inside
+from camtrain.models import FlattenNet, LitClassifier, PoolNet
+
+NETS = {"flatten": FlattenNet, "pool": PoolNet}
+LABELS = ["consolidation", "effusion", "cardiomegaly", "aneurysm"]
+FALL = 0.1  # of AUROC, from which on a label is called biased
+MARKER = "energy_on_marker@hirescam"  # needs to know where the marker lies: no one's validation data has that
+MEASURES = ["energy_inside", "energy_inside_chance", "reliance"]
+STRENGTHS = [0.95, 0.75, 0.5]
+
+
+@functools.lru_cache(maxsize=2)
+def phantom(shortcut: float, cases: int, seed: int) -> PhantomDataModule:
+    """A population; for validation a sixth of the training cases, for each test a third."""
+    return PhantomDataModule(labels=LABELS, cases=cases, val_cases=max(8, cases // 6), test_cases=max(8, cases // 3),
+                             size=(32, 24, 32), shortcut=shortcut, seed=seed, test_splits=["test", "shift_reversed"])  # fmt: skip
+
+
+class Audits(pl.Callback):
+    """After each epoch: figures and verdicts on validation data."""
+
+    def __init__(self, data: PhantomDataModule) -> None:
+        self.data = data
+        self.found: list[dict[str, Any]] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not all(bool(p.isfinite().all()) for p in pl_module.parameters()):
+            raise Diverged(f"weights are not finite after epoch {trainer.current_epoch}")
+        scores = ct.evaluate(pl_module, self.data, methods=["hirescam", "gradcam"], measures=MEASURES, splits=["val"],
+                             replacements=["case", "air"], repeats=20, progress=False)  # fmt: skip
+        said = audit(scores)
+        marker = on_marker(pl_module, self.data)
+        self.found.append({
+            row.label: {"suspect": row.suspect, "figures": {**row.figures, MARKER: marker[i]},
+                        "flags": {**row.flags, MARKER: marker[i] > said.limits.energy}}
+            for i, row in enumerate(said.labels)
+        })  # fmt: skip
+
+
+def on_marker(model: pl.LightningModule, data: PhantomDataModule) -> list[float]:
+    """Share of HiResCAM's positive mass on the label's own marker, in multiples of chance, where both are present."""
+    shares: list[list[float]] = [[] for _ in data.labels]
+    levels: list[list[float]] = [[] for _ in data.labels]
+    for index, case in enumerate(data.val_dataloader().dataset):
+        marks = torch.from_numpy(unpack(data.phantom.case("val", index).marker_bits, data.labels))[None]
+        label = case["label"][None] * marks.flatten(2).any(dim=2)
+        maps = ct.explain(model, case["image"][None], size="image")
+        for column, value in enumerate(energy_inside(maps, marks, label)[0].tolist()):
+            if value == value:
+                shares[column].append(value)
+                levels[column].append(float(marks[0, column].float().mean()))
+    return [statistics.mean(s) / statistics.mean(c) if s else float("nan") for s, c in zip(shares, levels, strict=True)]
+
+
+def train(job: Job) -> dict[str, Any]:
+    """One network: audits by epoch, and the test data's answer, that of the 95 % phantom for all."""
+    data = phantom(job["shortcut"], job["cases"], job["seed"])
+    pl.seed_everything(job["seed"], verbose=False)
+    net = NETS[job["net"]](len(LABELS), size=data.phantom.size)
+    model = LitClassifier(net, labels=LABELS, lr=2e-3, weight_decay=1e-2, schedule="one_cycle")
+    audits = Audits(data)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0,
+             "enable_progress_bar": False}  # fmt: skip
+    pl.Trainer(max_epochs=job["epochs"], accelerator="cpu", callbacks=[audits], **quiet).fit(model, data)
+    tests = phantom(STRENGTHS[0], job["cases"], job["seed"])
+    aurocs = {}
+    for split, loader in zip(tests.test_splits, tests.test_dataloader(), strict=True):
+        metric = LabelAUROC(len(LABELS), "none")
+        with torch.no_grad():
+            for batch in loader:
+                metric.update(model.eval()(batch["image"]), batch["label"])
+        aurocs[split] = dict(zip(LABELS, metric.averaged("none").tolist(), strict=True))
+    return {"epochs": audits.found, "auroc": aurocs}
+
+
+def pairs(runs: list[Run], epoch: int = -1) -> list[dict[str, Any]]:
+    """One entry per trained network and label."""
+    return [
+        {**run["job"], "label": label, "fall": test - run["result"]["auroc"]["shift_reversed"][label],
+         **run["result"]["epochs"][epoch][label]}
+        for run in runs if "result" in run for label, test in run["result"]["auroc"]["test"].items()
+    ]  # fmt: skip
+
+
+def rates(rows: list[dict[str, Any]], said: Any) -> tuple[float, float]:
+    """Sensitivity and specificity of `said(row)` for a fall of AUROC."""
+    hit = [bool(said(r)) for r in rows if r["fall"] > FALL]
+    quiet = [not said(r) for r in rows if r["fall"] <= FALL]
+    return (statistics.mean(hit) if hit else float("nan")), (statistics.mean(quiet) if quiet else float("nan"))
+
+
+def arms(runs: list[Run]) -> str:
+    """Net x strength of the shortcut: AUROC and what the figures say, mean over labels, range over seeds."""
+    keys = {run["job"]["net"]: None for run in runs}, {run["job"]["shortcut"]: None for run in runs}
+    lines = []
+    names = list(pairs(runs)[0]["figures"]) if pairs(runs) else []
+    for net in keys[0]:
+        for strength in keys[1]:
+            of = [r for r in runs if (r["job"]["net"], r["job"]["shortcut"]) == (net, strength)]
+            done = [r["result"] for r in of if "result" in r]
+            means = [[statistics.mean(r["auroc"][s].values()) for r in done] for s in ("test", "shift_reversed")]
+            figures = [[statistics.mean(row["figures"][n] for row in r["epochs"][-1].values()) for r in done] for n in names]
+            lines.append([net, strength, f"{len(done)}/{len(of)}", *map(spread, means), *(spread(f, 2) for f in figures)])
+    return markdown(["net", "marker agrees", "seeds", "AUROC test", "AUROC reversed", *names], lines)
+
+
+def main() -> None:
+    """Train, audit, test, say who was right."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/bias_audit"))
+    args = parser.parse_args()
+    jobs = [{"net": net, "shortcut": s, "cases": args.cases, "epochs": args.epochs, "seed": seed}
+            for seed in args.seeds for s in STRENGTHS for net in NETS]  # fmt: skip
+    runs = finish(jobs, train, args.out, args.workers, together=lambda job: job["seed"])
+    print(arms(runs))
+
+
+if __name__ == "__main__":
+    main()
