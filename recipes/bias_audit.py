@@ -30,6 +30,7 @@ from camtrain.models import FlattenNet, LitClassifier, PoolNet
 
 NETS = {"flatten": FlattenNet, "pool": PoolNet}
 LABELS = ["consolidation", "effusion", "cardiomegaly", "aneurysm"]
+NAN = float("nan")
 FALL = 0.1  # of AUROC, from which on a label is called biased
 MARKER = "energy_on_marker@hirescam"  # needs to know where the marker lies: no one's validation data has that
 MEASURES = ["energy_inside", "energy_inside_chance", "reliance"]
@@ -38,33 +39,37 @@ STRENGTHS = [0.95, 0.75, 0.5]
 
 @functools.lru_cache(maxsize=2)
 def phantom(shortcut: float, cases: int, seed: int) -> PhantomDataModule:
-    """A population; for validation a sixth of the training cases, for each test a third."""
-    return PhantomDataModule(labels=LABELS, cases=cases, val_cases=max(8, cases // 6), test_cases=max(8, cases // 3),
+    """A population; for validation an eighth of the training cases, for each test a third."""
+    return PhantomDataModule(labels=LABELS, cases=cases, val_cases=max(8, cases // 8), test_cases=max(8, cases // 3),
                              size=(32, 24, 32), shortcut=shortcut, seed=seed, test_splits=["test", "shift_reversed"])  # fmt: skip
 
 
 class Audits(pl.Callback):
-    """After each epoch: figures and verdicts on validation data."""
+    """After the first and every second epoch: figures and verdicts on validation data."""
 
     def __init__(self, data: PhantomDataModule) -> None:
         self.data = data
-        self.found: list[dict[str, Any]] = []
+        self.found: dict[str, dict[str, Any]] = {}
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
         if not all(bool(p.isfinite().all()) for p in pl_module.parameters()):
-            raise Diverged(f"weights are not finite after epoch {trainer.current_epoch}")
+            raise Diverged(f"weights are not finite after epoch {trainer.current_epoch + 1}")
+        epoch, last = trainer.current_epoch + 1, trainer.current_epoch + 1 == trainer.max_epochs
+        if epoch > 1 and epoch % 2 and not last:
+            return
         scores = ct.evaluate(pl_module, self.data, methods=["hirescam", "gradcam"], measures=MEASURES, splits=["val"],
                              replacements=["case", "air"], repeats=20, progress=False)  # fmt: skip
         said = audit(scores)
-        marker = on_marker(pl_module, self.data)
-        self.found.append({
-            row.label: {"suspect": row.suspect, "figures": {**row.figures, MARKER: marker[i]},
-                        "flags": {**row.flags, MARKER: marker[i] > said.limits.energy}}
-            for i, row in enumerate(said.labels)
-        })  # fmt: skip
+        self.found[str(epoch)] = {
+            row.label: {"suspect": row.suspect, "figures": dict(row.figures), "flags": dict(row.flags)}
+            for row in said.labels
+        }
+        for label, value in on_marker(pl_module, self.data).items() if last else ():
+            self.found[str(epoch)][label]["figures"][MARKER] = value
+            self.found[str(epoch)][label]["flags"][MARKER] = value > said.limits.energy
 
 
-def on_marker(model: pl.LightningModule, data: PhantomDataModule) -> list[float]:
+def on_marker(model: pl.LightningModule, data: PhantomDataModule) -> dict[str, float]:
     """Share of HiResCAM's positive mass on the label's own marker, in multiples of chance, where both are present."""
     shares: list[list[float]] = [[] for _ in data.labels]
     levels: list[list[float]] = [[] for _ in data.labels]
@@ -76,7 +81,8 @@ def on_marker(model: pl.LightningModule, data: PhantomDataModule) -> list[float]
             if value == value:
                 shares[column].append(value)
                 levels[column].append(float(marks[0, column].float().mean()))
-    return [statistics.mean(s) / statistics.mean(c) if s else float("nan") for s, c in zip(shares, levels, strict=True)]
+    means = [statistics.mean(s) / statistics.mean(c) if s else NAN for s, c in zip(shares, levels, strict=True)]
+    return dict(zip(data.labels, means, strict=True))
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -100,13 +106,15 @@ def train(job: Job) -> dict[str, Any]:
     return {"epochs": audits.found, "auroc": aurocs}
 
 
-def pairs(runs: list[Run], epoch: int = -1) -> list[dict[str, Any]]:
-    """One entry per trained network and label."""
-    return [
-        {**run["job"], "label": label, "fall": test - run["result"]["auroc"]["shift_reversed"][label],
-         **run["result"]["epochs"][epoch][label]}
-        for run in runs if "result" in run for label, test in run["result"]["auroc"]["test"].items()
-    ]  # fmt: skip
+def pairs(runs: list[Run], epoch: int | None = None) -> list[dict[str, Any]]:
+    """One entry per trained network and label, with what was said after that epoch (None: the last one)."""
+    rows = []
+    for run in runs:
+        said = list(run["result"]["epochs"].values())[-1] if epoch is None else run["result"]["epochs"][str(epoch)]
+        auroc = run["result"]["auroc"]
+        rows += [{**run["job"], "label": label, "reversed": auroc["shift_reversed"][label],
+                  "fall": auroc["test"][label] - auroc["shift_reversed"][label], **said[label]} for label in LABELS]  # fmt: skip
+    return rows
 
 
 def rates(rows: list[dict[str, Any]], said: Any) -> tuple[float, float]:
@@ -114,21 +122,6 @@ def rates(rows: list[dict[str, Any]], said: Any) -> tuple[float, float]:
     hit = [bool(said(r)) for r in rows if r["fall"] > FALL]
     quiet = [not said(r) for r in rows if r["fall"] <= FALL]
     return (statistics.mean(hit) if hit else float("nan")), (statistics.mean(quiet) if quiet else float("nan"))
-
-
-def arms(runs: list[Run]) -> str:
-    """Net x strength of the shortcut: AUROC and what the figures say, mean over labels, range over seeds."""
-    keys = {run["job"]["net"]: None for run in runs}, {run["job"]["shortcut"]: None for run in runs}
-    lines = []
-    names = list(pairs(runs)[0]["figures"]) if pairs(runs) else []
-    for net in keys[0]:
-        for strength in keys[1]:
-            of = [r for r in runs if (r["job"]["net"], r["job"]["shortcut"]) == (net, strength)]
-            done = [r["result"] for r in of if "result" in r]
-            means = [[statistics.mean(r["auroc"][s].values()) for r in done] for s in ("test", "shift_reversed")]
-            figures = [[statistics.mean(row["figures"][n] for row in r["epochs"][-1].values()) for r in done] for n in names]
-            lines.append([net, strength, f"{len(done)}/{len(of)}", *map(spread, means), *(spread(f, 2) for f in figures)])
-    return markdown(["net", "marker agrees", "seeds", "AUROC test", "AUROC reversed", *names], lines)
 
 
 def main() -> None:
@@ -143,7 +136,7 @@ def main() -> None:
     jobs = [{"net": net, "shortcut": s, "cases": args.cases, "epochs": args.epochs, "seed": seed}
             for seed in args.seeds for s in STRENGTHS for net in NETS]  # fmt: skip
     runs = finish(jobs, train, args.out, args.workers, together=lambda job: job["seed"])
-    print(arms(runs))
+    print(pairs([run for run in runs if 'result' in run]))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from camtrain.evaluation.description import ChannelPart, Description
 from camtrain.evaluation.evaluating import evaluate
 from camtrain.evaluation.evaluation import Evaluation
 from camtrain.evaluation.measures import MEASURES, Measure
+from camtrain.evaluation.occlusion import occlusion_map, pool_to_patches
 from camtrain.evaluation.organ_account import OrganAccount, organ_account
 from camtrain.evaluation.sanity import sanity_check
 from camtrain.evaluation.sanity_table import SanityTable
@@ -38,7 +39,9 @@ __all__ = [
     "compare_models",
     "describe",
     "evaluate",
+    "occlusion_map",
     "organ_account",
+    "pool_to_patches",
     "sanity_check",
     "save_evaluation",
     "set_against",

@@ -14,6 +14,7 @@ from monai.metrics.regression import KernelType, compute_ssim_and_cs
 from torch import Tensor
 
 from camtrain._errors import InputError
+from camtrain.metrics._ranks import rank_correlation
 
 # SSIM of 4D and higher would need another convolution.
 _RANKS = (1, 2, 3)
@@ -41,12 +42,8 @@ def spearman(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
         nan
     """
     check_pair(a, b)
-    left, right = (_centred_ranks((m.abs() if absolute else m).detach().flatten(2)) for m in (a, b))
-    covariance = (left * right).sum(dim=2)
-    spread = (left.square().sum(dim=2) * right.square().sum(dim=2)).sqrt()
-    # Rounding may put the quotient of two equal rank lists an ulp beyond 1.
-    rho = (covariance / spread).clamp(-1, 1)
-    return torch.where(_finite(a) & _finite(b) & (spread > 0), rho, torch.nan)
+    left, right = ((m.abs() if absolute else m).flatten(2) for m in (a, b))
+    return rank_correlation(left, right)
 
 
 def ssim(a: Tensor, b: Tensor, window: int | None = None) -> Tensor:
@@ -117,20 +114,6 @@ def check_pair(a: Tensor, b: Tensor) -> None:
             f"expected two maps of one shape (B, L, *S), got {tuple(a.shape)} and {tuple(b.shape)}: "
             "explain both with the same layer, labels and size"
         )
-
-
-def _centred_ranks(values: Tensor) -> Tensor:
-    """Average ranks less their mean, (B, L, Z) -> (B, L, Z) float64."""
-    # Infinity and NaN only hold their places here: the result is undefined anyway.
-    ordered, order = values.sort(dim=2)
-    place = torch.arange(values.shape[2], dtype=torch.float64, device=values.device).expand(values.shape)
-    step = ordered.diff(dim=2) != 0
-    edge = torch.ones_like(step[..., :1])
-    # First and last place of the run of equal values that each place belongs to.
-    first = torch.where(torch.cat([edge, step], dim=2), place, 0.0).cummax(dim=2).values
-    last = torch.where(torch.cat([step, edge], dim=2), place, torch.inf).flip(2).cummin(dim=2).values.flip(2)
-    ranks = torch.empty_like(place, memory_format=torch.contiguous_format).scatter_(2, order, (first + last) / 2)
-    return ranks - (values.shape[2] - 1) / 2
 
 
 def _scaled(maps: Tensor) -> Tensor:

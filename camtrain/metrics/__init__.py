@@ -5,9 +5,11 @@
 | `OrganIoU` | `organ_iou` | share of the attended cells inside, thresholds per label (the paper's score) |
 | `EnergyInside` | `energy_inside` | share of the positive evidence inside |
 | `PointingGame` | `pointing_game` | is the strongest cell inside? |
+| `PointingRecall` | `pointing_recall` | the same, where a map may also reject an absent label |
 | `MaskIoU` | `mask_iou` | overlap of attended cells and organ, both ways |
 | `RelevanceRank` | `relevance_rank` | of as many strongest cells as the region has, the share inside |
 | `EmptyMapRate` | `empty_map_rate` | maps without positive evidence |
+| `OcclusionCorrelation` | `occlusion_correlation` | does a map rank places as hiding them does? |
 | `ClassSensitivity` | `class_sensitivity` | correlation between the maps of one case's labels |
 | `SumToScore` | `sum_to_score` | does the sum of a map give its logit? |
 | `ChannelSparseness` | `channel_sparseness` | few channels or all of them behind a label |
@@ -33,8 +35,10 @@ from camtrain.metrics.energy_inside import EnergyInside, energy_inside
 from camtrain.metrics.insertion_auc import InsertionAUC, insertion_auc
 from camtrain.metrics.label_auroc import LabelAUROC, label_auroc
 from camtrain.metrics.mask_iou import MaskIoU, mask_iou
+from camtrain.metrics.occlusion_correlation import OcclusionCorrelation, occlusion_correlation
 from camtrain.metrics.organ_iou import DEFAULT_THRESHOLD, THRESHOLDS, OrganIoU, organ_iou, organ_iou_curve
 from camtrain.metrics.pointing_game import PointingGame, pointing_game
+from camtrain.metrics.pointing_recall import PointingRecall, pointing_recall, rejection_thresholds
 from camtrain.metrics.relevance_rank import RelevanceRank, relevance_rank
 from camtrain.metrics.shortcut_reliance import Reliance, ShortcutReliance, shortcut_reliance
 from camtrain.metrics.sum_to_score import SumAgreement, SumToScore, sum_to_score
@@ -54,8 +58,10 @@ __all__ = [
     "InsertionAUC",
     "LabelAUROC",
     "MaskIoU",
+    "OcclusionCorrelation",
     "OrganIoU",
     "PointingGame",
+    "PointingRecall",
     "RelevanceRank",
     "Reliance",
     "ShortcutReliance",
@@ -72,9 +78,12 @@ __all__ = [
     "insertion_auc",
     "label_auroc",
     "mask_iou",
+    "occlusion_correlation",
     "organ_iou",
     "organ_iou_curve",
     "pointing_game",
+    "pointing_recall",
+    "rejection_thresholds",
     "relevance_rank",
     "shortcut_reliance",
     "sum_to_score",
