@@ -13,6 +13,7 @@ from camtrain.evaluation.evaluation import Evaluation
 from camtrain.evaluation.measures import MEASURES, Measure
 from camtrain.evaluation.occlusion import occlusion_map, pool_to_patches
 from camtrain.evaluation.organ_account import OrganAccount, organ_account
+from camtrain.evaluation.organ_mass import OrganMass, organ_mass
 from camtrain.evaluation.sanity import sanity_check
 from camtrain.evaluation.sanity_table import SanityTable
 from camtrain.evaluation.saving import save_evaluation
@@ -33,6 +34,7 @@ __all__ = [
     "LabelAudit",
     "Measure",
     "OrganAccount",
+    "OrganMass",
     "SanityTable",
     "ShuffledLabels",
     "audit",
@@ -41,6 +43,7 @@ __all__ = [
     "evaluate",
     "occlusion_map",
     "organ_account",
+    "organ_mass",
     "pool_to_patches",
     "sanity_check",
     "save_evaluation",

@@ -139,7 +139,7 @@ def patch_starts(size: Sequence[int], patch: Lengths, stride: Lengths | None = N
 
 
 def _lengths(given: Lengths, axes: int, word: str) -> list[int]:
-    values = [given] * axes if isinstance(given, int) else list(given)
+    values = list(given) if isinstance(given, Sequence) else [given] * axes
     if len(values) != axes or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
         raise InputError(f"{word}= expects voxels, one whole number or one for each of {axes} axes, got {given!r}")
     return values

@@ -199,7 +199,7 @@ def _best(top: Tensor, hits: Tensor, present: Tensor) -> Tensor:
     candidates = torch.cat([top.unique(), top.new_tensor([math.inf])])
     kept = top[None] >= candidates[:, None]
     right = torch.where(present, kept & (hits == 1), ~kept).sum(dim=1)
-    return candidates[right.argmax()]
+    return candidates[(right == right.max()).nonzero()[0, 0]]  # argmax promises none of the equals
 
 
 def _thresholds(rejection: Rejection, labels: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Pictures, tables and files about a run: plain arrays in, pixels and files out."""
 
+from camtrain.reporting.error_gallery import ErrorCard, error_gallery_html, write_error_gallery
 from camtrain.reporting.montage import Row, compose_montage, side_by_side
 from camtrain.reporting.nifti import map_affine, resample_to, save_map
 from camtrain.reporting.overlays import shared_scale, window_of
@@ -10,6 +11,7 @@ from camtrain.reporting.sinks import Sink, describe_loggers, sinks_for
 from camtrain.reporting.slices import geometry, largest_section, peak, telling_point
 
 __all__ = [
+    "ErrorCard",
     "Row",
     "RunDir",
     "Score",
@@ -22,6 +24,7 @@ __all__ = [
     "compose_montage",
     "compose_panel",
     "describe_loggers",
+    "error_gallery_html",
     "geometry",
     "largest_section",
     "map_affine",
@@ -34,4 +37,5 @@ __all__ = [
     "sinks_for",
     "telling_point",
     "window_of",
+    "write_error_gallery",
 ]

@@ -1,0 +1,131 @@
+"""Where did the network look when it was wrong? A gallery of missed findings and false alarms, with counterfactual maps.
+
+    python recipes/error_gallery.py --out runs/error_gallery        # about two minutes on one core
+
+A network learns the phantom with a marker on the skin that agrees with each label in 95 % of the cases, and is shown
+cases in which markers mean nothing. Its errors go to one HTML page and one picture: Grad-CAM and HiResCAM of the label,
+and the counterfactual map (Selvaraju et al.): what, taken away, would raise the label's logit. Beside each the mass by
+organ, which for a missed finding says what argued against it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from _runs import Diverged, hardware, markdown
+from PIL import Image
+
+import camtrain as ct
+from camtrain.data import PhantomDataModule
+from camtrain.evaluation import organ_mass
+from camtrain.evaluation.case_filter import chosen_pairs
+from camtrain.models import FlattenNet, LitClassifier, PoolNet
+from camtrain.reporting import ErrorCard, Row, geometry, side_by_side, write_error_gallery
+
+NETS = {"flatten": FlattenNet, "pool": PoolNet}
+LABELS = ["consolidation", "effusion", "cardiomegaly", "aneurysm"]
+METHODS = ["gradcam", "hirescam", "counterfactual"]
+TITLES = ("CT, allowed organ", "Grad-CAM, clipped at 0", "HiResCAM, signed", "counterfactual (red: against)")
+
+
+def train(data: PhantomDataModule, net: str, epochs: int, seed: int) -> LitClassifier:
+    """A few epochs, no mask loss."""
+    pl.seed_everything(seed, verbose=False)
+    model = LitClassifier(NETS[net](len(LABELS), size=data.phantom.size), labels=LABELS, lr=2e-3, weight_decay=1e-2,
+                          schedule="one_cycle")  # fmt: skip
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0}
+    pl.Trainer(max_epochs=epochs, accelerator="cpu", **quiet).fit(model, data)
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise Diverged("weights are not finite: take another seed")
+    return model.eval()
+
+
+def card(model: LitClassifier, data: PhantomDataModule, case: dict[str, Any], kind: str, column: int) -> tuple[ErrorCard, Row]:
+    """One error: maps, picture, and mass by organ."""
+    image, organs, label = case["image"][None], case["organs"][None], LABELS[column]
+    maps = {method: ct.explain(model, image, method, labels=[column]) for method in METHODS}
+    shown = [maps[m] if m == "hirescam" else maps[m].relu() for m in METHODS]
+    probability = float(model(image).sigmoid()[0, column])
+    axes, spacing = geometry(np.asarray(case["affine"]))
+    mass = {m: organ_mass(maps[m], organs, data.table) for m in ("gradcam", "counterfactual")}
+    signed = ct.describe(model, {"image": image, "organs": organs}, data.table, labels=[column])[0]
+    index = int(case["id"].rsplit("-", 1)[1])
+    marked = bool(data.phantom.case(data.test_splits[0], index).marker[column])
+    name = "missed" if kind == "fn" else "false alarm"
+    row = Row(
+        image=image[0].numpy(), maps=[m[0, 0].numpy() for m in shown],
+        allowed=data.table.select([label]).allowed(organs)[0, 0].numpy(), plane="coronal", spacing=spacing, axes=axes,
+        caption=f"{label}, {case['id']}: {name}, p = {probability:.2f}; its marker is {'' if marked else 'not '}there",
+    )  # fmt: skip
+    parts = {part: (signed.by_organ[part], *(float(m.shares[0, 0, i]) for m in mass.values()), float(mass["gradcam"].volume[0, i]))
+             for i, part in enumerate(mass["gradcam"].names)} | {"bias": (signed.bias, *[float("nan")] * 3)}  # fmt: skip
+    made = ErrorCard(
+        kind=kind, case=case["id"], label=label, probability=probability, picture=side_by_side([row], TITLES, width=1100),
+        alt=f"Coronal slice with the organ of {label} outlined, and three attention maps on it",
+        columns=("logit by HiResCAM", "Grad-CAM's mass", "counterfactual mass", "share of the volume"), rows=parts,
+        note=f"Truth: {'present' if kind == 'fn' else 'absent'}. Its marker is {'' if marked else 'not '}in this scan.",
+    )  # fmt: skip
+    return made, row
+
+
+def against(cards: list[ErrorCard]) -> str:
+    """Mean over the missed findings of a label: what argued against it, by organ."""
+    lines = []
+    for label in LABELS:
+        of = [c for c in cards if (c.kind, c.label) == ("fn", label)]
+        for part in of[0].rows if of else ():
+            means = [np.nanmean([c.rows[part][i] for c in of]) if part != "bias" or i == 0 else np.nan for i in range(4)]
+            lines.append([label, len(of), part, *("-" if m != m else f"{m:.2f}" for m in means)])
+    return markdown(["label", "missed", "part", "logit by HiResCAM", "Grad-CAM's mass", "counterfactual mass", "share of the volume"], lines)
+
+
+def main() -> None:
+    """Train, find the errors, draw them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--test-cases", type=int, default=100)
+    parser.add_argument("--net", choices=NETS, default="flatten")
+    parser.add_argument("--split", choices=["test", "shift_free", "shift_random", "shift_reversed"], default="shift_random")
+    parser.add_argument("--shortcut", type=float, default=0.95)
+    parser.add_argument("--shown", type=int, default=6, help="errors of a kind and label on the page, the surest first")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/error_gallery"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = PhantomDataModule(LABELS, args.cases, (32, 24, 32), args.shortcut, seed=args.seed, test_cases=args.test_cases,
+                             test_splits=[args.split])  # fmt: skip
+    model = train(data, args.net, args.epochs, args.seed)
+    cases = list(data.test_dataloader()[0].dataset)
+    image, truth = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
+    with torch.no_grad():
+        probability = model(image).sigmoid()
+    cards, rows, counts = [], [], {}
+    for kind in ("fn", "fp"):
+        wrong = chosen_pairs(truth, probability, kind)
+        for column, label in enumerate(LABELS):
+            found = wrong[:, column].nonzero()[:, 0].tolist()
+            counts[label, kind] = len(found)
+            found.sort(key=lambda i, c=column, k=kind: float(probability[i, c]) * (1 if k == "fn" else -1))
+            made = [card(model, data, cases[i], kind, column) for i in found[: args.shown]]
+            cards += [c for c, _ in made]
+            rows += [row for _, row in made[:1]]
+    lead = (f"{args.net} net, trained with markers that agree with the label in {args.shortcut:.0%} of the cases, seed "
+            f"{args.seed}; split {args.split}, {len(cases)} cases; up to {args.shown} errors of each label and kind.")  # fmt: skip
+    write_error_gallery(args.out / "errors.html", cards, "Where the network looked when it was wrong", lead)
+    if rows:
+        sheet = side_by_side(rows[:6], TITLES, width=1100, caption="Surest errors of each label. Red speaks for the label.")
+        Image.fromarray(sheet).quantize(200, dither=Image.Dither.NONE).save(args.out / "errors.png", optimize=True)
+    table = markdown(["label", "missed", "false alarms"], [[n, counts[n, "fn"], counts[n, "fp"]] for n in LABELS])
+    text = f"{lead}\n\n{table}\n\n{against(cards)}\n\n{hardware()}\n"
+    (args.out / "tables.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
