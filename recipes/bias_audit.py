@@ -3,7 +3,7 @@
     python recipes/bias_audit.py --out runs/bias_audit        # about a quarter of an hour on one core
 
 Networks learn the phantom while a marker on the skin agrees with each label in 95 %, 75 % or 50 % (means nothing, the
-mended data) of the cases. After every epoch `camtrain.evaluation.audit` judges each label by validation data of the
+mended data) of the cases. As they train, `camtrain.evaluation.audit` judges each label by validation data of the
 same kind. Only then the test decides: a label is biased if its AUROC falls by more than 0.1 once markers are reversed.
 """
 
@@ -17,22 +17,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from _runs import Diverged, Job, Run, finish, hardware, interval, markdown, spread
-from matplotlib.figure import Figure
+from _bias_tables import MARKER, arms, by_epoch, draw, judges, pairs
+from _runs import Diverged, Job, finish, hardware
 
 import camtrain as ct
 from camtrain.data import PhantomDataModule
 from camtrain.data.phantom import unpack
 from camtrain.evaluation import audit
-from camtrain.evaluation.similarity import spearman
 from camtrain.metrics import LabelAUROC, energy_inside
 from camtrain.models import FlattenNet, LitClassifier, PoolNet
 
 NETS = {"flatten": FlattenNet, "pool": PoolNet}
 LABELS = ["consolidation", "effusion", "cardiomegaly", "aneurysm"]
 NAN = float("nan")
-FALL = 0.1  # of AUROC, from which on a label is called biased
-MARKER = "energy_on_marker@hirescam"  # needs to know where the marker lies: no one's validation data has that
 MEASURES = ["energy_inside", "energy_inside_chance", "reliance"]
 STRENGTHS = [0.95, 0.75, 0.5]
 
@@ -41,7 +38,8 @@ STRENGTHS = [0.95, 0.75, 0.5]
 def phantom(shortcut: float, cases: int, seed: int) -> PhantomDataModule:
     """A population; for validation an eighth of the training cases, for each test a third."""
     return PhantomDataModule(labels=LABELS, cases=cases, val_cases=max(8, cases // 8), test_cases=max(8, cases // 3),
-                             size=(32, 24, 32), shortcut=shortcut, seed=seed, test_splits=["test", "shift_reversed"])  # fmt: skip
+                             size=(32, 24, 32), shortcut=shortcut, seed=seed,
+                             test_splits=["test", "shift_reversed"])  # fmt: skip
 
 
 class Audits(pl.Callback):
@@ -106,37 +104,28 @@ def train(job: Job) -> dict[str, Any]:
     return {"epochs": audits.found, "auroc": aurocs}
 
 
-def pairs(runs: list[Run], epoch: int | None = None) -> list[dict[str, Any]]:
-    """One entry per trained network and label, with what was said after that epoch (None: the last one)."""
-    rows = []
-    for run in runs:
-        said = list(run["result"]["epochs"].values())[-1] if epoch is None else run["result"]["epochs"][str(epoch)]
-        auroc = run["result"]["auroc"]
-        rows += [{**run["job"], "label": label, "reversed": auroc["shift_reversed"][label],
-                  "fall": auroc["test"][label] - auroc["shift_reversed"][label], **said[label]} for label in LABELS]  # fmt: skip
-    return rows
-
-
-def rates(rows: list[dict[str, Any]], said: Any) -> tuple[float, float]:
-    """Sensitivity and specificity of `said(row)` for a fall of AUROC."""
-    hit = [bool(said(r)) for r in rows if r["fall"] > FALL]
-    quiet = [not said(r) for r in rows if r["fall"] <= FALL]
-    return (statistics.mean(hit) if hit else float("nan")), (statistics.mean(quiet) if quiet else float("nan"))
-
-
 def main() -> None:
     """Train, audit, test, say who was right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/bias_audit"))
     args = parser.parse_args()
     jobs = [{"net": net, "shortcut": s, "cases": args.cases, "epochs": args.epochs, "seed": seed}
-            for seed in args.seeds for s in STRENGTHS for net in NETS]  # fmt: skip
+            for seed in args.seeds for s in STRENGTHS for net in args.nets]  # fmt: skip
     runs = finish(jobs, train, args.out, args.workers, together=lambda job: job["seed"])
-    print(pairs([run for run in runs if 'result' in run]))
+    done = [run for run in runs if "result" in run]
+    rows = pairs(done)
+    tables = [arms(rows, runs), judges(rows), by_epoch(done)] if done else []
+    told = [f"{run['job']}: diverged, {run['diverged']}" for run in runs if "diverged" in run]
+    text = "\n\n".join([*tables, *told, f"{hardware()}; {sum(run['seconds'] for run in runs):.0f} s in all"])
+    (args.out / "tables.md").write_text(text + "\n")
+    print(text)
+    if done:
+        draw(rows, args.out / "bias_audit.png")
 
 
 if __name__ == "__main__":

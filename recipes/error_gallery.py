@@ -1,4 +1,4 @@
-"""Where did the network look when it was wrong? A gallery of missed findings and false alarms, with counterfactual maps.
+"""Where did the network look when it was wrong? Missed findings and false alarms with their counterfactual maps.
 
     python recipes/error_gallery.py --out runs/error_gallery        # about two minutes on one core
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from _runs import Diverged, hardware, markdown
+from _runs import Diverged, finite, hardware, markdown
 from PIL import Image
 
 import camtrain as ct
@@ -30,7 +30,10 @@ from camtrain.reporting import ErrorCard, Row, geometry, side_by_side, write_err
 NETS = {"flatten": FlattenNet, "pool": PoolNet}
 LABELS = ["consolidation", "effusion", "cardiomegaly", "aneurysm"]
 METHODS = ["gradcam", "hirescam", "counterfactual"]
-TITLES = ("CT, allowed organ", "Grad-CAM, clipped at 0", "HiResCAM, signed", "counterfactual (red: against)")
+TITLES = ("CT, allowed organ", "Grad-CAM, clipped at 0", "HiResCAM, signed", "counterfactual (warm: against)")
+COLUMNS = ("logit by HiResCAM", "Grad-CAM's mass", "counterfactual mass", "share of the volume")
+SPLITS = ["test", "shift_free", "shift_random", "shift_reversed"]
+NAN = float("nan")
 
 
 def train(data: PhantomDataModule, net: str, epochs: int, seed: int) -> LitClassifier:
@@ -45,32 +48,28 @@ def train(data: PhantomDataModule, net: str, epochs: int, seed: int) -> LitClass
     return model.eval()
 
 
-def card(model: LitClassifier, data: PhantomDataModule, case: dict[str, Any], kind: str, column: int) -> tuple[ErrorCard, Row]:
+def card(model: LitClassifier, data: PhantomDataModule, case: Any, kind: str, column: int) -> tuple[ErrorCard, Row]:
     """One error: maps, picture, and mass by organ."""
     image, organs, label = case["image"][None], case["organs"][None], LABELS[column]
     maps = {method: ct.explain(model, image, method, labels=[column]) for method in METHODS}
     shown = [maps[m] if m == "hirescam" else maps[m].relu() for m in METHODS]
     probability = float(model(image).sigmoid()[0, column])
     axes, spacing = geometry(np.asarray(case["affine"]))
-    mass = {m: organ_mass(maps[m], organs, data.table) for m in ("gradcam", "counterfactual")}
-    signed = ct.describe(model, {"image": image, "organs": organs}, data.table, labels=[column])[0]
-    index = int(case["id"].rsplit("-", 1)[1])
-    marked = bool(data.phantom.case(data.test_splits[0], index).marker[column])
-    name = "missed" if kind == "fn" else "false alarm"
-    row = Row(
-        image=image[0].numpy(), maps=[m[0, 0].numpy() for m in shown],
-        allowed=data.table.select([label]).allowed(organs)[0, 0].numpy(), plane="coronal", spacing=spacing, axes=axes,
-        caption=f"{label}, {case['id']}: {name}, p = {probability:.2f}; its marker is {'' if marked else 'not '}there",
-    )  # fmt: skip
-    parts = {part: (signed.by_organ[part], *(float(m.shares[0, 0, i]) for m in mass.values()), float(mass["gradcam"].volume[0, i]))
-             for i, part in enumerate(mass["gradcam"].names)} | {"bias": (signed.bias, *[float("nan")] * 3)}  # fmt: skip
-    made = ErrorCard(
-        kind=kind, case=case["id"], label=label, probability=probability, picture=side_by_side([row], TITLES, width=1100),
-        alt=f"Coronal slice with the organ of {label} outlined, and three attention maps on it",
-        columns=("logit by HiResCAM", "Grad-CAM's mass", "counterfactual mass", "share of the volume"), rows=parts,
-        note=f"Truth: {'present' if kind == 'fn' else 'absent'}. Its marker is {'' if marked else 'not '}in this scan.",
-    )  # fmt: skip
-    return made, row
+    (signed,) = ct.describe(model, {"image": image, "organs": organs}, data.table, labels=[column])
+    grad, counter = (organ_mass(maps[m], organs, data.table) for m in ("gradcam", "counterfactual"))
+    parts = {"bias": (signed.bias, NAN, NAN, NAN)}
+    for i, part in enumerate(grad.names):
+        masses = (float(value) for value in (grad.shares[0, 0, i], counter.shares[0, 0, i], grad.volume[0, i]))
+        parts[part] = (signed.by_organ[part], *masses)
+    number = int(case["id"].rsplit("-", 1)[1])
+    marker = f"its marker is {'' if data.phantom.case(data.test_splits[0], number).marker[column] else 'not '}there"
+    caption = f"{label}, {case['id']}: {'missed' if kind == 'fn' else 'false alarm'}, p = {probability:.2f}; {marker}"
+    row = Row(image[0].numpy(), [m[0, 0].numpy() for m in shown], plane="coronal", spacing=spacing, axes=axes,
+              allowed=data.table.select([label]).allowed(organs)[0, 0].numpy(), caption=caption)  # fmt: skip
+    picture = side_by_side([row], TITLES, width=1100)
+    alt = f"Coronal slice with the organ of {label} outlined, and three attention maps on it"
+    note = f"Truth: {'present' if kind == 'fn' else 'absent'}; {marker}."
+    return ErrorCard(kind, case["id"], label, probability, picture, alt, COLUMNS, parts, note), row
 
 
 def against(cards: list[ErrorCard]) -> str:
@@ -79,9 +78,9 @@ def against(cards: list[ErrorCard]) -> str:
     for label in LABELS:
         of = [c for c in cards if (c.kind, c.label) == ("fn", label)]
         for part in of[0].rows if of else ():
-            means = [np.nanmean([c.rows[part][i] for c in of]) if part != "bias" or i == 0 else np.nan for i in range(4)]
-            lines.append([label, len(of), part, *("-" if m != m else f"{m:.2f}" for m in means)])
-    return markdown(["label", "missed", "part", "logit by HiResCAM", "Grad-CAM's mass", "counterfactual mass", "share of the volume"], lines)
+            known = [finite(c.rows[part][i] for c in of) for i in range(len(COLUMNS))]
+            lines.append([label, len(of), part, *(f"{np.mean(v):.2f}" if v else "-" for v in known)])
+    return markdown(["label", "missed", "part", *COLUMNS], lines)
 
 
 def main() -> None:
@@ -91,15 +90,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--test-cases", type=int, default=100)
     parser.add_argument("--net", choices=NETS, default="flatten")
-    parser.add_argument("--split", choices=["test", "shift_free", "shift_random", "shift_reversed"], default="shift_random")
+    parser.add_argument("--split", choices=SPLITS, default="shift_random")
     parser.add_argument("--shortcut", type=float, default=0.95)
     parser.add_argument("--shown", type=int, default=6, help="errors of a kind and label on the page, the surest first")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/error_gallery"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    data = PhantomDataModule(LABELS, args.cases, (32, 24, 32), args.shortcut, seed=args.seed, test_cases=args.test_cases,
-                             test_splits=[args.split])  # fmt: skip
+    data = PhantomDataModule(LABELS, args.cases, (32, 24, 32), args.shortcut, seed=args.seed,
+                             test_cases=args.test_cases, test_splits=[args.split])  # fmt: skip
     model = train(data, args.net, args.epochs, args.seed)
     cases = list(data.test_dataloader()[0].dataset)
     image, truth = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
@@ -115,11 +114,13 @@ def main() -> None:
             made = [card(model, data, cases[i], kind, column) for i in found[: args.shown]]
             cards += [c for c, _ in made]
             rows += [row for _, row in made[:1]]
-    lead = (f"{args.net} net, trained with markers that agree with the label in {args.shortcut:.0%} of the cases, seed "
-            f"{args.seed}; split {args.split}, {len(cases)} cases; up to {args.shown} errors of each label and kind.")  # fmt: skip
+    lead = (
+        f"{args.net} net, trained with markers that agree with the label in {args.shortcut:.0%} of the cases, seed "
+        f"{args.seed}; split {args.split}, {len(cases)} cases; up to {args.shown} errors of each label and kind."
+    )
     write_error_gallery(args.out / "errors.html", cards, "Where the network looked when it was wrong", lead)
     if rows:
-        sheet = side_by_side(rows[:6], TITLES, width=1100, caption="Surest errors of each label. Red speaks for the label.")
+        sheet = side_by_side(rows[:4], TITLES, width=1000, caption="The network's surest error of each label.")
         Image.fromarray(sheet).quantize(200, dither=Image.Dither.NONE).save(args.out / "errors.png", optimize=True)
     table = markdown(["label", "missed", "false alarms"], [[n, counts[n, "fn"], counts[n, "fp"]] for n in LABELS])
     text = f"{lead}\n\n{table}\n\n{against(cards)}\n\n{hardware()}\n"

@@ -20,16 +20,9 @@ from _runs import Diverged, Job, Run, finish, hardware, markdown, spread
 from torch import Tensor
 
 import camtrain as ct
+from camtrain import metrics
 from camtrain.data import PhantomDataModule
 from camtrain.evaluation import occlusion_map, pool_to_patches
-from camtrain.metrics import (
-    LabelAUROC,
-    OcclusionCorrelation,
-    PointingGame,
-    PointingRecall,
-    class_sensitivity,
-    rejection_thresholds,
-)
 from camtrain.models import FlattenNet, LitClassifier, PoolNet
 
 NETS = {"flatten": FlattenNet, "pool": PoolNet}
@@ -64,21 +57,21 @@ def scores(model: LitClassifier, data: PhantomDataModule, method: str, layer: st
     near = {"tolerance_mm": TOLERANCE}
     organs = table.allowed(test["organs"], size=None)
     for name, region in (("finding", test["lesions"]), ("organ", organs)):
-        game = PointingGame(len(LABELS), **near)
+        game = metrics.PointingGame(len(LABELS), **near)
         game.update(maps, region, test["label"], spacing=spacing)
         found[name] = game.compute().item()
     on_val = explain(model, val["image"], method, layer)
-    least = rejection_thresholds(on_val, val["lesions"], val["label"], spacing=spacing, **near)
-    recall = PointingRecall(len(LABELS), least, **near)
+    least = metrics.rejection_thresholds(on_val, val["lesions"], val["label"], spacing=spacing, **near)
+    recall = metrics.PointingRecall(len(LABELS), least, **near)
     recall.update(maps, test["lesions"], test["label"], spacing=spacing)
     found |= {"recall": recall.compute().item(), "rejecting_all": recall.rejecting_all().item()}
     pooled = pool_to_patches(maps, SIZE, PATCH, STRIDE)
     for name, falls in occluded.items():
         for sign, shown in (("", pooled), ("+", pool_to_patches(maps.relu(), SIZE, PATCH, STRIDE))):
-            metric = OcclusionCorrelation(len(LABELS))
+            metric = metrics.OcclusionCorrelation(len(LABELS))
             metric.update(shown[: len(falls)], falls, test["label"][: len(falls)])
             found[name + sign] = metric.compute().item()
-    return found | {"classes": class_sensitivity(maps, test["label"]).nanmean().item()}
+    return found | {"classes": metrics.class_sensitivity(maps, test["label"]).nanmean().item()}
 
 
 def stacked(loader: Any) -> dict[str, Tensor]:
@@ -101,7 +94,7 @@ def train(job: Job) -> dict[str, Any]:
         raise Diverged("weights are not finite")
     model.eval()
     test = stacked(data.test_dataloader()[0])
-    auroc = LabelAUROC(len(LABELS))
+    auroc = metrics.LabelAUROC(len(LABELS))
     with torch.no_grad():
         auroc.update(model(test["image"]), test["label"])
     image = test["image"][: job["occluded"]]
@@ -120,8 +113,9 @@ def tables(runs: list[Run]) -> str:
             each = {m: [r["rows"][layer][m] for r in done] for m in METHODS}
             lines = [[m, *(spread(r[c] for r in each[m]) for c in COLUMNS)] for m in METHODS]
             base = spread(r["rejecting_all"] for r in each["random"])
-            said = f"{len(done)} of {len(of)} seeds; test AUROC {spread(r['auroc'] for r in done)}; rejecting all: {base}"
-            parts.append(f"**{net}, `{layer}`** ({said})\n\n{markdown(['method', *COLUMNS.values()], lines)}")
+            seeds = f"{len(done)} of {len(of)} seeds; test AUROC {spread(r['auroc'] for r in done)}"
+            parts.append(f"**{net}, `{layer}`** ({seeds}; rejecting all: {base})\n")
+            parts.append(markdown(["method", *COLUMNS.values()], lines))
         parts += [f"{net}, seed {run['job']['seed']}: diverged, {run['diverged']}" for run in of if "diverged" in run]
     return "\n\n".join(parts)
 
@@ -133,13 +127,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--test-cases", type=int, default=100)
     parser.add_argument("--occluded", type=int, default=24, help="test cases with an occlusion map")
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/gradcam_paper"))
     args = parser.parse_args()
     jobs = [{"net": net, "cases": args.cases, "epochs": args.epochs, "seed": seed, "test_cases": args.test_cases,
              "val_cases": math.ceil(args.test_cases / 2), "occluded": args.occluded}
-            for seed in args.seeds for net in NETS]  # fmt: skip
+            for seed in args.seeds for net in args.nets]  # fmt: skip
     runs = finish(jobs, train, args.out, args.workers)
     text = f"{tables(runs)}\n\n{hardware()}; {sum(run['seconds'] for run in runs):.0f} s of training and scoring\n"
     (args.out / "tables.md").write_text(text)

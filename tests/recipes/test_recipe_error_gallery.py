@@ -1,0 +1,34 @@
+"""The gallery of errors is made in its small form: page, picture and table."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "error_gallery.py"
+
+
+@pytest.mark.slow
+def test_small_form(tmp_path):
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, str(RECIPE), "--cases", "24", "--epochs", "1", "--test-cases", "8", "--shown", "1"]
+        + ["--out", str(out)],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    page = (out / "errors.html").read_text()
+    table = (out / "tables.md").read_text()
+    counts = [tuple(map(int, row)) for row in re.findall(r"^\| \w+ \| (\d+) \| (\d+) \|$", table, flags=re.MULTILINE)]
+    assert len(counts) == 4
+    # One shown of every kind and label that occurs; after one epoch the network is wrong somewhere.
+    assert page.count("<article>") == sum(min(n, 1) for row in counts for n in row) > 0
+    assert page.count("data:image/png;base64,") == page.count("<article>")
+    assert "counterfactual mass" in page and "share of the volume" in page and "marker is" in page
+    assert Image.open(out / "errors.png").width == 1000
