@@ -67,7 +67,7 @@ def occlusion_map(
     most = min(chunk, max(1, AT_ONCE // image[0].nbytes))
     edges = _lengths(patch, len(starts), "patch")
     nothing = baseline_of(image, baseline)
-    whole = torch.cat([logits_of(model, part, logits) for part in image.split(most)])
+    whole = torch.cat([logits_of(model, part, logits) for part in torch.split(image, most)])
     grid = tuple(len(axis) for axis in starts)
     result = whole.new_empty(math.prod((len(image), *grid)), whole.shape[1])
     done = 0

@@ -196,7 +196,7 @@ def rejection_thresholds(
 
 def _best(top: Tensor, hits: Tensor, present: Tensor) -> Tensor:
     """Threshold with the most hits; tops, hits without rejection and truth (n,)."""
-    candidates = torch.cat([top.unique(), top.new_tensor([math.inf])])
+    candidates = torch.cat([torch.unique(top), top.new_tensor([math.inf])])
     kept = top[None] >= candidates[:, None]
     right = torch.where(present, kept & (hits == 1), ~kept).sum(dim=1)
     return candidates[(right == right.max()).nonzero()[0, 0]]  # argmax promises none of the equals
