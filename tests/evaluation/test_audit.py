@@ -41,16 +41,19 @@ def figures(**changes):
 def test_all_replacements_above_both_limits_make_a_suspect():
     said = audit(found(figures()))
     (row,) = said.labels
-    assert row.suspect and said.suspects == ["stent"]
+    assert row.suspect
+    assert said.suspects == ["stent"]
     assert row.figures["energy_inside@hirescam"] == pytest.approx(3.0)
-    assert not row.flags["energy_inside@hirescam"] and row.flags["shortcut_reliance/air"]
+    assert not row.flags["energy_inside@hirescam"]
+    assert row.flags["shortcut_reliance/air"]
     assert str(said) == "1 of 1 labels react more to what lies outside: stent"
 
 
 @pytest.mark.parametrize("name", ["outside_effect__air", "shortcut_reliance__air", "shortcut_reliance__case"])
 def test_one_dissenting_figure_acquits(name):
     (row,) = audit(found(figures(**{name: 0.05}))).labels
-    assert row.suspect is False and not row.flags[name.replace("__", "/")]
+    assert row.suspect is False
+    assert not row.flags[name.replace("__", "/")]
 
 
 def test_energy_inside_has_no_vote():
@@ -70,7 +73,9 @@ def test_limits_decide():
 def test_what_was_not_measured_is_no_acquittal():
     silent = figures(shortcut_reliance__air=None, shortcut_reliance__case=None, outside_effect__air=0.001)
     said = audit(found(silent))
-    assert said.labels[0].suspect is None and said.unknown == ["stent"] and said.suspects == []
+    assert said.labels[0].suspect is None
+    assert said.unknown == ["stent"]
+    assert said.suspects == []
     assert math.isnan(said.labels[0].figures["shortcut_reliance/air"])
     assert "not measured: stent" in str(said)
     energy = {k: v for k, v in figures().items() if k.startswith("energy")}
@@ -114,7 +119,8 @@ def test_the_label_read_outside_is_found_in_a_real_evaluation():
                          layers=["relu"], repeats=20, progress=False)  # fmt: skip
     said = audit(scores)
     honest, cheat = said.labels
-    assert said.suspects == ["cheat"] and honest.suspect is False
+    assert said.suspects == ["cheat"]
+    assert honest.suspect is False
     assert honest.figures["shortcut_reliance/air"] == pytest.approx(0, abs=0.01)
     assert cheat.figures["shortcut_reliance/air"] == pytest.approx(1, abs=0.01)
     assert honest.figures["energy_inside@hirescam"] == pytest.approx(3, abs=0.01)

@@ -79,7 +79,8 @@ def test_a_linear_model_gives_the_sum_of_its_contributions():
     model[1].weight.data.copy_(weight)
     image = torch.rand(3, 1, 3, 4, dtype=torch.float64)
     found = occlusion_map(model, image, patch=(3, 2), stride=(1, 2), baseline="air")
-    assert found.shape == (3, 1, 1, 2) and found.dtype == torch.float64
+    assert found.shape == (3, 1, 1, 2)
+    assert found.dtype == torch.float64
     expected = (weight.reshape(1, 1, 3, 4) * image).sum(2).unfold(2, 2, 2).sum(3)[:, :, None]
     torch.testing.assert_close(found, expected)
 
@@ -102,11 +103,14 @@ def test_the_model_and_the_image_are_left_as_they_were():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     copy, state = image.clone(), torch.get_rng_state()
     found = occlusion_map(model, image, 2)
-    assert model.training and all(m.training for m in model)
+    assert model.training
+    assert all(m.training for m in model)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    assert torch.equal(image, copy) and torch.equal(torch.get_rng_state(), state)
-    assert not found.requires_grad and not any(m._forward_hooks for m in model)
+    assert torch.equal(image, copy)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not found.requires_grad
+    assert not any(m._forward_hooks for m in model)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -132,7 +136,8 @@ def test_every_voxel_is_hidden_at_least_once():
         if p <= n and s <= p:
             (starts,) = patch_starts((n,), p, s)
             assert {v for a in starts for v in range(a, a + p)} == set(range(n))
-            assert starts == sorted(set(starts)) and starts[-1] + p == n
+            assert starts == sorted(set(starts))
+            assert starts[-1] + p == n
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def test_constant_and_broken_maps_are_undefined_and_uncomputed_ones_do_not_count
     metric = OcclusionCorrelation(4, "none")
     metric.update(maps, falls, label)
     assert metric.pairs.tolist() == [5, 0, 5, 5]
-    assert metric.undefined_rate().tolist()[0] == 1 and metric.undefined_rate().tolist()[2:] == [1, 0.8]
+    assert metric.undefined_rate().tolist()[0] == 1
+    assert metric.undefined_rate().tolist()[2:] == [1, 0.8]
     assert metric.compute().isnan().tolist() == [True, True, True, False]
 
 

@@ -18,8 +18,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "error_gallery.py"
 def test_small_form(tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, str(RECIPE), "--cases", "24", "--epochs", "1", "--test-cases", "8", "--shown", "1"]
-        + ["--out", str(out)],
+        [sys.executable, str(RECIPE), "--cases", "24", "--epochs", "1", "--test-cases", "8", "--shown", "1", "--out", str(out)],
         cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
@@ -30,5 +29,7 @@ def test_small_form(tmp_path):
     # One shown of every kind and label that occurs; after one epoch the network is wrong somewhere.
     assert page.count("<article>") == sum(min(n, 1) for row in counts for n in row) > 0
     assert page.count("data:image/png;base64,") == page.count("<article>")
-    assert "counterfactual mass" in page and "share of the volume" in page and "marker is" in page
+    assert "counterfactual mass" in page
+    assert "share of the volume" in page
+    assert "marker is" in page
     assert Image.open(out / "errors.png").width == 1000

@@ -17,8 +17,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "gradcam_paper.py"
 def test_small_form(tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, str(RECIPE), "--cases", "16", "--epochs", "1", "--test-cases", "6", "--occluded", "1"]
-        + ["--seeds", "5", "--nets", "flatten", "--out", str(out)],
+        [sys.executable, str(RECIPE), "--cases", "16", "--epochs", "1", "--test-cases", "6", "--occluded", "1", "--seeds", "5", "--nets", "flatten", "--out", str(out)],
         cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
@@ -28,4 +27,6 @@ def test_small_form(tmp_path):
     assert set(rows["hirescam"]) >= {"finding", "organ", "recall", "rejecting_all", "air", "air+", "mean", "classes"}
     assert all(0 <= row["recall"] <= 1 for row in rows.values())
     for text in (done.stdout, (out / "tables.md").read_text()):
-        assert "| hirescam |" in text and "rejecting all: " in text and "1 of 1 seeds" in text
+        assert "| hirescam |" in text
+        assert "rejecting all: " in text
+        assert "1 of 1 seeds" in text
