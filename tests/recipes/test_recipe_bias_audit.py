@@ -58,9 +58,26 @@ def test_rates_count_hits_and_quiet_ones(tables):
 def test_small_form(tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, str(RECIPES / "bias_audit.py"), "--cases", "16", "--epochs", "1", "--seeds", "4", "--nets", "flatten", "--out", str(out)],
-        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(RECIPES / "bias_audit.py"),
+            "--cases",
+            "16",
+            "--epochs",
+            "1",
+            "--seeds",
+            "4",
+            "--nets",
+            "flatten",
+            "--out",
+            str(out),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
     assert [run["job"]["shortcut"] for run in runs] == [0.95, 0.75, 0.5]

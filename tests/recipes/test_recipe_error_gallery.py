@@ -18,9 +18,26 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "error_gallery.py"
 def test_small_form(tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, str(RECIPE), "--cases", "24", "--epochs", "1", "--test-cases", "8", "--shown", "1", "--out", str(out)],
-        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(RECIPE),
+            "--cases",
+            "24",
+            "--epochs",
+            "1",
+            "--test-cases",
+            "8",
+            "--shown",
+            "1",
+            "--out",
+            str(out),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     page = (out / "errors.html").read_text()
     table = (out / "tables.md").read_text()

@@ -17,9 +17,30 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "gradcam_paper.py"
 def test_small_form(tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, str(RECIPE), "--cases", "16", "--epochs", "1", "--test-cases", "6", "--occluded", "1", "--seeds", "5", "--nets", "flatten", "--out", str(out)],
-        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(RECIPE),
+            "--cases",
+            "16",
+            "--epochs",
+            "1",
+            "--test-cases",
+            "6",
+            "--occluded",
+            "1",
+            "--seeds",
+            "5",
+            "--nets",
+            "flatten",
+            "--out",
+            str(out),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     (run,) = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
     rows = run["result"]["rows"]["relu"]
