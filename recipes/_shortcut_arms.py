@@ -1,4 +1,4 @@
-"""The arms of the shortcut study: networks, what is added to a plain training, and one training with its scores.
+"""The arms of the shortcut study: what is added to a plain training, and one training with its scores.
 
 Not a recipe.
 """
@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 from _runs import Diverged, Job
 from _shortcut_data import StudyData
-from monai.networks.nets import ResNet
-from torch import Tensor, nn
+from _shortcut_nets import make_net
+from torch import nn
 
 import camtrain as ct
 from camtrain.data import PhantomDataModule
@@ -21,7 +21,7 @@ from camtrain.evaluation.donors import DonorPool
 from camtrain.evaluation.predicting import logits_of
 from camtrain.evaluation.reliance import REPLACEMENTS, reliance_probabilities
 from camtrain.metrics import PointingGame, shortcut_reliance
-from camtrain.models import FlattenNet, LitClassifier
+from camtrain.models import LitClassifier
 
 LABELS = ["consolidation", "effusion", "cardiomegaly", "aneurysm"]
 SPLITS = ["test", "shift_free", "shift_random", "shift_reversed"]
@@ -51,38 +51,6 @@ ARMS = {
     "swap": Arm(swap={}),
     "swap + mask loss": Arm({"form": "softplus", "weight": 1 / 3}, {}),
 }
-
-
-class OrganPool(nn.Module):
-    """A backbone under a head that pools, for each label, the cells of its organs alone (organs: second channel)."""
-
-    def __init__(self, backbone: nn.Module, channels: int, table: ct.OrganTable) -> None:
-        super().__init__()
-        self.backbone, self.table = backbone, table
-        self.head = nn.Linear(channels, len(table.labels))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, L) of (B, 2, *S)."""
-        activations = self.backbone(image[:, :1])
-        allowed = self.table.allowed(image[:, 1:].round().int(), size=activations.shape[2:]).float().flatten(2)
-        pooled = allowed @ activations.flatten(2).mT / allowed.sum(dim=2, keepdim=True).clamp(min=1)
-        logits: Tensor = (pooled * self.head.weight).sum(dim=2) + self.head.bias
-        return logits
-
-
-def make_net(name: str, data: StudyData, size: tuple[int, ...], pooled: bool) -> tuple[nn.Module, str | None]:
-    """A network and its layer."""
-    if name == "flatten":
-        net: nn.Module = FlattenNet(labels=len(data.labels), size=size, pool=2)
-        trunk, channels, layer = lambda: nn.Sequential(net.features, net.relu), 16, None
-    else:
-        widths = [16, 32, 64, 128] if name == "resnet18q" else [64, 128, 256, 512]
-        net = ResNet("basic", [2, 2, 2, 2], widths, spatial_dims=3, n_input_channels=1, num_classes=len(data.labels),
-                     conv1_t_stride=2, no_max_pool=True)  # fmt: skip
-        stem = (net.conv1, net.bn1, net.act)
-        trunk = lambda: nn.Sequential(*stem, net.layer1, net.layer2, net.layer3, net.layer4)  # noqa: E731
-        channels, layer = widths[-1], "layer4"
-    return (OrganPool(trunk(), channels, data.table), "backbone") if pooled else (net, layer)
 
 
 @lru_cache(maxsize=1)
