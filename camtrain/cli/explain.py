@@ -17,6 +17,7 @@ from camtrain._errors import InputError, nearest
 from camtrain.cli import surroundings
 from camtrain.cli.exits import Parser
 from camtrain.cli.folder import appearing
+from camtrain.cli.segmenting import add_segment_options, check_segment_options, read_lesions, save_segmentations
 
 if TYPE_CHECKING:
     from camtrain.anatomy.organ_table import OrganTable
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Attention maps of one scan by a trained model. Model and preprocessing come from the checkpoint. DIR then holds one
 NIfTI file per label in the geometry of the scan (load both in 3D Slicer or ITK-SNAP), montage.png and scores.json. With
---grid layer the files hold the very cells of the layer, and with --organs the allowed cells beside them."""
+--grid layer the files hold the very cells of the layer, and with --organs the allowed cells beside them. --segment adds
+a binary mask per label, always on the grid of the scan."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,11 @@ def explain(args: Sequence[str]) -> None:
     surroundings.prepare()
     from camtrain.reporting._files import distinct, file_stem
 
+    check_segment_options(options.segment, options.lesions)
+
     with appearing(options.out, options.overwrite, made_by="camtrain explain") as folder:
         result, table = _explained(options)
+        lesions = read_lesions(options.lesions, result.names, result.case)
         stems = distinct(file_stem(name) for name in result.names)
         files = [f"{stem}.nii.gz" for stem in stems]
         for name, file, values in zip(result.names, files, result.maps, strict=True):
@@ -65,6 +70,10 @@ def explain(args: Sequence[str]) -> None:
         regions = _save_regions(folder, result, table, stems) if options.grid == "layer" else {}
         _save_montage(folder / "montage.png", result, _allowed(table, result.names, result.case), options)
         scores = _scores(result, options, files, regions)
+        if options.segment:
+            maps = dict(zip(result.names, result.maps, strict=True))
+            for name, row in save_segmentations(folder, maps, stems, options.segment, result.case, lesions).items():
+                scores["labels"][name]["segment"] = row
         (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     for name, row in scores["labels"].items():
         sys.stdout.write(f"{name}: p = {row['probability']:.3f}, {Path(options.out) / row['file']}\n")
@@ -84,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--grid", choices=("scan", "layer"), default="scan", help="of the files: the scan's, or the layer's own cells")
     add("--organs", metavar="NIFTI", help="organs of the scan: a file, or a folder with one file per organ")
     add("--table", help="organ table, YAML or shipped name (default: that of the training)")
+    add_segment_options(add)
     add("--config", action="append", default=[], metavar="YAML", help="config of the training; may be repeated")
     add("--trust", action="store_true", help="build classes outside camtrain that the checkpoint names")
     add("--overwrite", action="store_true", help="replace an earlier result in DIR")

@@ -10,6 +10,7 @@ from camtrain.evaluation.describing import describe
 from camtrain.evaluation.description import ChannelPart, Description
 from camtrain.evaluation.evaluating import evaluate
 from camtrain.evaluation.evaluation import Evaluation
+from camtrain.evaluation.layer_choice import LayerScore, rank_layers
 from camtrain.evaluation.measures import MEASURES, Measure
 from camtrain.evaluation.occlusion import occlusion_map, pool_to_patches
 from camtrain.evaluation.organ_account import OrganAccount, organ_account
@@ -32,6 +33,7 @@ __all__ = [
     "Description",
     "Evaluation",
     "LabelAudit",
+    "LayerScore",
     "Measure",
     "OrganAccount",
     "OrganMass",
@@ -45,6 +47,7 @@ __all__ = [
     "organ_account",
     "organ_mass",
     "pool_to_patches",
+    "rank_layers",
     "sanity_check",
     "save_evaluation",
     "set_against",

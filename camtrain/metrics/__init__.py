@@ -19,6 +19,7 @@
 | `DeletionAUC` | `deletion_auc` | probability while voxels are replaced, the highest first |
 | `ShortcutReliance` | `shortcut_reliance` | does the network use what lies outside the label's organs? |
 | `LabelAUROC` | `label_auroc` | how well the logits rank cases |
+| - | `region_preference` | of two findings in one volume, does a label's map point at its own? |
 | `ChannelConcepts` | `channel_concepts` | which organ or HU band each channel responds to |
 """
 
@@ -39,6 +40,7 @@ from camtrain.metrics.occlusion_correlation import OcclusionCorrelation, occlusi
 from camtrain.metrics.organ_iou import DEFAULT_THRESHOLD, THRESHOLDS, OrganIoU, organ_iou, organ_iou_curve
 from camtrain.metrics.pointing_game import PointingGame, pointing_game
 from camtrain.metrics.pointing_recall import PointingRecall, pointing_recall, rejection_thresholds
+from camtrain.metrics.region_preference import region_preference
 from camtrain.metrics.relevance_rank import RelevanceRank, relevance_rank
 from camtrain.metrics.shortcut_reliance import Reliance, ShortcutReliance, shortcut_reliance
 from camtrain.metrics.sum_to_score import SumAgreement, SumToScore, sum_to_score
@@ -84,6 +86,7 @@ __all__ = [
     "pointing_game",
     "pointing_recall",
     "rejection_thresholds",
+    "region_preference",
     "relevance_rank",
     "shortcut_reliance",
     "sum_to_score",

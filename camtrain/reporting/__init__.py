@@ -7,6 +7,7 @@ from camtrain.reporting.overlays import shared_scale, window_of
 from camtrain.reporting.panels import compose_grid, compose_panel
 from camtrain.reporting.run_dir import RunDir, Score
 from camtrain.reporting.score_table import as_csv, as_markdown, as_rows, comparison_table, score_table
+from camtrain.reporting.segmenting import dice, segment, segmentation_level
 from camtrain.reporting.sinks import Sink, describe_loggers, sinks_for
 from camtrain.reporting.slices import geometry, largest_section, peak, telling_point
 
@@ -25,6 +26,7 @@ __all__ = [
     "compose_panel",
     "describe_loggers",
     "error_gallery_html",
+    "dice",
     "geometry",
     "largest_section",
     "map_affine",
@@ -32,6 +34,8 @@ __all__ = [
     "resample_to",
     "save_map",
     "score_table",
+    "segment",
+    "segmentation_level",
     "shared_scale",
     "side_by_side",
     "sinks_for",

@@ -1,0 +1,110 @@
+"""What the recipes on depth share: two networks with several layers, trained once on the phantom and kept.
+
+Not a recipe. Weights lie in `<folder>/models`, under a name that says what they depend on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import zlib
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from _runs import Diverged, Job
+from monai.networks.nets import ResNet
+from torch import Tensor, nn
+
+from camtrain.data import PhantomDataModule
+from camtrain.metrics import LabelAUROC
+from camtrain.models import LitClassifier, VGGNet
+
+LABELS = ["ground_glass", "consolidation", "effusion", "aneurysm"]
+LAYERS = {"resnet": ["layer1", "layer2", "layer3", "layer4"], "vgg": ["stage1", "stage2", "stage3"]}
+
+
+def network(name: str, labels: int, size: tuple[int, ...]) -> nn.Module:
+    """MONAI's ResNet-10 at an eighth of its width, or a VGG of five convolutions; both with BatchNorm."""
+    if name == "vgg":
+        return VGGNet(labels, size, widths=(8, 16, 32), depths=(1, 2, 2))
+    # No max-pool and one stride of 2 before layer1, so that small scans leave shallow layers a real grid.
+    stem = {"conv1_t_size": 3, "conv1_t_stride": 2, "no_max_pool": True}
+    return ResNet("basic", [1, 1, 1, 1], [8, 16, 32, 64], spatial_dims=len(size), n_input_channels=1,
+                  num_classes=labels, **stem)  # fmt: skip
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What decides on the training."""
+    parser.add_argument("--cases", type=int, default=400, help="training cases")
+    parser.add_argument("--test-cases", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--size", type=int, nargs=3, default=(40, 30, 40))
+    parser.add_argument("--nets", nargs="+", choices=LAYERS, default=list(LAYERS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--models", type=Path, help="folder of an earlier recipe whose networks are taken")
+
+
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """A job per seed and network."""
+    shared = {"cases": args.cases, "test_cases": args.test_cases, "epochs": args.epochs, "size": list(args.size)}
+    return [{"net": net, "seed": seed, **shared} for seed in range(args.seeds) for net in args.nets]
+
+
+def data_of(job: Job) -> PhantomDataModule:
+    """Phantom without markers; the same for all networks of a seed."""
+    return _data(job["cases"], job["test_cases"], tuple(job["size"]), job["seed"])
+
+
+@functools.lru_cache(maxsize=1)
+def _data(cases: int, test_cases: int, size: tuple[int, int, int], seed: int) -> PhantomDataModule:
+    return PhantomDataModule(LABELS, cases, size, shortcut=None, seed=seed, test_splits=["test"], val_cases=test_cases,
+                             test_cases=test_cases)  # fmt: skip
+
+
+def trained(job: Job, folder: Path) -> nn.Module:
+    """The job's network in eval mode: read where it was trained before, else trained and written.
+
+    Raises:
+        Diverged: Its logits are not finite.
+    """
+    data = data_of(job)
+    pl.seed_everything(job["seed"], verbose=False)
+    net = network(job["net"], len(data.labels), data.phantom.size)
+    model = LitClassifier(net, labels=data.labels, lr=3e-3, weight_decay=1e-2, schedule="one_cycle")
+    told = {key: job[key] for key in ("cases", "epochs", "size")}
+    path = folder / "models" / f"{job['net']}-{job['seed']}-{zlib.crc32(json.dumps(told).encode()):08x}.pt"
+    if path.exists():
+        net.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        pl.Trainer(max_epochs=job["epochs"], accelerator="cpu", limit_val_batches=0, enable_progress_bar=False,
+                   **quiet).fit(model, data)  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(net.state_dict(), path)
+    return net.eval()
+
+
+def tested(net: nn.Module, data: PhantomDataModule) -> tuple[Tensor, Tensor]:
+    """Logits and labels (N, L) of the test cases.
+
+    Raises:
+        Diverged: The logits are not finite.
+    """
+    (loader,) = data.test_dataloader()
+    with torch.no_grad():
+        each = [(net(batch["image"]).as_subclass(Tensor), batch["label"].as_subclass(Tensor)) for batch in loader]
+    logits, label = (torch.cat(part) for part in zip(*each, strict=True))
+    if not bool(logits.isfinite().all()):
+        raise Diverged("logits are not finite")
+    return logits, label
+
+
+def auroc(logits: Tensor, label: Tensor) -> list[float]:
+    """Per label; NaN where all cases are alike."""
+    metric = LabelAUROC(num_labels=label.shape[1], average="none")
+    metric.update(logits, label)
+    return [float(value) if math.isfinite(value) else math.nan for value in metric.compute().tolist()]

@@ -1,0 +1,145 @@
+"""Relevance-CAM by depth: is it as good at shallow layers as at the last one, where gradient methods are not?
+
+    python recipes/relevance_cam.py --out runs/relevance_cam      # goes on where it was stopped
+
+A small ResNet and a small VGG learn the phantom without shortcuts. On correctly predicted findings (Lee et al., CVPR
+2021, take correctly predicted images): average drop and increase, class sensitivity, Gini index of the channel weights,
+and against the findings' own voxels the IoU of what lies above mean + 1 std, Dice of the same as a segmentation, and in
+volumes with two findings how often a map prefers its own. At the end: the layer to take, chosen on validation cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from _depth import LAYERS, add_options, auroc, data_of, jobs_of, tested, trained
+from _runs import Job, Run, finish, finite, hardware, markdown, spread
+from rich.console import Console
+from torch import Tensor, nn
+
+import camtrain as ct
+from camtrain.evaluation import rank_layers
+from camtrain.evaluation.perturbing import masked_probabilities
+from camtrain.metrics import average_drop, average_increase, mask_iou, region_preference
+from camtrain.reporting import dice, segment
+
+OFFICIAL = {"name": "relevancecam", "contrast": "official-code"}
+METHODS: list[Any] = ["gradcam", "gradcam++", {"name": "scorecam", "channels": 16}, "relevancecam", OFFICIAL]
+CHOSEN = ["gradcam", "relevancecam"]  # a layer is chosen for these
+MEASURES = ["average_drop", "average_increase", "class_sensitivity", "channel_sparseness", "mask_iou"]
+OWN = ["lesion IoU", "Dice", "own finding"]
+ITSELF = "(the finding itself)"
+SIGNED = "signed "
+COLUMNS = {"average_drop": "AD", "average_increase": "AI", "lesion IoU": "lesion IoU", "Dice": "Dice",
+           "own finding": "own finding", "class_sensitivity": "class sensitivity",
+           "channel_sparseness": "Gini", "mask_iou": "organ IoU"}  # fmt: skip
+console = Console()
+
+
+def title(method: Any) -> str:
+    """As `ct.evaluate` writes it."""
+    options = dict(method) if isinstance(method, dict) else {"name": method}
+    name = options.pop("name")
+    return f"{name}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else name
+
+
+def study(job: Job, folder: Path) -> dict[str, Any]:
+    """Scores of one network: method -> layer -> score, its AUROC, and the layers that would be taken."""
+    net, data = trained(job, folder), data_of(job)
+    logits, label = tested(net, data)
+    (loader,), layers = data.test_dataloader(), LAYERS[job["net"]]
+    ask = {"names": data.labels, "cases": "correct", "contrast_labels": None, "repeats": 20, "progress": False}
+    found = ct.evaluate(net, loader, data.table, METHODS, layers, measures=MEASURES, **ask)
+    scores: dict[str, dict[str, dict[str, float | None]]] = {}
+    for row in found.rows:
+        if row.label == "micro":
+            scores.setdefault(row.method, {}).setdefault(row.layer, {})[row.measure] = row.mean
+    for (method, layer), values in against_lesions(net, list(loader.dataset), layers).items():
+        scores.setdefault(method, {}).setdefault(layer, {}).update(values)
+    image = loader.dataset[0]["image"][None]
+    seen = {row.name: row.seen for row in ct.layers(net, image, depth=1) if row.name in layers}
+    picked = ct.evaluate(net, {"val": data.val_dataloader()}, data.table, CHOSEN, layers,
+                         measures=["average_drop", "mask_iou", "class_sensitivity"], **ask)  # fmt: skip
+    taken = {m: next((r.layer for r in rank_layers(picked, m, seen=seen) if r.taken), None) for m in CHOSEN}
+    pairs = int(((logits > 0) & (label == 1)).sum())
+    return {"scores": scores, "auroc": auroc(logits, label), "seen": seen, "taken": taken, "pairs": pairs}
+
+
+def against_lesions(net: nn.Module, cases: list[dict[str, Any]], layers: list[str]) -> dict[Any, dict[str, Any]]:
+    """(method, layer) -> means over correctly predicted pairs, of what needs the findings' own voxels."""
+    sums: dict[Any, dict[str, list[float]]] = {}
+    for case in cases:
+        image, lesions = case["image"][None].as_subclass(Tensor), case["lesions"][None].as_subclass(Tensor)
+        with torch.no_grad():
+            before = net(image).sigmoid()
+        right = (case["label"] == 1)[None].as_subclass(Tensor) & (before >= 0.5)
+        for method in METHODS if bool(right.any()) else []:
+            options = dict(method) if isinstance(method, dict) else {"name": method}
+            each = ct.explain(net, image, options.pop("name"), layers, size="image", **options)
+            for layer, maps in each.items():
+                note(sums, (title(method), layer), maps, lesions, right)
+                if "relevance" in title(method):  # the paper stretches its signed map, and clips the others
+                    after = masked_probabilities(net, image, maps, right, "air", positive=False)
+                    into = sums.setdefault((SIGNED + title(method), layer), {})
+                    for name, score in {"average_drop": average_drop, "average_increase": average_increase}.items():
+                        into.setdefault(name, []).extend(score(before, after, right.float())[right].tolist())
+                if method == METHODS[0]:  # the best that a map of this grid could do
+                    grid = ct.explain(net, image, "gradcam", layer, labels=[0]).shape[2:]
+                    coarse = nn.functional.adaptive_avg_pool3d(lesions.float(), grid)
+                    wide = nn.functional.interpolate(coarse, maps.shape[2:], mode="trilinear")
+                    note(sums, (ITSELF, layer), wide, lesions, right)
+    return {key: {name: mean(values) for name, values in of.items()} for key, of in sums.items()}
+
+
+def note(sums: dict[Any, Any], key: tuple[str, str], maps: Tensor, lesions: Tensor, right: Tensor) -> None:
+    """Add the scores of one case's correctly predicted findings."""
+    into, pairs = sums.setdefault(key, {name: [] for name in OWN}), right.nonzero().tolist()
+    into["lesion IoU"] += mask_iou(maps, lesions, right.float())[right].tolist()
+    into["own finding"] += region_preference(maps, lesions, right.float())[right].tolist()
+    into["Dice"] += [dice(segment(maps[b, k].numpy()), lesions[b, k].numpy()) for b, k in pairs]
+
+
+def mean(values: list[float]) -> float | None:
+    """Of the values that are numbers."""
+    known = finite(values)
+    return sum(known) / len(known) if known else None
+
+
+def told(runs: list[Run], net: str) -> str:
+    """Tables of one network: scores by method and layer, and the layers."""
+    mine = [run["result"] for run in runs if run["job"]["net"] == net and "result" in run]
+    lost = [f"seed {run['job']['seed']}: {run['diverged']}" for run in runs if "diverged" in run]
+    lines = [f"### {net}", "", *(f"Diverged: {line}" for line in lost if lost)]
+    areas = spread([mean(result["auroc"]) for result in mine])
+    lines.append(f"AUROC {areas}, correctly predicted findings {', '.join(str(r['pairs']) for r in mine)}")
+    rows = []
+    for method in dict.fromkeys(m for result in mine for m in result["scores"]):
+        for layer in LAYERS[net]:
+            values = [result["scores"][method].get(layer, {}) for result in mine]
+            rows.append([method, layer, *(spread([v.get(name) for v in values], 2) for name in COLUMNS)])
+    lines += ["", markdown(["method", "layer", *COLUMNS.values()], rows), ""]
+    shares = [[layer, spread([r["seen"].get(layer) for r in mine], 2),
+               *(f"{sum(r['taken'][m] == layer for r in mine)} of {len(mine)}" for m in CHOSEN)]
+              for layer in LAYERS[net]]  # fmt: skip
+    return "\n".join([*lines, markdown(["layer", "seen share", *(f"taken for {m}" for m in CHOSEN)], shares), ""])
+
+
+def main() -> None:
+    """Train, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs/relevance_cam"))
+    args = parser.parse_args()
+    work = functools.partial(study, folder=args.models or args.out)
+    runs = finish(jobs_of(args), work, args.out, args.workers, together=lambda job: job["seed"])
+    text = "\n".join([f"{hardware()}; mean (range) over {args.seeds} seeds", "", *(told(runs, n) for n in args.nets)])
+    (args.out / "table.md").write_text(text)
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
