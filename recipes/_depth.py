@@ -39,7 +39,7 @@ def network(name: str, labels: int, size: tuple[int, ...]) -> nn.Module:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What decides on the training."""
     parser.add_argument("--cases", type=int, default=400, help="training cases")
-    parser.add_argument("--test-cases", type=int, default=32)
+    parser.add_argument("--test-cases", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--size", type=int, nargs=3, default=(40, 30, 40))
     parser.add_argument("--nets", nargs="+", choices=LAYERS, default=list(LAYERS))

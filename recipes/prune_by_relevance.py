@@ -71,12 +71,12 @@ def importance(net: nn.Module, image: Tensor, layer: str) -> dict[str, Tensor]:
 
 def curve(net: nn.Module, data: Any, layer: str, values: Tensor) -> list[float]:
     """Mean AUROC on the test cases without the least important channels, one value per share."""
-    areas = []
+    areas, shape = [], (1, -1, *[1] * len(data.phantom.size))
     for share in SHARES:
         keep = torch.ones(len(values))
         keep[values.argsort()[: round(share * len(values))]] = 0
-        shape = (1, -1, *[1] * len(data.phantom.size))
-        handle = net.get_submodule(layer).register_forward_hook(lambda _m, _i, out, keep=keep: out * keep.view(shape))
+        keep = keep.view(shape)
+        handle = net.get_submodule(layer).register_forward_hook(lambda _m, _i, out, keep=keep: out * keep)
         areas.append(float(np.mean(auroc(*tested(net, data)))))
         handle.remove()
     return areas

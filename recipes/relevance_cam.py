@@ -3,9 +3,10 @@
     python recipes/relevance_cam.py --out runs/relevance_cam      # goes on where it was stopped
 
 A small ResNet and a small VGG learn the phantom without shortcuts. On correctly predicted findings (Lee et al., CVPR
-2021, take correctly predicted images): average drop and increase, class sensitivity, Gini index of the channel weights,
-and against the findings' own voxels the IoU of what lies above mean + 1 std, Dice of the same as a segmentation, and in
-volumes with two findings how often a map prefers its own. At the end: the layer to take, chosen on validation cases.
+2021, take correctly predicted images): average drop and increase, with air in place of what a map hides; as in the
+paper, with the mean intensity there and Relevance-CAM's map not clipped; class sensitivity, and the Gini index of the
+channel weights. Against the findings' own voxels: IoU and Dice of what lies above mean + 1 std, and how often, of two
+findings in a volume, a map prefers its own. At the end the layer to take, chosen on validation cases.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ CHOSEN = ["gradcam", "relevancecam"]  # a layer is chosen for these
 MEASURES = ["average_drop", "average_increase", "class_sensitivity", "channel_sparseness", "mask_iou"]
 OWN = ["lesion IoU", "Dice", "own finding"]
 ITSELF = "(the finding itself)"
-SIGNED = "signed "
-COLUMNS = {"average_drop": "AD", "average_increase": "AI", "lesion IoU": "lesion IoU", "Dice": "Dice",
-           "own finding": "own finding", "class_sensitivity": "class sensitivity",
+PAPER = {"AD, paper": average_drop, "AI, paper": average_increase}
+COLUMNS = {"average_drop": "AD", "average_increase": "AI", **{name: name for name in PAPER}, "lesion IoU": "lesion IoU",
+           "Dice": "Dice", "own finding": "own finding", "class_sensitivity": "class sensitivity",
            "channel_sparseness": "Gini", "mask_iou": "organ IoU"}  # fmt: skip
 console = Console()
 
@@ -64,7 +65,8 @@ def study(job: Job, folder: Path) -> dict[str, Any]:
     seen = {row.name: row.seen for row in ct.layers(net, image, depth=1) if row.name in layers}
     picked = ct.evaluate(net, {"val": data.val_dataloader()}, data.table, CHOSEN, layers,
                          measures=["average_drop", "mask_iou", "class_sensitivity"], **ask)  # fmt: skip
-    taken = {m: next((r.layer for r in rank_layers(picked, m, seen=seen) if r.taken), None) for m in CHOSEN}
+    some = any(row.layer for row in picked.rows)  # a network that predicts nothing right has no maps to rank
+    taken = {m: next((r.layer for r in rank_layers(picked, m, seen=seen) if r.taken), None) for m in CHOSEN if some}
     pairs = int(((logits > 0) & (label == 1)).sum())
     return {"scores": scores, "auroc": auroc(logits, label), "seen": seen, "taken": taken, "pairs": pairs}
 
@@ -82,11 +84,12 @@ def against_lesions(net: nn.Module, cases: list[dict[str, Any]], layers: list[st
             each = ct.explain(net, image, options.pop("name"), layers, size="image", **options)
             for layer, maps in each.items():
                 note(sums, (title(method), layer), maps, lesions, right)
-                if "relevance" in title(method):  # the paper stretches its signed map, and clips the others
-                    after = masked_probabilities(net, image, maps, right, "air", positive=False)
-                    into = sums.setdefault((SIGNED + title(method), layer), {})
-                    for name, score in {"average_drop": average_drop, "average_increase": average_increase}.items():
-                        into.setdefault(name, []).extend(score(before, after, right.float())[right].tolist())
+                # The paper hides voxels behind the mean intensity, clips the other methods' maps, and not its own.
+                clip = "relevance" not in title(method)
+                after = masked_probabilities(net, image, maps, right, "mean", positive=clip)
+                for name, score in PAPER.items():
+                    of = sums[title(method), layer].setdefault(name, [])
+                    of += score(before, after, right.float())[right].tolist()
                 if method == METHODS[0]:  # the best that a map of this grid could do
                     grid = ct.explain(net, image, "gradcam", layer, labels=[0]).shape[2:]
                     coarse = nn.functional.adaptive_avg_pool3d(lesions.float(), grid)
@@ -123,7 +126,7 @@ def told(runs: list[Run], net: str) -> str:
             rows.append([method, layer, *(spread([v.get(name) for v in values], 2) for name in COLUMNS)])
     lines += ["", markdown(["method", "layer", *COLUMNS.values()], rows), ""]
     shares = [[layer, spread([r["seen"].get(layer) for r in mine], 2),
-               *(f"{sum(r['taken'][m] == layer for r in mine)} of {len(mine)}" for m in CHOSEN)]
+               *(f"{sum(r['taken'].get(m) == layer for r in mine)} of {len(mine)}" for m in CHOSEN)]
               for layer in LAYERS[net]]  # fmt: skip
     return "\n".join([*lines, markdown(["layer", "seen share", *(f"taken for {m}" for m in CHOSEN)], shares), ""])
 
