@@ -10,19 +10,25 @@ import functools
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from _runs import Diverged, Job
+from _runs import Diverged, Job, finite
 from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
+import camtrain as ct
 from camtrain.data import PhantomDataModule
-from camtrain.metrics import LabelAUROC
+from camtrain.evaluation.perturbing import masked_probabilities
+from camtrain.metrics import LabelAUROC, average_drop, average_increase
 from camtrain.models import LitClassifier, VGGNet
 
 LABELS = ["ground_glass", "consolidation", "effusion", "aneurysm"]
+ITSELF, NOISE = "(the finding itself)", "(noise)"
+PAPER = {"AD, paper": average_drop, "AI, paper": average_increase}
 LAYERS = {"resnet": ["layer1", "layer2", "layer3", "layer4"], "vgg": ["stage1", "stage2", "stage3"]}
 
 
@@ -108,3 +114,37 @@ def auroc(logits: Tensor, label: Tensor) -> list[float]:
     metric = LabelAUROC(num_labels=label.shape[1], average="none")
     metric.update(logits, label)
     return [float(value) if math.isfinite(value) else math.nan for value in metric.compute().tolist()]
+
+
+def title(method: Any) -> str:
+    """As `ct.evaluate` writes it."""
+    options = dict(method) if isinstance(method, dict) else {"name": method}
+    name = options.pop("name")
+    return f"{name}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else name
+
+
+def mean(values: list[float]) -> float | None:
+    """Of the values that are numbers."""
+    known = finite(values)
+    return sum(known) / len(known) if known else None
+
+
+def controls(net: nn.Module, cases: Sequence[dict[str, Any]], layers: list[str]) -> dict[str, dict[str, Any]]:
+    """What average drop and increase say of maps that need no method: the finding itself, and noise, on each grid."""
+    sums: dict[str, dict[str, dict[str, list[float]]]] = {ITSELF: {}, NOISE: {}}
+    for number, case in enumerate(cases):
+        image, lesions = case["image"][None].as_subclass(Tensor), case["lesions"][None].as_subclass(Tensor)
+        with torch.no_grad():
+            before = net(image).sigmoid()
+        right = (case["label"] == 1)[None].as_subclass(Tensor) & (before >= 0.5)
+        grids = ct.explain(net, image, "gradcam", layers, labels=[0])
+        for layer, cells in grids.items():
+            noise = torch.rand(1, len(case["label"]), *cells.shape[2:], generator=torch.Generator().manual_seed(number))
+            coarse = nn.functional.adaptive_avg_pool3d(lesions.float(), cells.shape[2:])
+            for name, maps in {ITSELF: coarse, NOISE: noise}.items():
+                into = sums[name].setdefault(layer, {})
+                for ground, words in {"air": ("average_drop", "average_increase"), "mean": tuple(PAPER)}.items():
+                    after = masked_probabilities(net, image, maps, right, ground)
+                    for word, score in zip(words, PAPER.values(), strict=True):
+                        into.setdefault(word, []).extend(score(before, after, right.float())[right].tolist())
+    return {m: {layer: {n: mean(v) for n, v in into.items()} for layer, into in of.items()} for m, of in sums.items()}

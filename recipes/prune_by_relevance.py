@@ -128,9 +128,9 @@ def main() -> None:
     """Train or read, prune, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.set_defaults(test_cases=64)
+    parser.set_defaults(test_cases=48)
     parser.add_argument("--ranked-on", type=int, default=64, help="training cases that rank the channels")
-    parser.add_argument("--draws", type=int, default=3, help="random orders")
+    parser.add_argument("--draws", type=int, default=2, help="random orders")
     parser.add_argument("--out", type=Path, default=Path("runs/prune_by_relevance"))
     args = parser.parse_args()
     work = functools.partial(study, folder=args.models or args.out)

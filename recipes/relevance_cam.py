@@ -16,16 +16,17 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import _depth as shared
 import torch
-from _depth import LAYERS, add_options, auroc, data_of, jobs_of, tested, trained
-from _runs import Job, Run, finish, finite, hardware, markdown, spread
+from _depth import ITSELF, LAYERS, PAPER, mean, title
+from _runs import Job, Run, finish, hardware, markdown, spread
 from rich.console import Console
 from torch import Tensor, nn
 
 import camtrain as ct
 from camtrain.evaluation import rank_layers
 from camtrain.evaluation.perturbing import masked_probabilities
-from camtrain.metrics import average_drop, average_increase, mask_iou, region_preference
+from camtrain.metrics import mask_iou, region_preference
 from camtrain.reporting import dice, segment
 
 OFFICIAL = {"name": "relevancecam", "contrast": "official-code"}
@@ -33,25 +34,18 @@ METHODS: list[Any] = ["gradcam", "gradcam++", {"name": "scorecam", "channels": 1
 CHOSEN = ["gradcam", "relevancecam"]  # a layer is chosen for these
 MEASURES = ["average_drop", "average_increase", "class_sensitivity", "channel_sparseness", "mask_iou"]
 OWN = ["lesion IoU", "Dice", "own finding"]
-ITSELF = "(the finding itself)"
-PAPER = {"AD, paper": average_drop, "AI, paper": average_increase}
 COLUMNS = {"average_drop": "AD", "average_increase": "AI", **{name: name for name in PAPER}, "lesion IoU": "lesion IoU",
            "Dice": "Dice", "own finding": "own finding", "class_sensitivity": "class sensitivity",
            "channel_sparseness": "Gini", "mask_iou": "organ IoU"}  # fmt: skip
 console = Console()
 
 
-def title(method: Any) -> str:
-    """As `ct.evaluate` writes it."""
-    options = dict(method) if isinstance(method, dict) else {"name": method}
-    name = options.pop("name")
-    return f"{name}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else name
-
-
 def study(job: Job, folder: Path) -> dict[str, Any]:
     """Scores of one network: method -> layer -> score, its AUROC, and the layers that would be taken."""
-    net, data = trained(job, folder), data_of(job)
-    logits, label = tested(net, data)
+    net, data = shared.trained(job, folder), shared.data_of(job)
+    if "controls" in job:
+        return {"scores": shared.controls(net, list(data.test_dataloader()[0].dataset), LAYERS[job["net"]])}
+    logits, label = shared.tested(net, data)
     (loader,), layers = data.test_dataloader(), LAYERS[job["net"]]
     ask = {"names": data.labels, "cases": "correct", "contrast_labels": None, "repeats": 20, "progress": False}
     found = ct.evaluate(net, loader, data.table, METHODS, layers, measures=MEASURES, **ask)
@@ -68,7 +62,7 @@ def study(job: Job, folder: Path) -> dict[str, Any]:
     some = any(row.layer for row in picked.rows)  # a network that predicts nothing right has no maps to rank
     taken = {m: next((r.layer for r in rank_layers(picked, m, seen=seen) if r.taken), None) for m in CHOSEN if some}
     pairs = int(((logits > 0) & (label == 1)).sum())
-    return {"scores": scores, "auroc": auroc(logits, label), "seen": seen, "taken": taken, "pairs": pairs}
+    return {"scores": scores, "auroc": shared.auroc(logits, label), "seen": seen, "taken": taken, "pairs": pairs}
 
 
 def against_lesions(net: nn.Module, cases: list[dict[str, Any]], layers: list[str]) -> dict[Any, dict[str, Any]]:
@@ -106,23 +100,26 @@ def note(sums: dict[Any, Any], key: tuple[str, str], maps: Tensor, lesions: Tens
     into["Dice"] += [dice(segment(maps[b, k].numpy()), lesions[b, k].numpy()) for b, k in pairs]
 
 
-def mean(values: list[float]) -> float | None:
-    """Of the values that are numbers."""
-    known = finite(values)
-    return sum(known) / len(known) if known else None
+def joined(run: Run, other: Run) -> Run:
+    """A run with the scores of its controls."""
+    for method, of in other.get("result", {}).get("scores", {}).items() if "result" in run else ():
+        for layer, values in of.items():
+            run["result"]["scores"].setdefault(method, {}).setdefault(layer, {}).update(values)
+    return run
 
 
 def told(runs: list[Run], net: str) -> str:
     """Tables of one network: scores by method and layer, and the layers."""
     mine = [run["result"] for run in runs if run["job"]["net"] == net and "result" in run]
-    lost = [f"seed {run['job']['seed']}: {run['diverged']}" for run in runs if "diverged" in run]
-    lines = [f"### {net}", "", *(f"Diverged: {line}" for line in lost if lost)]
+    lost = [f"seed {run['job']['seed']}: {run['diverged']}" for run in runs
+            if run["job"]["net"] == net and "diverged" in run]  # fmt: skip
+    lines = [f"### {net}", "", *(f"Diverged: {line}" for line in lost)]
     areas = spread([mean(result["auroc"]) for result in mine])
     lines.append(f"AUROC {areas}, correctly predicted findings {', '.join(str(r['pairs']) for r in mine)}")
     rows = []
     for method in dict.fromkeys(m for result in mine for m in result["scores"]):
         for layer in LAYERS[net]:
-            values = [result["scores"][method].get(layer, {}) for result in mine]
+            values = [result["scores"].get(method, {}).get(layer, {}) for result in mine]
             rows.append([method, layer, *(spread([v.get(name) for v in values], 2) for name in COLUMNS)])
     lines += ["", markdown(["method", "layer", *COLUMNS.values()], rows), ""]
     shares = [[layer, spread([r["seen"].get(layer) for r in mine], 2),
@@ -134,11 +131,14 @@ def told(runs: list[Run], net: str) -> str:
 def main() -> None:
     """Train, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
+    shared.add_options(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/relevance_cam"))
     args = parser.parse_args()
     work = functools.partial(study, folder=args.models or args.out)
-    runs = finish(jobs_of(args), work, args.out, args.workers, together=lambda job: job["seed"])
+    jobs = shared.jobs_of(args)
+    both = finish([*jobs, *(job | {"controls": True} for job in jobs)], work, args.out, args.workers,
+                  together=lambda job: job["seed"])  # fmt: skip
+    runs = [joined(*pair) for pair in zip(both[: len(jobs)], both[len(jobs) :], strict=True)]
     text = "\n".join([f"{hardware()}; mean (range) over {args.seeds} seeds", "", *(told(runs, n) for n in args.nets)])
     (args.out / "table.md").write_text(text)
     console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -73,11 +73,12 @@ def read_lesions(given: Sequence[str], names: Sequence[str], case: Mapping[str, 
 
 def _voxels(file: Path, case: Mapping[str, Any]) -> Bools:
     import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
 
     try:
         image = nib.load(file)
         values = np.asarray(image.dataobj)
-    except (OSError, nib.filebasedimages.ImageFileError, EOFError) as error:
+    except (OSError, ImageFileError, EOFError) as error:
         raise InputError(f"--lesions: cannot read {file} as NIfTI ({error})") from error
     shape, affine = tuple(case["original_shape"]), case["original_affine"].numpy()
     if values.shape != shape or not np.allclose(image.affine, affine, atol=1e-3):

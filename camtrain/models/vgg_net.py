@@ -104,7 +104,7 @@ class VGGNet(nn.Module):
     @property
     def _cell(self) -> int:
         """Voxels along the edge of a cell of the last stage."""
-        return 2 ** len(self.stages)
+        return 1 << len(self.stages)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, L) of images (B, C, *size)."""

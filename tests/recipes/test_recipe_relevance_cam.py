@@ -35,8 +35,7 @@ def test_study_and_pictures(run, tmp_path):
     text = run("relevance_cam", *SMALL, "--seeds", 1, "--out", out)
     table = (out / "table.md").read_text()
     assert table.strip() in text
-    (line,) = (out / "runs.jsonl").read_text().splitlines()
-    result = json.loads(line)["result"]
+    result, of_controls = (json.loads(line)["result"] for line in (out / "runs.jsonl").read_text().splitlines())
     assert set(result["seen"]) == {"stage1", "stage2", "stage3"}
     assert result["seen"]["stage1"] < result["seen"]["stage2"] < result["seen"]["stage3"] <= 1
     assert result["pairs"], "nothing was learnt, and nothing is tested"
@@ -47,6 +46,13 @@ def test_study_and_pictures(run, tmp_path):
     itself = result["scores"]["(the finding itself)"]
     assert itself["stage1"]["Dice"] > itself["stage3"]["Dice"]
     assert table.count("| relevancecam | stage") == 3
+    assert set(of_controls["scores"]["(noise)"]["stage2"]) == {
+        "average_drop",
+        "average_increase",
+        "AD, paper",
+        "AI, paper",
+    }
+    assert table.count("| (noise) | stage") == 3
     before = (out / "runs.jsonl").stat().st_mtime_ns
     assert table.strip() in run("relevance_cam", *SMALL, "--seeds", 1, "--out", out)
     assert (out / "runs.jsonl").stat().st_mtime_ns == before, "a finished run is not done again"
