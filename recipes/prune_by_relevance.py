@@ -104,7 +104,7 @@ def told(runs: list[Run]) -> str:
 def figure(runs: list[Run], path: Path) -> None:
     """A panel per layer: AUROC against the share of channels that are gone, mean over seeds."""
     nets = [net for net in LAYERS if any(run["job"]["net"] == net and "result" in run for run in runs)]
-    sheet = Figure(figsize=(10, 2.7 * len(nets)), dpi=100, layout="constrained")
+    sheet = Figure(figsize=(10, 2.7 * len(nets)), dpi=90, layout="constrained")
     canvas = FigureCanvasAgg(sheet)
     panels = sheet.subplots(len(nets), max(len(LAYERS[net]) for net in nets), squeeze=False, sharey=True)
     for net, row in zip(nets, panels, strict=True):

@@ -70,4 +70,4 @@ def test_small_form(tmp_path, monkeypatch, capsys):
     curves = json.loads(line)["result"]["curves"]
     assert set(curves) == {"stage1", "stage2", "stage3"}
     assert all(np.shape(of[name]) == (5,) for of in curves.values() for name in of)
-    assert Image.open(tmp_path / "out" / "prune_by_relevance.png").width == 1000
+    assert Image.open(tmp_path / "out" / "prune_by_relevance.png").width == 900
