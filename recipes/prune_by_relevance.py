@@ -4,7 +4,7 @@
 
 Channels of one layer are ranked by the mean |channel weight| of Relevance-CAM over training cases and labels, by that
 of Grad-CAM, by mean activation, by the L1 norm of their filter (Li et al. 2017), and at random. The lowest 10 to 90 %
-are set to 0 by a forward hook, and the AUROC on test cases is what is left. Nothing is trained again.
+are set to 0, and the AUROC on test cases is what is left. Nothing is trained again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from _depth import LAYERS, add_options, auroc, data_of, jobs_of, tested, trained
+from _pruning import SHARES, curve, importance
 from _runs import Job, Run, finish, hardware, interval, markdown, spread
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
-import camtrain as ct
-
-SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 RANDOM = "random"
 CRITERIA = ("relevance", "Grad-CAM", "activation", "filter L1", RANDOM)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F")
@@ -35,51 +33,23 @@ console = Console()
 def study(job: Job, folder: Path) -> dict[str, Any]:
     """Mean AUROC: layer -> criterion -> one value per share; at random the mean of several draws."""
     net, data = trained(job, folder), data_of(job)
-    train = torch.utils.data.default_collate([data.train_dataloader().dataset[i] for i in range(job["ranked_on"])])
-    image = train["image"].as_subclass(Tensor)
+    logits, label = tested(net, data)
+    train, test = (
+        torch.stack([dataset[i]["image"] for i in range(count)]).as_subclass(Tensor)
+        for dataset, count in (
+            (data.train_dataloader().dataset, job["ranked_on"]),
+            (data.test_dataloader()[0].dataset, job["test_cases"]),
+        )
+    )
     found: dict[str, dict[str, list[float]]] = {}
     for layer in LAYERS[job["net"]]:
-        ranked = importance(net, image, layer)
+        ranked = importance(net, train, layer)
         channels = len(ranked["relevance"])
         draws = [torch.rand(channels, generator=torch.Generator().manual_seed(n)) for n in range(job["draws"])]
-        curves = {name: curve(net, data, layer, values) for name, values in ranked.items()}
-        curves[RANDOM] = np.mean([curve(net, data, layer, values) for values in draws], axis=0).tolist()
+        curves = {name: curve(net, test, label, layer, values) for name, values in ranked.items()}
+        curves[RANDOM] = np.mean([curve(net, test, label, layer, values) for values in draws], axis=0).tolist()
         found[layer] = curves
-    return {"auroc": float(np.mean(auroc(*tested(net, data)))), "curves": found}
-
-
-def importance(net: nn.Module, image: Tensor, layer: str) -> dict[str, Tensor]:
-    """Criterion -> how important each channel (K,) of a layer is."""
-    parts = image.split(16)
-    found = {
-        title: torch.cat([ct.channel_weights(net, part, name, layer) for part in parts]).abs().mean(dim=(0, 1))
-        for title, name in {"relevance": "relevancecam", "Grad-CAM": "gradcam"}.items()
-    }
-    module = net.get_submodule(layer)
-    seen: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
-    with torch.no_grad():
-        for part in parts:
-            net(part)
-    handle.remove()
-    found["activation"] = torch.cat(seen).abs().flatten(2).mean(dim=(0, 2))
-    # The last convolution with a real kernel; a shortcut's convolution has a kernel of 1.
-    convolution = [m for m in module.modules() if isinstance(m, nn.Conv3d) and max(m.kernel_size) > 1][-1]
-    found["filter L1"] = convolution.weight.detach().abs().flatten(1).sum(dim=1)
-    return found
-
-
-def curve(net: nn.Module, data: Any, layer: str, values: Tensor) -> list[float]:
-    """Mean AUROC on the test cases without the least important channels, one value per share."""
-    areas, shape = [], (1, -1, *[1] * len(data.phantom.size))
-    for share in SHARES:
-        keep = torch.ones(len(values))
-        keep[values.argsort()[: round(share * len(values))]] = 0
-        keep = keep.view(shape)
-        handle = net.get_submodule(layer).register_forward_hook(lambda _m, _i, out, keep=keep: out * keep)
-        areas.append(float(np.mean(auroc(*tested(net, data)))))
-        handle.remove()
-    return areas
+    return {"auroc": float(np.mean(auroc(logits, label))), "curves": found}
 
 
 def told(runs: list[Run]) -> str:
@@ -128,9 +98,9 @@ def main() -> None:
     """Train or read, prune, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.set_defaults(test_cases=48)
+    parser.set_defaults(test_cases=64)
     parser.add_argument("--ranked-on", type=int, default=64, help="training cases that rank the channels")
-    parser.add_argument("--draws", type=int, default=2, help="random orders")
+    parser.add_argument("--draws", type=int, default=3, help="random orders")
     parser.add_argument("--out", type=Path, default=Path("runs/prune_by_relevance"))
     args = parser.parse_args()
     work = functools.partial(study, folder=args.models or args.out)

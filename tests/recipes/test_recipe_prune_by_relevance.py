@@ -16,19 +16,9 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 
-class Data:
-    """A test loader of one batch, as the recipe asks for it."""
-
-    def __init__(self, image, label):
-        self.batch = {"image": image, "label": label}
-        self.phantom = type("Phantom", (), {"size": tuple(image.shape[2:])})
-
-    def test_dataloader(self):
-        return [[self.batch]]
-
-
 def test_channels_that_matter_are_ranked_first_and_missed_most():
     """Channel 3 of four decides alone; the others feed weights of zero."""
+    import _pruning
     import prune_by_relevance
 
     torch.manual_seed(0)
@@ -42,19 +32,42 @@ def test_channels_that_matter_are_ranked_first_and_missed_most():
         net.head.weight.zero_()
         net.head.weight[0, 3], net.head.weight[1, 3] = 1.0, -1.0
     label = torch.stack([(torch.arange(12) > 5).float(), (torch.arange(12) < 6).float()], dim=1)
-    ranked = prune_by_relevance.importance(net.eval(), image, "layer")
+    ranked = _pruning.importance(net.eval(), image, "layer")
     assert set(ranked) == set(prune_by_relevance.CRITERIA) - {"random"}
     assert ranked["relevance"].argmax() == ranked["Grad-CAM"].argmax() == 3
     torch.testing.assert_close(ranked["filter L1"], net.layer[0].weight.flatten(1).sum(dim=1).detach())
     with torch.no_grad():
         expected = net.layer(image).mean(dim=(0, 2, 3, 4))
     torch.testing.assert_close(ranked["activation"], expected)
-    data = Data(image, label)
     # Of 4 channels 0, 1, 2, 3 and 4 go, at shares of 0.1 to 0.9: channel 3 last, or first.
-    assert prune_by_relevance.curve(net, data, "layer", ranked["relevance"]) == [1.0, 1.0, 1.0, 1.0, 0.5]
-    wrong = prune_by_relevance.curve(net, data, "layer", -ranked["relevance"])
+    assert _pruning.curve(net, image, label, "layer", ranked["relevance"]) == [1.0, 1.0, 1.0, 1.0, 0.5]
+    wrong = _pruning.curve(net, image, label, "layer", -ranked["relevance"])
     assert wrong == [1.0, 0.5, 0.5, 0.5, 0.5]
     assert not net.layer._forward_hooks
+
+
+@pytest.mark.parametrize("name", ["resnet", "vgg"])
+def test_curve_is_that_of_the_network_with_a_mask_behind_the_layer(name):
+    import _depth
+    import _pruning
+
+    torch.manual_seed(0)
+    net, image = _depth.network(name, 4, (16, 12, 16)).eval(), torch.rand(10, 1, 16, 12, 16)
+    label = (torch.rand(10, 4) < 0.5).float()
+    for layer in _depth.LAYERS[name]:
+        values = torch.rand(len(_pruning.output_of(net, image[:1], layer)[0]))
+        got, expected = _pruning.curve(net, image, label, layer, values), []
+        for share in _pruning.SHARES:
+            keep = torch.ones(len(values))
+            for place in sorted(range(len(values)), key=lambda k: values[k])[: round(share * len(values))]:
+                keep[place] = 0
+            hook = net.get_submodule(layer).register_forward_hook(
+                lambda _m, _i, out, keep=keep: out * keep.view(1, -1, 1, 1, 1)
+            )
+            with torch.no_grad():
+                expected.append(np.mean(_depth.auroc(net(image), label)))
+            hook.remove()
+        assert got == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.slow
