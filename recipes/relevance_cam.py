@@ -33,19 +33,19 @@ OFFICIAL = {"name": "relevancecam", "contrast": "official-code"}
 METHODS: list[Any] = ["gradcam", "gradcam++", {"name": "scorecam", "channels": 16}, "relevancecam", OFFICIAL]
 CHOSEN = ["gradcam", "relevancecam"]  # a layer is chosen for these
 MEASURES = ["average_drop", "average_increase", "class_sensitivity", "channel_sparseness", "mask_iou"]
-OWN = ["lesion IoU", "Dice", "own finding"]
 COLUMNS = {"average_drop": "AD", "average_increase": "AI", **{name: name for name in PAPER}, "lesion IoU": "lesion IoU",
            "Dice": "Dice", "own finding": "own finding", "class_sensitivity": "class sensitivity",
            "channel_sparseness": "Gini", "mask_iou": "organ IoU"}  # fmt: skip
-console = Console()
 
 
 def study(job: Job, folder: Path) -> dict[str, Any]:
     """Scores of one network: method -> layer -> score, its AUROC, and the layers that would be taken."""
     net, data = shared.trained(job, folder), shared.data_of(job)
-    if "controls" in job:
-        return {"scores": shared.controls(net, list(data.test_dataloader()[0].dataset), LAYERS[job["net"]])}
     logits, label = shared.tested(net, data)
+    right = (logits >= 0) & (label == 1)
+    if "controls" in job:
+        found = shared.controls(net, list(data.test_dataloader()[0].dataset), LAYERS[job["net"]])
+        return {"scores": found, "beside another": int(right[right.sum(dim=1) > 1].sum())}
     (loader,), layers = data.test_dataloader(), LAYERS[job["net"]]
     ask = {"names": data.labels, "cases": "correct", "contrast_labels": None, "repeats": 20, "progress": False}
     found = ct.evaluate(net, loader, data.table, METHODS, layers, measures=MEASURES, **ask)
@@ -55,14 +55,14 @@ def study(job: Job, folder: Path) -> dict[str, Any]:
             scores.setdefault(row.method, {}).setdefault(row.layer, {})[row.measure] = row.mean
     for (method, layer), values in against_lesions(net, list(loader.dataset), layers).items():
         scores.setdefault(method, {}).setdefault(layer, {}).update(values)
-    image = loader.dataset[0]["image"][None]
-    seen = {row.name: row.seen for row in ct.layers(net, image, depth=1) if row.name in layers}
+    known = ct.layers(net, loader.dataset[0]["image"][None], depth=1)
+    seen = {row.name: row.seen for row in known if row.name in layers}
     picked = ct.evaluate(net, {"val": data.val_dataloader()}, data.table, CHOSEN, layers,
                          measures=["average_drop", "mask_iou", "class_sensitivity"], **ask)  # fmt: skip
     some = any(row.layer for row in picked.rows)  # a network that predicts nothing right has no maps to rank
     taken = {m: next((r.layer for r in rank_layers(picked, m, seen=seen) if r.taken), None) for m in CHOSEN if some}
-    pairs = int(((logits > 0) & (label == 1)).sum())
-    return {"scores": scores, "auroc": shared.auroc(logits, label), "seen": seen, "taken": taken, "pairs": pairs}
+    areas = shared.auroc(logits, label)
+    return {"scores": scores, "auroc": areas, "seen": seen, "taken": taken, "pairs": int(right.sum())}
 
 
 def against_lesions(net: nn.Module, cases: list[dict[str, Any]], layers: list[str]) -> dict[Any, dict[str, Any]]:
@@ -94,7 +94,7 @@ def against_lesions(net: nn.Module, cases: list[dict[str, Any]], layers: list[st
 
 def note(sums: dict[Any, Any], key: tuple[str, str], maps: Tensor, lesions: Tensor, right: Tensor) -> None:
     """Add the scores of one case's correctly predicted findings."""
-    into, pairs = sums.setdefault(key, {name: [] for name in OWN}), right.nonzero().tolist()
+    into, pairs = sums.setdefault(key, {"lesion IoU": [], "Dice": [], "own finding": []}), right.nonzero().tolist()
     into["lesion IoU"] += mask_iou(maps, lesions, right.float())[right].tolist()
     into["own finding"] += region_preference(maps, lesions, right.float())[right].tolist()
     into["Dice"] += [dice(segment(maps[b, k].numpy()), lesions[b, k].numpy()) for b, k in pairs]
@@ -102,20 +102,22 @@ def note(sums: dict[Any, Any], key: tuple[str, str], maps: Tensor, lesions: Tens
 
 def joined(run: Run, other: Run) -> Run:
     """A run with the scores of its controls."""
-    for method, of in other.get("result", {}).get("scores", {}).items() if "result" in run else ():
+    result, extra = run.get("result", {}), other.get("result", {"scores": {}})
+    for method, of in extra["scores"].items() if result else ():
         for layer, values in of.items():
-            run["result"]["scores"].setdefault(method, {}).setdefault(layer, {}).update(values)
+            result["scores"].setdefault(method, {}).setdefault(layer, {}).update(values)
+    result |= {name: value for name, value in extra.items() if name != "scores"}
     return run
 
 
 def told(runs: list[Run], net: str) -> str:
     """Tables of one network: scores by method and layer, and the layers."""
     mine = [run["result"] for run in runs if run["job"]["net"] == net and "result" in run]
-    lost = [f"seed {run['job']['seed']}: {run['diverged']}" for run in runs
-            if run["job"]["net"] == net and "diverged" in run]  # fmt: skip
+    lost = [f"seed {r['job']['seed']}: {r['diverged']}" for r in runs if r["job"]["net"] == net and "diverged" in r]
     lines = [f"### {net}", "", *(f"Diverged: {line}" for line in lost)]
-    areas = spread([mean(result["auroc"]) for result in mine])
-    lines.append(f"AUROC {areas}, correctly predicted findings {', '.join(str(r['pairs']) for r in mine)}")
+    areas = spread([mean(r["auroc"]) for r in mine])
+    counts = (", ".join(str(r.get(name, "-")) for r in mine) for name in ("pairs", "beside another"))
+    lines.append("AUROC {}; correctly predicted findings {}, beside another such finding {}".format(areas, *counts))
     rows = []
     for method in dict.fromkeys(m for result in mine for m in result["scores"]):
         for layer in LAYERS[net]:
@@ -141,7 +143,7 @@ def main() -> None:
     runs = [joined(*pair) for pair in zip(both[: len(jobs)], both[len(jobs) :], strict=True)]
     text = "\n".join([f"{hardware()}; mean (range) over {args.seeds} seeds", "", *(told(runs, n) for n in args.nets)])
     (args.out / "table.md").write_text(text)
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    Console().print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 if __name__ == "__main__":
