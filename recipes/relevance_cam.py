@@ -50,9 +50,8 @@ def study(job: Job, folder: Path) -> dict[str, Any]:
     ask = {"names": data.labels, "cases": "correct", "contrast_labels": None, "repeats": 20, "progress": False}
     found = ct.evaluate(net, loader, data.table, METHODS, layers, measures=MEASURES, **ask)
     scores: dict[str, dict[str, dict[str, float | None]]] = {}
-    for row in found.rows:
-        if row.label == "micro":
-            scores.setdefault(row.method, {}).setdefault(row.layer, {})[row.measure] = row.mean
+    for row in (row for row in found.rows if row.label == "micro"):
+        scores.setdefault(row.method, {}).setdefault(row.layer, {})[row.measure] = row.mean
     for (method, layer), values in against_lesions(net, list(loader.dataset), layers).items():
         scores.setdefault(method, {}).setdefault(layer, {}).update(values)
     known = ct.layers(net, loader.dataset[0]["image"][None], depth=1)
