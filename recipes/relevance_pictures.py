@@ -70,8 +70,8 @@ def row(case: dict[str, Any], column: int, maps: Sequence[Any], caption: str) ->
 
 def save(rows: list[Row], titles: Sequence[str], path: Path, caption: str) -> None:
     """Few colours, so that the file is small."""
-    sheet = Image.fromarray(side_by_side(rows, ["CT", *titles], width=780, caption=caption))
-    sheet.quantize(96, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+    sheet = Image.fromarray(side_by_side(rows, ["CT", *titles], width=740, caption=caption))
+    sheet.quantize(72, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def depth_grid(net: nn.Module, name: str, data: Any, path: Path) -> None:

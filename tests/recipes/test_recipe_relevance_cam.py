@@ -62,4 +62,4 @@ def test_study_and_pictures(run, tmp_path):
     run("relevance_pictures", *small)
     assert {p.name for p in pictures.iterdir()} == {f"{n}_vgg{e}" for n, e in (
         ("depth", ".png"), ("cascade", ".png"), ("cascade", ".csv"), ("cascade", "_chart.png"))}  # fmt: skip
-    assert Image.open(pictures / "depth_vgg.png").width == 780
+    assert Image.open(pictures / "depth_vgg.png").width == 740
