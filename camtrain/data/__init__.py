@@ -1,4 +1,4 @@
-"""Where batches come from: the chest phantom and real files named in a CSV.
+"""Where batches come from: the chest phantom, real files named in a CSV, and trees of PASCAL VOC.
 
 Public names load on first use, so that one data module does not pay for the imports of another.
 """
@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 _PUBLIC = {
     "PhantomDataModule": "camtrain.data.phantom_module",
     "ManifestDataModule": "camtrain.data.manifest_module",
+    "PascalVOCDataModule": "camtrain.data.voc_module",
+    "make_voc_tree": "camtrain.data.voc_tree",
 }
 
-__all__ = ["ManifestDataModule", "PhantomDataModule"]
+__all__ = ["ManifestDataModule", "PascalVOCDataModule", "PhantomDataModule", "make_voc_tree"]
 
 if TYPE_CHECKING:
     from camtrain.data.manifest_module import ManifestDataModule
     from camtrain.data.phantom_module import PhantomDataModule
+    from camtrain.data.voc_module import PascalVOCDataModule
+    from camtrain.data.voc_tree import make_voc_tree
 
 
 def __getattr__(name: str) -> Any:
