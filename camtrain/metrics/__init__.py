@@ -12,6 +12,7 @@
 | `OcclusionCorrelation` | `occlusion_correlation` | does a map rank places as hiding them does? |
 | `ClassSensitivity` | `class_sensitivity` | correlation between the maps of one case's labels |
 | `SumToScore` | `sum_to_score` | does the sum of a map give its logit? |
+| `WrongPlace` | `wrong_place` | share of a map on cells that did not raise the logit |
 | `ChannelSparseness` | `channel_sparseness` | few channels or all of them behind a label |
 | `AverageDrop` | `average_drop` | probability lost when only what the map shows is left |
 | `AverageIncrease` | `average_increase` | is the network surer of that? |
@@ -44,6 +45,7 @@ from camtrain.metrics.region_preference import region_preference
 from camtrain.metrics.relevance_rank import RelevanceRank, relevance_rank
 from camtrain.metrics.shortcut_reliance import Reliance, ShortcutReliance, shortcut_reliance
 from camtrain.metrics.sum_to_score import SumAgreement, SumToScore, sum_to_score
+from camtrain.metrics.wrong_place import WrongPlace, wrong_place
 
 __all__ = [
     "DEFAULT_THRESHOLD",
@@ -69,6 +71,7 @@ __all__ = [
     "ShortcutReliance",
     "SumAgreement",
     "SumToScore",
+    "WrongPlace",
     "average_drop",
     "average_increase",
     "channel_concepts",
@@ -90,4 +93,5 @@ __all__ = [
     "relevance_rank",
     "shortcut_reliance",
     "sum_to_score",
+    "wrong_place",
 ]

@@ -22,6 +22,7 @@ from camtrain.metrics import (
     RelevanceRank,
     ShortcutReliance,
     SumToScore,
+    WrongPlace,
 )
 
 LABELS = 5
@@ -56,6 +57,7 @@ def _metrics():
         "reliance pooled": ShortcutReliance(LABELS, "micro", floor=0.3),
         "rank": RelevanceRank(LABELS, "micro"),
         "sensitivity": ClassSensitivity(LABELS),
+        "wrong place": WrongPlace(LABELS, tolerance=0.1),
         "sparseness": ChannelSparseness(LABELS, "none", num_channels=60),
     }
 
@@ -77,6 +79,7 @@ def _answers(rows, batch):
     maps, allowed, label, scores = _data()
     answers = {}
     others = {"auroc": (scores,), "sensitivity": (maps,), "sparseness": (maps.flatten(2),)} | _of_changed_images(scores)
+    others |= {"wrong place": (maps, maps.flip(2))}
     for name, metric in _metrics().items():
         for part in torch.tensor(rows, dtype=torch.long).split(batch) if rows else ():
             inputs = others.get(name, (maps, allowed))
