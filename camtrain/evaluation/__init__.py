@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from camtrain.evaluation.against import Against, set_against
 from camtrain.evaluation.auditing import Audit, AuditLimits, LabelAudit, audit
+from camtrain.evaluation.cell_effects import cell_effects
 from camtrain.evaluation.channel_names import ChannelNames
 from camtrain.evaluation.concepts import BANDS, Band, Concepts
 from camtrain.evaluation.describing import describe
@@ -40,6 +41,7 @@ __all__ = [
     "SanityTable",
     "ShuffledLabels",
     "audit",
+    "cell_effects",
     "compare_models",
     "describe",
     "evaluate",

@@ -49,7 +49,9 @@ class Row:
     scale: float | Sequence[float] | None = None
 
 
-def side_by_side(rows: Sequence[Row], titles: Sequence[str], *, width: int = 1400, caption: str = "") -> Pixels:
+def side_by_side(
+    rows: Sequence[Row], titles: Sequence[str], *, width: int = 1400, caption: str = "", region: str | None = None
+) -> Pixels:
     """The same slices seen by several networks: the image with the allowed region, then one column per network.
 
     Args:
@@ -57,6 +59,7 @@ def side_by_side(rows: Sequence[Row], titles: Sequence[str], *, width: int = 140
         titles: Heading of each column, the image's column first: `("CT", "plain training", "with mask loss")`.
         width: Width of the picture in pixels.
         caption: Last line.
+        region: What the legend calls the outline; None: the allowed region, or where there is none.
 
     Returns:
         (H, width, 3) uint8.
@@ -82,7 +85,7 @@ def side_by_side(rows: Sequence[Row], titles: Sequence[str], *, width: int = 140
             parts.append(_draw.headline(row.caption, inner, round(0.85 * size), _draw.FAINT))
         parts.append(_line(row, ends, tile, size))
     one = {end for ends in scales for end in ends}
-    note = next((n for row in rows if (n := region_note(row.allowed))), None)
+    note = region or next((n for row in rows if (n := region_note(row.allowed))), None)
     parts.append(_draw.legend(inner, one.pop() if len(one) == 1 else None, note, round(0.85 * size)))
     if caption:
         parts.append(_draw.headline(caption, inner, round(0.85 * size), _draw.FAINT))
