@@ -3,9 +3,9 @@
     python recipes/voc_hirescam.py --workers 2                            # draws its pictures
     python recipes/voc_hirescam.py --root VOCdevkit/VOC2012 --size 224    # the real ones; use a GPU
 
-Nets with a flattened last layer learn which objects are in the picture; one with a global average pool is the control,
-where the two maps are one. Each map is compared with what the net does (zero the activations of one cell, and see how
-far the logit falls) and with where the object is (class masks).
+Nets with a flattened last layer learn what is in the picture; one with a global average pool is the control, where the
+two maps are one. Each map is compared with what the net does (how far does the logit fall without the activations of
+one cell?) and with where the object is (class masks).
 """
 
 from __future__ import annotations
@@ -31,11 +31,6 @@ from camtrain.models import FlattenNet, LitClassifier
 from camtrain.reporting import Row, side_by_side
 
 
-def flatten_net(labels: int, size: tuple[int, int]) -> nn.Module:
-    """Cells of 8 pixels that see 16."""
-    return FlattenNet(labels, size=size, channels=3, widths=(16, 32, 32, 32), pool=4)
-
-
 def resnet(labels: int, size: tuple[int, int], flatten: bool = True) -> nn.Module:
     """MONAI's ResNet-18 with a quarter of its channels, cells of 16 pixels; its pool taken out for `flatten`."""
     shape = {"layers": [2, 2, 2, 2], "block_inplanes": [16, 32, 64, 128], "conv1_t_stride": 2, "no_max_pool": True}
@@ -45,13 +40,14 @@ def resnet(labels: int, size: tuple[int, int], flatten: bool = True) -> nn.Modul
     return net
 
 
+CELLS_OF_8 = partial(FlattenNet, channels=3, widths=(16, 32, 32, 32), pool=4)
 NETS: dict[str, tuple[str, Any, Any]] = {  # tapped layer, net, from its output to the logits
-    "flatten": ("relu", flatten_net, lambda net, a: net.head(a.flatten(1))),
+    "flatten": ("relu", CELLS_OF_8, lambda net, a: net.head(a.flatten(1))),
     "resnet": ("layer4", resnet, lambda net, a: net.fc(a.flatten(1))),
     "pool": ("layer4", partial(resnet, flatten=False), lambda net, a: net.fc(net.avgpool(a).flatten(1))),
 }
 TITLES = {"flatten": "FlattenNet", "resnet": "ResNet-18 / 4, flattened", "pool": "ResNet-18 / 4, pool (control)"}
-METHODS = {"hirescam": "HiResCAM", "gradcam": "Grad-CAM"}
+METHODS = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}
 
 
 def train(job: Job, out: Path) -> dict[str, Any]:
@@ -77,21 +73,19 @@ def train(job: Job, out: Path) -> dict[str, Any]:
         pairs = ((batch["label"] == 1) & allowed.flatten(2).any(dim=2)).nonzero(as_tuple=True)
         found.append({m: scores(maps[m][pairs], effect[pairs], allowed[pairs], rise[pairs]) for m in METHODS})
         for at in zip(*pairs, strict=True):
-            both = [maps[m][at].numpy() for m in METHODS]
-            rows.append(Row(batch["image"][at[0]].numpy(), both, whole[at].numpy(), data.labels[at[1]]))
+            image, both = batch["image"][at[0]].numpy(), [maps[m][at].numpy() for m in METHODS]
+            rows.append(Row(image, both, whole[at].numpy(), data.labels[at[1]]))
     if not torch.cat(logits).isfinite().all():
         raise Diverged("logits are not finite")
     if job["seed"] == 0:
         shown = rows[:: max(1, len(rows) // 4)][:4]  # evenly spaced, not chosen by hand
-        drawn = side_by_side(
-            shown, ("picture", *METHODS.values()), width=620, caption=TITLES[job["net"]], region="object"
-        )
+        drawn = side_by_side(shown, ["", *METHODS.values()], width=620, caption=TITLES[job["net"]], region="object")
         Image.fromarray(drawn).quantize(256, dither=Image.Dither.NONE).save(out / f"{job['net']}.png", optimize=True)
     tables = {m: {s: torch.cat([part[m][s] for part in found]) for s in found[0][m]} for m in METHODS}
     ratio = (tables["gradcam"]["area / object"] / tables["hirescam"]["area / object"]).log().nanmean().exp().item()
     means = {m: {s: values.nanmean().item() for s, values in table.items()} for m, table in tables.items()}
     auroc = label_auroc(torch.cat(logits), torch.cat(labels)).nanmean().item()
-    return {"scores": means, "auroc": auroc, "ratio": ratio, "pairs": len(rows)}
+    return {"scores": means, "ratio": ratio, "auroc": auroc}
 
 
 def scores(maps: Tensor, effect: Tensor, allowed: Tensor, rise: Tensor) -> dict[str, Tensor]:
@@ -99,6 +93,7 @@ def scores(maps: Tensor, effect: Tensor, allowed: Tensor, rise: Tensor) -> dict[
     one = torch.ones(len(maps), 1)
     shown, truth, inside = (t.flatten(1)[:, None] for t in (maps, effect, allowed))
     top = shown.amax(dim=2).clamp(min=0)
+    half = (shown > 0.5 * top[..., None]).sum(dim=2)
     steps = torch.stack([maps.diff(dim=axis).abs().flatten(1).sum(dim=1) for axis in range(1, maps.ndim)]).sum(dim=0)
     one_way, other = (t[:, 0] - t.mean(dim=2) for t in (shown, truth))
     return {
@@ -108,9 +103,7 @@ def scores(maps: Tensor, effect: Tensor, allowed: Tensor, rise: Tensor) -> dict[
         "energy inside": energy_inside(shown, inside, one)[:, 0],
         "chance": inside[:, 0].float().mean(dim=1),
         "IoU": mask_iou(shown, inside, one)[:, 0],
-        "area / object": torch.where(top > 0, (shown > 0.5 * top[..., None]).sum(dim=2) / inside.sum(dim=2), torch.nan)[
-            :, 0
-        ],
+        "area / object": (half / inside.sum(dim=2)).masked_fill(top == 0, torch.nan)[:, 0],
         "roughness": steps / maps.flatten(1).abs().sum(dim=1),
         "empty": (top[:, 0] == 0).float(),
     }
