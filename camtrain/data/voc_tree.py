@@ -20,7 +20,7 @@ from camtrain.data.voc_pictures import OBJECTS, Drawn, draw_picture
 
 _MOST = 3
 _SMALLEST = 24
-_HIDDEN = 0.4
+_HIDDEN = 0.5
 """Visible share of an object below which it is marked difficult, as VOC marks what is hard to recognise."""
 
 
@@ -39,7 +39,7 @@ def make_voc_tree(
     The folder then holds JPEGImages, Annotations (XML with boxes, `truncated`, `occluded`, `difficult`), palette PNGs
     with a border of void (255) in SegmentationClass and SegmentationObject, and ImageSets/Main and /Segmentation,
     for `PascalVOCDataModule` and any other reader. A picture shows one to three objects before a textured ground
-    with clutter; where less than 40 % of an object can be seen it is `difficult`, and void in the masks. Such pictures
+    with clutter; where less than half of an object can be seen it is `difficult`, and void in the masks. Such pictures
     are far simpler than photographs: a result on them says nothing about VOC itself.
 
     Args:
