@@ -61,8 +61,8 @@ def train(job: Job, out: Path) -> dict[str, Any]:
         raise Diverged("logits are not finite")
     gradcam, exact = (ct.explain(model, image, method, layer) for method in ("gradcam", "hirescam"))
     shares = measured(gradcam, exact, label)
-    if job["seed"] == 0 and job["net"] != "pool":
-        share = shares["gradcam"]
+    share = shares["gradcam"]
+    if job["seed"] == 0 and job["net"] != "pool" and share.isfinite().any():
         at, column = (share == share.nanmedian()).nonzero()[0].tolist()
         title = f"{TITLES[job['net']]}, {data.labels[column]}: {share[at, column]:.0%} of Grad-CAM in a wrong place"
         figure(cases[at], gradcam[at, column], exact[at, column], title, out / f"{job['net']}.png")

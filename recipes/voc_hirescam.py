@@ -32,8 +32,8 @@ from camtrain.reporting import Row, side_by_side
 
 
 def resnet(labels: int, size: tuple[int, int], flatten: bool = True) -> nn.Module:
-    """MONAI's ResNet-18 with a quarter of its channels, cells of 16 pixels; its pool taken out for `flatten`."""
-    shape = {"layers": [2, 2, 2, 2], "block_inplanes": [16, 32, 64, 128], "conv1_t_stride": 2, "no_max_pool": True}
+    """MONAI's ResNet-10 with a quarter of its channels, cells of 16 pixels; its pool taken out for `flatten`."""
+    shape = {"layers": [1, 1, 1, 1], "block_inplanes": [16, 32, 64, 128], "conv1_t_stride": 2, "no_max_pool": True}
     net = ResNet(block="basic", spatial_dims=2, n_input_channels=3, num_classes=labels, **shape)
     if flatten:
         net.avgpool, net.fc = nn.Identity(), nn.Linear(128 * math.prod(math.ceil(n / 16) for n in size), labels)
@@ -46,7 +46,7 @@ NETS: dict[str, tuple[str, Any, Any]] = {  # tapped layer, net, from its output 
     "resnet": ("layer4", resnet, lambda net, a: net.fc(a.flatten(1))),
     "pool": ("layer4", partial(resnet, flatten=False), lambda net, a: net.fc(net.avgpool(a).flatten(1))),
 }
-TITLES = {"flatten": "FlattenNet", "resnet": "ResNet-18 / 4, flattened", "pool": "ResNet-18 / 4, pool (control)"}
+TITLES = {"flatten": "FlattenNet", "resnet": "ResNet-10 / 4, flattened", "pool": "ResNet-10 / 4, pool (control)"}
 METHODS = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}
 
 
@@ -127,8 +127,8 @@ def main() -> None:
     """Train the nets of all seeds, score, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="a VOC tree; default: pictures are drawn into OUT/tree")
-    parser.add_argument("--cases", type=int, default=1200, help="training pictures to draw")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--cases", type=int, default=900, help="training pictures to draw")
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))

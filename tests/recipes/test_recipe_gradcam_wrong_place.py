@@ -36,4 +36,6 @@ def test_tiny(tmp_path):
         for name in ("hirescam", *(("gradcam", "missed") if net == "pool" else ())):
             assert all(value < 1e-6 for value in found[name] if value == value)
     assert max(value for net in ("flatten", "axial") for value in shares[net]["gradcam"] if value == value) > 0.1
-    assert Image.open(out / "flatten.png").width == 1100
+    pictures = list(out.glob("*.png"))  # none of a net without any positive map
+    assert pictures
+    assert Image.open(pictures[0]).width == 1100
