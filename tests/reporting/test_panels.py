@@ -132,6 +132,19 @@ def test_side_by_side(chest, plane):
     assert hot_pixels[:, thirds[0]].sum() + hot_pixels[:, thirds[1]].sum() < 1200  # soft edges of the outline
 
 
+def test_side_by_side_names_the_outline(chest):
+    image, lungs = chest
+
+    def legends(outlined, **words):
+        return side_by_side([Row(image, [a_map()], outlined)], ("CT", "a"), width=600, **words)[-40:]
+
+    usual, named, absent = legends(lungs), legends(lungs, region="cells in a wrong place"), legends(None)
+    assert (usual != named).any()
+    assert (legends(lungs, region="allowed region") == usual).all()
+    assert (usual == OUTLINE).all(-1).any()
+    assert not (absent == OUTLINE).all(-1).any()
+
+
 def test_side_by_side_says_what_is_wrong(chest):
     image, _ = chest
     with pytest.raises(InputError, match="expected 2 maps in each row"):
