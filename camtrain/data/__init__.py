@@ -1,4 +1,4 @@
-"""Where batches come from: the chest phantom and real files named in a CSV.
+"""Where batches come from: the chest phantom, simulated subtomograms, and real files named in a CSV.
 
 Public names load on first use, so that one data module does not pay for the imports of another.
 """
@@ -9,13 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
+    "CryoETDataModule": "camtrain.data.cryoet_module",
     "PhantomDataModule": "camtrain.data.phantom_module",
     "ManifestDataModule": "camtrain.data.manifest_module",
 }
 
-__all__ = ["ManifestDataModule", "PhantomDataModule"]
+__all__ = ["CryoETDataModule", "ManifestDataModule", "PhantomDataModule"]
 
 if TYPE_CHECKING:
+    from camtrain.data.cryoet_module import CryoETDataModule
     from camtrain.data.manifest_module import ManifestDataModule
     from camtrain.data.phantom_module import PhantomDataModule
 
