@@ -88,8 +88,8 @@ class CryoETDataModule(LightningDataModule):
     Classes exclude one another, so train with a cross-entropy over them:
     `LitClassifier(net, data.labels, loss=torch.nn.CrossEntropyLoss())`. Classes take turns and are equally frequent.
 
-    Batches hold `image` (B, 1, X, Y, Z) float32 with mean 0 and standard deviation 1, `label` (B, L) float32 with one 1 in
-    each row, `organs` (B, 1, X, Y, Z) uint8 with 1 on the particle and its margin, `has_organs` (B,), `id`; in
+    Batches hold `image` (B, 1, X, Y, Z) float32 with mean 0 and standard deviation 1, `label` (B, L) float32 with one 1
+    in each row, `organs` (B, 1, X, Y, Z) uint8 with 1 on the particle and its margin, `has_organs` (B,), `id`; in
     validation and test also `particle` (B, 1, X, Y, Z) bool, for scoring. There is no `affine`: a particle has no
     left and right. Cases are made once, on first use, and kept in memory up to 2 GiB a split.
 

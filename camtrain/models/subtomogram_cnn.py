@@ -29,8 +29,11 @@ class SubtomogramCNN(nn.Module):
     conv1 conv2 maxpool1 conv3 conv4 maxpool2 flatten fc1 fc2 head: 3-convolutions that keep the grid, max-pools of 2, a
     ReLU behind each convolution and behind fc1 and fc2, biases everywhere, no norm layer and no dropout. CNN-2 averages
     blocks of 2 voxels first, so that its maps are half as fine. The maps of the paper are those of `maxpool2`, on
-    1/4 (1/8) of the image's grid. Three fully connected layers follow it, so that Grad-CAM, HiResCAM and Respond-CAM all differ
-    there; the net is piecewise linear, so that the sums of the latter two and the biases are the logit exactly.
+    1/4 (1/8) of the image's grid. Three fully connected layers follow it, so that Grad-CAM, HiResCAM and Respond-CAM
+    all differ there; the net is piecewise linear, so that the sums of the latter two and the biases are the logit.
+
+    Weights start Glorot-uniform and biases at 0, as in Keras, with which the paper's nets were written. From torch's
+    own, smaller start seven layers without a norm hardly learn noisy volumes.
 
     Sizes that do not divide by 4 (8) are padded at the far end with the border's values.
 
@@ -90,6 +93,7 @@ class SubtomogramCNN(nn.Module):
         self.fc1, self.relu5 = nn.Linear(second * math.prod(self.cells), hidden), nn.ReLU()
         self.fc2, self.relu6 = nn.Linear(hidden, hidden), nn.ReLU()
         self.head = nn.Linear(hidden, labels)
+        self.apply(_start)
 
     @property
     def cells(self) -> tuple[int, ...]:
@@ -114,3 +118,10 @@ class SubtomogramCNN(nn.Module):
         """Give the net another number of outputs (a fresh last layer); nothing happens when it has that number."""
         self.head = replaced_linear(self.head, labels)
         self.config["labels"] = labels
+
+
+def _start(module: nn.Module) -> None:
+    """Weights as Keras starts them."""
+    if isinstance(weight := getattr(module, "weight", None), Tensor):
+        nn.init.xavier_uniform_(weight)
+        nn.init.zeros_(module.bias)  # type: ignore[arg-type]
