@@ -1,6 +1,6 @@
 """Respond-CAM on simulated cryo-electron tomograms: is the sum of a map the score that it explains?
 
-    python recipes/respond_cam.py            # 3 seeds, about 15 core-minutes
+    python recipes/respond_cam.py            # 3 seeds, about 12 core-minutes
     python recipes/respond_cam.py --size 40 --cases 20000 --epochs 20 --widths 32 64 --hidden 512    # days on a CPU
 
 The first table of Zhao et al. (2018): CNN-1 and CNN-2, volumes without noise and of SNR 0.1, Grad-CAM (without ReLU)
@@ -74,8 +74,8 @@ def verdict(runs: list[_runs.Run]) -> str:
 def main() -> None:
     """Train what is missing, tell, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"seeds": 3, "cases": 2000, "test-cases": 200, "epochs": 5, "size": 24, "hidden": 64,
-                          "pictures": 1500, "picture": 64, "picture-epochs": 16, "workers": 1}.items():  # fmt: skip
+    for name, default in {"seeds": 3, "cases": 1500, "test-cases": 200, "epochs": 5, "size": 24, "hidden": 64,
+                          "pictures": 1500, "picture": 64, "picture-epochs": 12, "workers": 1}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--voxel", type=float, default=1.0, help="nm; a volume must be 20 nm wide")
     parser.add_argument("--widths", type=int, nargs=2, default=[8, 16])

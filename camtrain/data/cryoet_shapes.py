@@ -60,7 +60,7 @@ def disc(p: Points) -> Floats:
 
 
 def helix(p: Points) -> Floats:
-    """Two right-handed turns of a thin tube: the only one of the ten that differs from its mirror image."""
+    """Two right-handed turns of 33 balls: the only one of the ten that differs from its mirror image."""
     turn = np.linspace(-2 * np.pi, 2 * np.pi, 33)
     return _balls(p, np.stack([3.5 * np.cos(turn), 3.5 * np.sin(turn), 5.0 * turn / (2 * np.pi)], axis=1), 1.3)
 

@@ -1,0 +1,81 @@
+"""The Respond-CAM recipe runs in a tiny form, goes on where it stopped, and tells what diverged."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = {"seeds": "1", "cases": "16", "test-cases": "10", "epochs": "1", "size": "16", "voxel": "1.5", "hidden": "8",
+         "pictures": "12", "picture": "32", "picture-epochs": "1"}  # fmt: skip
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    return importlib.import_module("respond_cam")
+
+
+def run(folder):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    options = [f"--{name}={value}" for name, value in (SMALL | {"out": str(folder)}).items()]
+    command = [sys.executable, str(RECIPES / "respond_cam.py"), "--widths", "2", "4", *options]
+    done = subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_small_form(tmp_path):
+    out = tmp_path / "out"
+    text = run(out)
+    rows = [
+        line.split(" | ") for line in text.splitlines() if line.startswith("| volumes") or line.startswith("| pict")
+    ]
+    assert len(rows) == 18  # data x nets x methods
+    exact = [float(row[4].split()[0]) for row in rows if row[3] == "Respond-CAM + biases"]
+    assert len(exact) == 6
+    assert max(exact) < 1e-5
+    assert {row[-1] for row in rows} == {"0 of 1 |"}
+    assert "Worst of 6 runs" in text
+    assert (out / "respond_cam.md").read_text() in text.replace("\n\n\n", "\n\n")
+    assert Image.open(out / "respond_cam.png").width == 720
+    assert Image.open(out / "respond_cam_sums.png").size == (720, 900)
+    lines = (out / "runs.jsonl").read_text()
+    assert len(lines.splitlines()) == 6
+    run(out)
+    assert (out / "runs.jsonl").read_text() == lines
+
+
+def test_a_diverged_seed_is_told(recipe):
+    job = {"data": "noisy", "net": "cnn2", "seed": 0}
+    scores = {"l1": 0.5, "l1_std": 0.1, "kendall_tau": 0.25, "kendall_tau_std": 0.2}
+    good = {"skill": 0.75, "gradcam": scores, "respondcam": {**scores, "l1": 0.125}, "account": scores}
+    runs = [{"job": job, "result": good}, {"job": {**job, "seed": 1}, "diverged": "weights are no longer finite"}]
+    line = recipe.table(runs).splitlines()[3]
+    assert line.startswith(
+        "| volumes, SNR 0.1 | CNN-2 | 0.750 (0.750-0.750) | Respond-CAM | 0.125 (0.125-0.125) ± 0.1 |"
+    )
+    assert line.endswith("| 1 of 2 |")
+    assert "Worst of 1 runs: L1 of Respond-CAM / Grad-CAM 0.2500 (asked < 0.1), tau 0.250" in recipe.verdict(runs)
+    assert "nan" in recipe.verdict(runs[1:])
+
+
+def test_weights_that_are_not_finite_are_divergence(recipe, tmp_path, monkeypatch):
+    class Broken(recipe.pl.Trainer):
+        def fit(self, model, data):
+            torch.nn.init.constant_(model.net.head.bias, torch.nan)
+
+    monkeypatch.setattr(recipe.pl, "Trainer", Broken)
+    job = {"data": "clean", "net": "cnn2", "seed": 0, "widths": [2, 2], "hidden": 4, "cases": 2, "test_cases": 2,
+           "epochs": 1, "size": 16, "voxel": 1.5}  # fmt: skip
+    with pytest.raises(recipe._runs.Diverged, match="no longer finite"):
+        recipe.train(tmp_path, job)
+    assert not list(tmp_path.iterdir())
