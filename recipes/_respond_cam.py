@@ -57,9 +57,9 @@ def weights(out: Path, job: _runs.Job) -> Path:
     return out / f"{job['data']}_{job['net']}_{job['seed']}.pt"
 
 
-def figures(jobs: list[_runs.Job], out: Path) -> None:
-    """Sums against scores of the nets of a seed, and the maps of three volumes."""
-    panels = {}
+def figures(jobs: list[_runs.Job], out: Path) -> str:
+    """Sums against scores of the nets of a seed, and the maps of three volumes; a table of what biases can disturb."""
+    panels, spreads = {}, []
     for job in (job for job in jobs if weights(out, job).exists()):
         data, model = load(job)
         model.load_state_dict(torch.load(weights(out, job), weights_only=True))
@@ -68,6 +68,9 @@ def figures(jobs: list[_runs.Job], out: Path) -> None:
         panels[f"{DATA[job['data']]}, {NETS[job['net']]}"] = {
             TITLES[m]: (logits.numpy(), sums[m].numpy()) for m in maps
         }
+        # Order is lost where what a map leaves out differs between classes as much as the logits do.
+        parts = (part.std(dim=1).mean() for part in (logits, logits - sums["respondcam"]))
+        spreads.append([DATA[job["data"]], NETS[job["net"]], *(f"{float(part):.3f}" for part in parts)])
         if (job["data"], job["net"]) != ("clean", "cnn1"):
             continue
         rows = []
@@ -80,3 +83,4 @@ def figures(jobs: list[_runs.Job], out: Path) -> None:
         sheet = side_by_side(rows, ["volume", *(TITLES[m] for m in maps)], width=720)
         Image.fromarray(sheet).quantize(256).save(out / "respond_cam.png", optimize=True)
     Image.fromarray(plot_sums(panels, size=(360, 300))).quantize(128).save(out / "respond_cam_sums.png", optimize=True)
+    return _runs.markdown(["data", "net", "std of logits over classes", "std of logit - sum of Respond-CAM"], spreads)

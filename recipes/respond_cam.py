@@ -91,10 +91,10 @@ def main() -> None:
     jobs = [{"data": data, "net": net, "seed": seed, **shared, **(drawn if data == "pictures" else volumes)}
             for seed in range(args.seeds) for data in DATA for net in NETS]  # fmt: skip
     runs = _runs.finish(jobs, functools.partial(train, args.out), args.out, args.workers)
-    text = "\n\n".join([table(runs), verdict(runs), _runs.hardware()])
+    biases = "One batch of seed 0:\n\n" + figures([job for job in jobs if job["seed"] == 0], args.out)
+    text = "\n\n".join([table(runs), verdict(runs), biases, _runs.hardware()])
     (args.out / "respond_cam.md").write_text(text + "\n")
     console.print(text, soft_wrap=True, markup=False)
-    figures([job for job in jobs if job["seed"] == 0], args.out)
     console.print(f"Table, pictures and weights: {args.out}", soft_wrap=True)
 
 

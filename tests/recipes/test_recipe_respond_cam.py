@@ -23,17 +23,20 @@ def recipe(monkeypatch):
     return importlib.import_module("respond_cam")
 
 
+def options(folder):
+    return [f"--{name}={value}" for name, value in (SMALL | {"out": str(folder)}).items()]
+
+
 def run(folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    options = [f"--{name}={value}" for name, value in (SMALL | {"out": str(folder)}).items()]
-    command = [sys.executable, str(RECIPES / "respond_cam.py"), "--widths", "2", "4", *options]
+    command = [sys.executable, str(RECIPES / "respond_cam.py"), "--widths", "2", "4", *options(folder)]
     done = subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return done.stdout
 
 
 @pytest.mark.slow
-def test_small_form(tmp_path):
+def test_small_form(recipe, monkeypatch, tmp_path):
     out = tmp_path / "out"
     text = run(out)
     rows = [
@@ -48,10 +51,17 @@ def test_small_form(tmp_path):
     assert (out / "respond_cam.md").read_text() in text.replace("\n\n\n", "\n\n")
     assert Image.open(out / "respond_cam.png").width == 720
     assert Image.open(out / "respond_cam_sums.png").size == (720, 900)
-    lines = (out / "runs.jsonl").read_text()
-    assert len(lines.splitlines()) == 6
-    run(out)
-    assert (out / "runs.jsonl").read_text() == lines
+    assert len((out / "runs.jsonl").read_text().splitlines()) == 6
+    nothing_is_trained_again(recipe, monkeypatch, out)
+
+
+def nothing_is_trained_again(recipe, monkeypatch, out):
+    monkeypatch.setattr(recipe, "train", None)
+    monkeypatch.setattr(recipe, "figures", lambda *_: "drawn")
+    monkeypatch.setattr(sys, "argv", ["respond_cam.py", "--widths", "2", "4", *options(out)])
+    recipe.main()
+    assert len((out / "runs.jsonl").read_text().splitlines()) == 6
+    assert "drawn" in (out / "respond_cam.md").read_text()
 
 
 def test_a_diverged_seed_is_told(recipe):
