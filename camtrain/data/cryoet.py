@@ -71,6 +71,7 @@ class CryoET:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "size", tuple(self.size))  # a list comes from YAML
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise InputError(f"classes expects different names, got {list(self.classes)}: name each one once")
         for name in self.classes:

@@ -153,7 +153,7 @@ class CryoETDataModule(LightningDataModule):
         self.test_splits: list[str] = list(test_splits)
         self.simulation = CryoET(
             classes=tuple(self.labels),
-            size=(size, size, size) if isinstance(size, int) else tuple(size),
+            size=(size, size, size) if isinstance(size, int) else size,
             optics=Optics(snr=snr, tilt=tilt, defocus=defocus, voxel=voxel),
             seed=seed,
         )
@@ -203,8 +203,9 @@ def particles(batch: dict[str, Any]) -> Tensor:
         >>> particles(batch).flatten(2).any(dim=2).int().sum(dim=1).tolist()
         [1]
     """
-    label: Tensor = batch["label"].bool()
-    return batch["particle"] & label.reshape(*label.shape, *(1,) * (batch["particle"].ndim - 2))
+    label, inside = batch["label"].bool(), batch["particle"]
+    where: Tensor = inside & label.reshape(*label.shape, *(1,) * (inside.ndim - 2))
+    return where
 
 
 def _at_least(low: int, **counts: float | None) -> None:

@@ -25,7 +25,7 @@ def globule(p: Points) -> Floats:
 
 def shell(p: Points) -> Floats:
     """A hollow ball of radius 5, its wall 2 thick, as a virus capsid."""
-    return np.abs(_length(*p) - 5.0) - 1.0
+    return _wall(_length(*p), 5.0, 1.0)
 
 
 def rod(p: Points) -> Floats:
@@ -40,8 +40,7 @@ def torus(p: Points) -> Floats:
 
 def dumbbell(p: Points) -> Floats:
     """Two balls on a thin bar."""
-    balls = _balls(p, [(0, 0, -4.2), (0, 0, 4.2)], 2.8)
-    return np.minimum(balls, _capsule(p, (0, 0, -4.2), (0, 0, 4.2), 1.0))
+    return _joined(_balls(p, [(0, 0, -4.2), (0, 0, 4.2)], 2.8), _capsule(p, (0, 0, -4.2), (0, 0, 4.2), 1.0))
 
 
 def tetramer(p: Points) -> Floats:
@@ -51,12 +50,12 @@ def tetramer(p: Points) -> Floats:
 
 def barrel(p: Points) -> Floats:
     """A pipe, open at both ends, as a proteasome."""
-    return np.maximum(np.abs(_length(p[0], p[1]) - 3.4) - 1.2, np.abs(p[2]) - 5.5)
+    return _cut(_wall(_length(p[0], p[1]), 3.4, 1.2), p[2], 5.5)
 
 
 def disc(p: Points) -> Floats:
     """A flat cylinder."""
-    return np.maximum(_length(p[0], p[1]) - 5.5, np.abs(p[2]) - 1.3)
+    return _cut(_length(p[0], p[1]) - 5.5, p[2], 1.3)
 
 
 def helix(p: Points) -> Floats:
@@ -68,7 +67,7 @@ def helix(p: Points) -> Floats:
 def tripod(p: Points) -> Floats:
     """Three arms from one point, not in one plane, as an antibody."""
     arms = [(5.4 * np.cos(a), 5.4 * np.sin(a), -2.4) for a in 2 * np.pi * np.arange(3) / 3]
-    return np.minimum.reduce([_capsule(p, (0, 0, 1.6), arm, 1.6) for arm in arms])
+    return _joined(*(_capsule(p, (0, 0, 1.6), arm, 1.6) for arm in arms))
 
 
 SHAPES: dict[str, Callable[[Points], Floats]] = {
@@ -87,7 +86,8 @@ def density_of(distance: Floats) -> NDArray[np.float32]:
         >>> density_of(np.array([-9.0, 0.0, 9.0])).round(2).tolist()
         [1.0, 0.5, 0.0]
     """
-    return (0.5 - 0.5 * np.tanh(distance / (2 * EDGE))).astype(np.float32)
+    density: NDArray[np.float32] = (0.5 - 0.5 * np.tanh(distance / (2 * EDGE))).astype(np.float32)
+    return density
 
 
 def rotation(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -132,13 +132,33 @@ def placed(size: Sequence[int], voxel: float, turn: Floats, shift: Sequence[floa
 
 
 def _length(*parts: Floats) -> Floats:
-    return np.sqrt(np.add.reduce([part**2 for part in parts]))
+    length: Floats = np.sqrt(np.add.reduce([part**2 for part in parts]))
+    return length
+
+
+def _joined(*solids: Floats) -> Floats:
+    """Distance to the nearest of several solids."""
+    nearest: Floats = np.minimum.reduce(solids)
+    return nearest
+
+
+def _cut(distance: Floats, along: Floats, half: float) -> Floats:
+    """What of a solid lies within `half` of the middle along an axis."""
+    rest: Floats = np.maximum(distance, np.abs(along) - half)
+    return rest
+
+
+def _wall(length: Floats, radius: float, half: float) -> Floats:
+    """A wall of that half thickness at a radius."""
+    wall: Floats = np.abs(length - radius) - half
+    return wall
 
 
 def _balls(p: Points, centres: Sequence[Sequence[float]] | Floats, radius: float) -> Floats:
     """Distance to the nearest of several balls."""
     squares = [sum((c - o) ** 2 for c, o in zip(p, centre, strict=True)) for centre in centres]
-    return np.sqrt(np.minimum.reduce(squares)) - radius
+    distance: Floats = np.sqrt(np.minimum.reduce(squares)) - radius
+    return distance
 
 
 def _capsule(p: Points, start: Sequence[float], end: Sequence[float], radius: float) -> Floats:
