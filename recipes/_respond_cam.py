@@ -81,6 +81,6 @@ def figures(jobs: list[_runs.Job], out: Path) -> str:
                             f"{data.labels[i]}: logit {logits[i, i]:.2f}, {said}",
                             point=where.nonzero().float().mean(dim=0).round().int().tolist()))  # fmt: skip
         sheet = side_by_side(rows, ["volume", *(TITLES[m] for m in maps)], width=720)
-        Image.fromarray(sheet).quantize(256).save(out / "respond_cam.png", optimize=True)
+        Image.fromarray(sheet).save(out / "respond_cam.png", optimize=True)
     Image.fromarray(plot_sums(panels, size=(360, 300))).quantize(128).save(out / "respond_cam_sums.png", optimize=True)
     return _runs.markdown(["data", "net", "std of logits over classes", "std of logit - sum of Respond-CAM"], spreads)
