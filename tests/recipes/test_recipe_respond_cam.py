@@ -45,7 +45,7 @@ def test_small_form(recipe, monkeypatch, tmp_path):
     assert len(exact) == 6
     assert max(exact) < 1e-5
     assert {row[-1] for row in rows} == {"0 of 1 |"}
-    assert "Worst of 6 runs" in text
+    assert "The worst seed" in text
     assert (out / "respond_cam.md").read_text() in text.replace("\n\n\n", "\n\n")
     assert Image.open(out / "respond_cam.png").width == 720
     assert Image.open(out / "respond_cam_sums.png").size == (720, 900)
@@ -72,8 +72,11 @@ def test_a_diverged_seed_is_told(recipe):
         "| volumes, SNR 0.1 | CNN-2 | 0.750 (0.750-0.750) | Respond-CAM | 0.125 (0.125-0.125) ± 0.1 |"
     )
     assert line.endswith("| 1 of 2 |")
-    assert "Worst of 1 runs: L1 of Respond-CAM / Grad-CAM 0.2500 (asked < 0.1), tau 0.250" in recipe.verdict(runs)
-    assert "nan" in recipe.verdict(runs[1:])
+    assert "| volumes, SNR 0.1 | CNN-2 | 1 | 0.2500 | 0.250 | no |" in recipe.verdict(runs)
+    met = {**good, "respondcam": {**scores, "l1": 0.01, "kendall_tau": 0.96}}
+    assert "| 2 | 0.2500 | 0.250 | no |" in recipe.verdict([*runs, {"job": job, "result": met}])
+    assert "| 1 | 0.0200 | 0.960 | yes |" in recipe.verdict([{"job": job, "result": met}])
+    assert "| 0 | nan | nan | no |" in recipe.verdict(runs[1:])
 
 
 def test_weights_that_are_not_finite_are_divergence(recipe, tmp_path, monkeypatch):
