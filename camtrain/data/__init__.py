@@ -1,4 +1,4 @@
-"""Where batches come from: the chest phantom, real files named in a CSV, and trees of PASCAL VOC.
+"""Where batches come from: phantom, simulated subtomograms, real files named in a CSV, and trees of PASCAL VOC.
 
 Public names load on first use, so that one data module does not pay for the imports of another.
 """
@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
+    "CryoETDataModule": "camtrain.data.cryoet_module",
     "PhantomDataModule": "camtrain.data.phantom_module",
     "ManifestDataModule": "camtrain.data.manifest_module",
     "PascalVOCDataModule": "camtrain.data.voc_module",
     "make_voc_tree": "camtrain.data.voc_tree",
 }
 
-__all__ = ["ManifestDataModule", "PascalVOCDataModule", "PhantomDataModule", "make_voc_tree"]
+__all__ = ["CryoETDataModule", "ManifestDataModule", "PascalVOCDataModule", "PhantomDataModule", "make_voc_tree"]
 
 if TYPE_CHECKING:
+    from camtrain.data.cryoet_module import CryoETDataModule
     from camtrain.data.manifest_module import ManifestDataModule
     from camtrain.data.phantom_module import PhantomDataModule
     from camtrain.data.voc_module import PascalVOCDataModule

@@ -1,4 +1,4 @@
-"""Networks and the classifier around them: AxialNet and its baseline, three small nets, `LitClassifier`.
+"""Networks and the classifier around them: AxialNet and its baseline, small nets, `LitClassifier`.
 
 Names load on first use, so that reading this package's list costs neither torch nor Lightning.
 """
@@ -14,10 +14,11 @@ _PUBLIC = {
     "FlattenNet": "camtrain.models.flatten_net",
     "PoolNet": "camtrain.models.pool_net",
     "VGGNet": "camtrain.models.vgg_net",
+    "SubtomogramCNN": "camtrain.models.subtomogram_cnn",
     "LitClassifier": "camtrain.models.lit_classifier",
 }
 
-__all__ = ["AxialNet", "BodyCAM", "FlattenNet", "LitClassifier", "PoolNet", "VGGNet"]
+__all__ = ["AxialNet", "BodyCAM", "FlattenNet", "LitClassifier", "PoolNet", "SubtomogramCNN", "VGGNet"]
 
 if TYPE_CHECKING:
     from camtrain.models.axial_net import AxialNet
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from camtrain.models.flatten_net import FlattenNet
     from camtrain.models.lit_classifier import LitClassifier
     from camtrain.models.pool_net import PoolNet
+    from camtrain.models.subtomogram_cnn import SubtomogramCNN
     from camtrain.models.vgg_net import VGGNet
 
 

@@ -209,7 +209,8 @@ def test_fit_and_test_under_a_trainer(tmp_path):
 
 
 def test_room_exports():
-    assert set(rooms.__all__) == {"PhantomDataModule", "ManifestDataModule"}
+    assert set(rooms.__all__) == set(rooms._PUBLIC) >= {"PhantomDataModule", "ManifestDataModule", "CryoETDataModule"}
+    assert all(getattr(rooms, name).__name__ == name for name in rooms.__all__)
     assert dir(rooms) == sorted(rooms.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Phantom'"):
         _ = rooms.Phantom
