@@ -10,6 +10,7 @@ from camtrain.evaluation.describing import describe
 from camtrain.evaluation.description import ChannelPart, Description
 from camtrain.evaluation.evaluating import evaluate
 from camtrain.evaluation.evaluation import Evaluation
+from camtrain.evaluation.localising import Location, erode, localise
 from camtrain.evaluation.measures import MEASURES, Measure
 from camtrain.evaluation.occlusion import occlusion_map, pool_to_patches
 from camtrain.evaluation.organ_account import OrganAccount, organ_account
@@ -32,6 +33,7 @@ __all__ = [
     "Description",
     "Evaluation",
     "LabelAudit",
+    "Location",
     "Measure",
     "OrganAccount",
     "OrganMass",
@@ -40,7 +42,9 @@ __all__ = [
     "audit",
     "compare_models",
     "describe",
+    "erode",
     "evaluate",
+    "localise",
     "occlusion_map",
     "organ_account",
     "organ_mass",
