@@ -1,6 +1,6 @@
 """The HiResCAM paper's table: {Grad-CAM, HiResCAM} x {AxialNet and its ablations} x {no mask loss, mask loss}.
 
-    python recipes/hirescam_paper.py                        # five seeds; about half an hour on one core
+    python recipes/hirescam_paper.py                        # five seeds: sixty runs of a minute or two
     python recipes/hirescam_paper.py --seeds 0 --workers 2  # one seed, two processes
 
 Chest phantoms without planted shortcuts. OrganIoU's thresholds are chosen on validation and frozen; maps are scored
