@@ -12,6 +12,7 @@ from camtrain.evaluation.description import ChannelPart, Description
 from camtrain.evaluation.evaluating import evaluate
 from camtrain.evaluation.evaluation import Evaluation
 from camtrain.evaluation.layer_choice import LayerScore, rank_layers
+from camtrain.evaluation.localising import Location, erode, localise
 from camtrain.evaluation.measures import MEASURES, Measure
 from camtrain.evaluation.occlusion import occlusion_map, pool_to_patches
 from camtrain.evaluation.organ_account import OrganAccount, organ_account
@@ -35,6 +36,7 @@ __all__ = [
     "Evaluation",
     "LabelAudit",
     "LayerScore",
+    "Location",
     "Measure",
     "OrganAccount",
     "OrganMass",
@@ -44,7 +46,9 @@ __all__ = [
     "cell_effects",
     "compare_models",
     "describe",
+    "erode",
     "evaluate",
+    "localise",
     "occlusion_map",
     "organ_account",
     "organ_mass",

@@ -7,6 +7,7 @@ from camtrain.reporting.overlays import shared_scale, window_of
 from camtrain.reporting.panels import compose_grid, compose_panel
 from camtrain.reporting.run_dir import RunDir, Score
 from camtrain.reporting.score_table import as_csv, as_markdown, as_rows, comparison_table, score_table
+from camtrain.reporting.seed_plot import plot_seeds
 from camtrain.reporting.segmenting import dice, segment, segmentation_level
 from camtrain.reporting.sinks import Sink, describe_loggers, sinks_for
 from camtrain.reporting.slices import geometry, largest_section, peak, telling_point
@@ -31,6 +32,7 @@ __all__ = [
     "largest_section",
     "map_affine",
     "peak",
+    "plot_seeds",
     "resample_to",
     "save_map",
     "score_table",
