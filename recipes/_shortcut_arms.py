@@ -5,6 +5,7 @@ Not a recipe.
 
 from __future__ import annotations
 
+import tempfile
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def train(job: Job) -> dict[str, Any]:
     trainer = pl.Trainer(
         max_epochs=job["epochs"], callbacks=[*added, monitor], logger=False, enable_checkpointing=False,
         accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        check_val_every_n_epoch=job["epochs"],
+        check_val_every_n_epoch=job["epochs"], default_root_dir=tempfile.mkdtemp(prefix="camtrain-"),
     )  # fmt: skip
     trainer.fit(model, data)
     if not all(bool(p.isfinite().all()) for p in model.parameters()):

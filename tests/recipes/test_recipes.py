@@ -91,5 +91,6 @@ def test_the_step_cost_benchmark_runs(tmp_path):
 def test_recipes_are_short_and_flat():
     for path in RECIPES.glob("*.py"):
         text = path.read_text()
-        assert len(text.splitlines()) < 150, path.name
+        # What several recipes share is no recipe, but short all the same.
+        assert len(text.splitlines()) < (200 if path.name.startswith("_") else 150), path.name
         assert "from camtrain._" not in text, f"{path.name} uses a private name"
