@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export WANDB_MODE ?= offline
 export MPLBACKEND ?= Agg
 
-.PHONY: help demo test test-fast parity lint format bench results clean
+.PHONY: help demo test test-fast parity lint format bench results figures clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -52,6 +52,26 @@ results: $(VENV)/.installed ## Rebuild the tables of docs/results.md (about an h
 	$(BIN)/python benchmarks/phantom_study.py claim --epochs 10 --cooccurrence 0.6 --out runs/study/cooccurrence
 	$(BIN)/python benchmarks/phantom_study.py shortcut --net flatten --epochs 10 --out runs/study/flatten
 	$(BIN)/python benchmarks/phantom_study.py shortcut --net resnet18q --epochs 12 --out runs/study/resnet
+
+figures: $(VENV)/.installed ## Remake the figures of README and docs/results (hours on 2 cores; goes on where it stopped)
+	$(BIN)/python recipes/phantom_before_after.py && cp runs/demo/before_after.png docs/
+	$(BIN)/python recipes/shortcut_study.py arms organs masks ways wide --workers 2
+	cp runs/shortcuts/shortcut_study.png docs/results/
+	$(BIN)/python recipes/hirescam_paper.py && cp runs/hirescam_paper/hirescam_paper.png docs/results/
+	$(BIN)/python recipes/gradcam_wrong_place.py && cp runs/gradcam_wrong_place/gradcam_wrong_place.png docs/results/
+	$(BIN)/python recipes/voc_hirescam.py && cp runs/voc_hirescam/voc_hirescam.png docs/results/
+	$(BIN)/python recipes/respond_cam.py && cp runs/respond_cam/respond_cam*.png docs/results/
+	$(BIN)/python recipes/relevance_cam.py --out runs/relevance_cam
+	$(BIN)/python recipes/relevance_pictures.py --models runs/relevance_cam
+	$(BIN)/python recipes/prune_by_relevance.py --models runs/relevance_cam
+	cp runs/prune_by_relevance/prune_by_relevance.png docs/results/
+	cp runs/relevance_pictures/depth_resnet.png docs/results/relevance_cam.png
+	cp runs/relevance_pictures/depth_vgg.png docs/results/relevance_cam_vgg.png
+	cp runs/relevance_pictures/cascade_resnet.png docs/results/relevance_cam_cascade.png
+	cp runs/relevance_pictures/cascade_resnet_chart.png docs/results/relevance_cam_cascade_chart.png
+	$(BIN)/python recipes/bias_audit.py && cp runs/bias_audit/bias_audit.png docs/results/
+	$(BIN)/python recipes/error_gallery.py && cp runs/error_gallery/errors.png docs/results/gradcam_paper.png
+	$(BIN)/python recipes/reader_study.py && cp runs/reader_study/reader_study.png docs/results/
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) $(PARITY) runs .demo .pytest_cache .mypy_cache .ruff_cache
