@@ -57,9 +57,9 @@ figures: $(VENV)/.installed ## Remake the figures of README and docs/results (ho
 	$(BIN)/python recipes/phantom_before_after.py && cp runs/demo/before_after.png docs/
 	$(BIN)/python recipes/shortcut_study.py arms organs masks ways wide --workers 2
 	cp runs/shortcuts/shortcut_study.png docs/results/
-	$(BIN)/python recipes/hirescam_paper.py && cp runs/hirescam_paper/hirescam_paper.png docs/results/
-	$(BIN)/python recipes/gradcam_wrong_place.py && cp runs/gradcam_wrong_place/gradcam_wrong_place.png docs/results/
-	$(BIN)/python recipes/voc_hirescam.py && cp runs/voc_hirescam/voc_hirescam.png docs/results/
+	$(BIN)/python recipes/hirescam_paper.py && $(BIN)/python recipes/hirescam_paper.py --arms AxialNet && cp runs/hirescam_paper/hirescam_paper.png docs/results/
+	$(BIN)/python recipes/gradcam_wrong_place.py && cp runs/gradcam_wrong_place/flatten.png docs/results/gradcam_wrong_place.png
+	$(BIN)/python recipes/voc_hirescam.py && cp runs/voc_hirescam/flatten.png docs/results/voc_hirescam.png
 	$(BIN)/python recipes/respond_cam.py && cp runs/respond_cam/respond_cam*.png docs/results/
 	$(BIN)/python recipes/relevance_cam.py --out runs/relevance_cam
 	$(BIN)/python recipes/relevance_pictures.py --models runs/relevance_cam
