@@ -21,6 +21,7 @@ from typing import Any
 
 from _runs import Job, finish, hardware
 from _shortcut_arms import ARMS, train
+from _shortcut_data import MASKS
 from _shortcut_figure import draw
 from _shortcut_tables import QUESTIONS, report
 
@@ -44,8 +45,8 @@ def jobs_of(question: str, args: argparse.Namespace) -> list[Job]:
     nets = args.nets or ["flatten", "resnet18q"]
     grid: dict[str, dict[str, Any]] = {
         "arms": {"place": args.places, "arm": args.arms},
-        "organs": {"organs_share": [0.3, 0.1, 0.03, 0.01], "arm": ["swap", "softplus"]},
-        "masks": {"masks": ["dilated", "shifted", "boxes", "holes", "one_site"], "arm": ["swap", "softplus"]},
+        "organs": {"organs_share": args.shares, "arm": [a for a in ("swap", "softplus") if a in args.arms]},
+        "masks": {"masks": args.masks, "arm": [a for a in ("swap", "softplus") if a in args.arms]},
         "ways": {"place": args.places[:2], "arm": ["swap"], "swap": WAYS},
         "wide": {"arm": ["plain", "ceiling", "swap", "swap + mask loss"], "net": ["resnet18"], "seed": [0]},
     }
@@ -66,6 +67,8 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", choices=["flatten", "resnet18q", "resnet18"], default=None)
     parser.add_argument("--places", nargs="+", choices=PLACES, default=PLACES)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01], help="of organs")
+    parser.add_argument("--masks", nargs="+", choices=MASKS, default=[m for m in MASKS if m != "exact"])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--table-only", action="store_true", help="tables of what is finished, no training")
     parser.add_argument("--out", type=Path, default=Path("runs/shortcuts"))
