@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -14,6 +15,8 @@ from camtrain.cam.capture import eager, level, recomputing
 from camtrain.cam.layer_lookup import find_layer
 from camtrain.cam.logits import find_logits, pick_logits
 from camtrain.cam.watch import LogitsFrom
+
+Handle = torch.utils.hooks.RemovableHandle
 
 
 class LogitGate:
@@ -35,7 +38,7 @@ class LogitGate:
         self._model = model
         self._head = find_layer(model, logits)[1] if isinstance(logits, str) else None
         self._pick: Callable[[Any], Tensor] | None = None if isinstance(logits, str) else logits
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._handles: list[Handle] = []
         self._open = 0
         self._factor: Tensor | None = None
         self.raw: list[Tensor] = []
@@ -67,32 +70,58 @@ class LogitGate:
         self._open += 1
         if self._open == 1:
             # Registered only now, so that it comes after the hooks of whoever watches this forward.
-            own: list[torch.utils.hooks.RemovableHandle] = []
-            hook = eager(lambda _module, _args, output: self._leave(own[0], output))
-            own.append(module.register_forward_hook(hook, always_call=True))
+            own: list[Handle] = []
+            hook = eager(lambda *call: self._leave(own[0], *call))
+            own.append(module.register_forward_hook(hook, with_kwargs=True, always_call=True))
             self._handles.append(own[0])
         else:
             self._open -= 1
 
-    def _leave(self, handle: torch.utils.hooks.RemovableHandle, output: Any) -> Any:
+    def _leave(self, handle: Handle, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         handle.remove()
         self._open = 0
         factor = self._factor
         if factor is None or output is None:
             return None
         found = pick_logits(output, self._pick) if self._pick is not None else find_logits(output)
-        if found is None or found.shape != factor.shape:
+        # What has no gradient teaches nothing: a teacher, a metric.
+        if found is None or found.shape != factor.shape or not found.requires_grad:
             return None
-        holder = next((t for t in _tensors(output) if t is found or t.data_ptr() == found.data_ptr()), None)
-        if holder is None or holder.numel() != found.numel():
+        if self._head is None and self._pick is None and not self._from_features((args, kwargs), factor, module):
+            return None
+        holder = next((t for t in _tensors(output) if t is found), None)
+        holder = holder if holder is not None else next((t for t in _tensors(output) if _same_values(t, found)), None)
+        if holder is None:
             raise InputError(
-                "OutsideSwap must hand on other logits than the network gave, but logits= makes new ones: let it pick "
-                "a tensor of the output as it is, or name the module that gives them"
+                "OutsideSwap must hand on other logits than the network gave, but what logits= picks is no tensor of "
+                "its own there (a slice, or makes new ones): name the module that gives them, such as logits='head'"
             )
         gated = _scaled(found, factor)
         self.raw.append(found)
         self.gated.append(gated)
         return tree_map(lambda value: gated.view_as(holder) if value is holder else value, output)
+
+    def _from_features(self, given: Any, factor: Tensor, module: nn.Module) -> bool:
+        """Are these logits, and not what a criterion or an activation made of logits?
+
+        Raises:
+            InputError: It cannot be told: a module with weights turns (B, L) into (B, L).
+        """
+        if not any(t.is_floating_point() and find_logits(t, len(factor)) is not None and t.shape[-1] == factor.shape[1]
+                   for t in _tensors(given)):  # fmt: skip
+            return True
+        if next(module.parameters(), None) is None:
+            return False
+        raise InputError(
+            f"the step calls a {type(module).__name__} with weights on a tensor {tuple(factor.shape)}, so that it "
+            "cannot be told which of the two are the logits: say so with logits= (the module that gives them)"
+        )
+
+
+def _same_values(tensor: Tensor, logits: Tensor) -> bool:
+    """Is this the tensor that the logits are a view of, such as (B,) of (B, 1)?"""
+    same = tensor.data_ptr() == logits.data_ptr() and tensor.numel() == logits.numel()
+    return same and tensor.requires_grad
 
 
 def _scaled(logits: Tensor, factor: Tensor) -> Tensor:
@@ -125,7 +154,8 @@ def _eager_modules(model: nn.Module) -> list[nn.Module]:
 def refuse_mixing(loss: Tensor, gated: list[Tensor], factor: Tensor) -> None:
     """Check that a loss treats every (case, label) pair by itself, so that closing one leaves the others right.
 
-    The gradient of the open pairs must not change with the closed logits.
+    The gradient of the open pairs must not change with the closed logits. A loss that is linear in pieces (hinge,
+    ranking) changes nowhere, so that it passes whether it mixes or not.
 
     Args:
         loss: What the step returned, with its graph.
@@ -143,12 +173,24 @@ def refuse_mixing(loss: Tensor, gated: list[Tensor], factor: Tensor) -> None:
             "network: say where they are with logits= (a module's name, or a callable)"
         )
     opened = factor != 0
+    # Uneven weights, so that mixed terms do not cancel in the sum.
+    weights = torch.linspace(1, 2, factor.numel(), device=factor.device).reshape(factor.shape)
     for gradient, logits in used:
-        if not gradient.requires_grad:
+        try:
+            total = (gradient * weights.to(gradient.dtype))[opened].sum()
+            (second,) = torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            _unchecked(str(error).splitlines()[0])
             continue
-        (second,) = torch.autograd.grad(gradient[opened].sum(), logits, retain_graph=True, allow_unused=True)
-        if second is not None and bool((second[~opened] != 0).any()):
+        if second is not None and bool((second[~opened].nan_to_num() != 0).any()):
             raise InputError(
                 "the module's loss mixes labels or cases (as a softmax does), so that OutsideSwap cannot leave a "
                 "single truth out of it: pass loss=, a callable (logits, label) -> (B, L), or take keep='union'"
             )
+
+
+def _unchecked(reason: str) -> None:
+    rank_zero_warn(
+        f"camtrain: whether the module's loss mixes labels cannot be checked ({reason}). OutsideSwap leaves single "
+        "truths out of it; if it does mix them (as a softmax or a ranking does), pass loss="
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -79,7 +80,7 @@ def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         {'image': 1}
     """
     batch = args[0] if args else kwargs.get("batch", next(iter(kwargs.values()), None))
-    return dict(batch) if isinstance(batch, dict) else batch
+    return copy.copy(batch) if isinstance(batch, dict) else batch
 
 
 def loss_of(output: Any) -> Tensor:

@@ -139,7 +139,14 @@ def _groups(rules: list[Rule]) -> list[int]:
 
 
 def make_plan(
-    rules: Rules, regions: Regions, label: Tensor, lenders: int, p: float, keep: Keep, rng: torch.Generator
+    rules: Rules,
+    regions: Regions,
+    label: Tensor,
+    lenders: int,
+    p: float,
+    keep: Keep,
+    rng: torch.Generator,
+    complete: bool = False,
 ) -> Plan:
     """Draw who is swapped, and which case each part of a composite comes from.
 
@@ -156,18 +163,19 @@ def make_plan(
         keep: `"label"`: the region of one random label stays. `"organs"`: likewise, with its group, and every other
             group of organs that labels need together comes from a case of its own. `"union"`: all regions stay.
         rng: Source of all draws, on the CPU.
+        complete: Keep a unit only where all of its rules have a region.
 
     Returns:
         The plan, on the CPU.
     """
     count = len(label)
     units = rules.units(keep)
-    drawn = torch.rand(count, generator=rng) < p
-    draws = torch.rand(count, max(1, len(rules.of_label)), generator=rng)
+    drawn = torch.rand(count, generator=rng, dtype=torch.float32) < p
+    draws = torch.rand(count, max(1, len(rules.of_label)), generator=rng, dtype=torch.float32)
     order = torch.randperm(len(units), generator=rng)
     own = torch.arange(count)
     others = _others(own, lenders, 1 + len(units), rng)
-    can = _can_be_kept(units, regions, label, rules.of_label) & drawn[:, None] & (lenders > 1)
+    can = _can_be_kept(units, regions, label, rules.of_label, complete) & drawn[:, None] & (lenders > 1)
     last = _of_one_label(units, can, label.cpu(), rules.of_label, draws)
     source = others[:, 1:] if keep == "organs" else torch.full_like(others[:, 1:], -1)
     mine = torch.arange(len(units)) == last[:, None]
@@ -179,16 +187,18 @@ def _others(own: Tensor, lenders: int, number: int, rng: torch.Generator) -> Ten
     """(B, number) rows of other cases, different ones as far as there are so many."""
     if lenders < 2:
         return own[:, None].expand(-1, number)
-    steps = torch.rand(len(own), lenders - 1, generator=rng).argsort(dim=1) + 1
+    steps = torch.rand(len(own), lenders - 1, generator=rng, dtype=torch.float32).argsort(dim=1) + 1
     return (own[:, None] + steps[:, torch.arange(number) % (lenders - 1)]) % lenders
 
 
-def _can_be_kept(units: Tensor, regions: Regions, label: Tensor, of_label: Tensor) -> Tensor:
+def _can_be_kept(units: Tensor, regions: Regions, label: Tensor, of_label: Tensor, complete: bool) -> Tensor:
     """(B, U) bool."""
     can = torch.zeros(len(label), len(units), dtype=torch.bool)
     for unit, members in enumerate(units):
         region = _of_unit(regions, members)[: len(label)].flatten(1)
         can[:, unit] = (region.any(dim=1) & ~region.all(dim=1)).cpu()
+        for rule in members.nonzero().flatten().tolist() if complete else ():
+            can[:, unit] &= regions(rule)[: len(label)].flatten(1).any(dim=1).cpu()
     known = ~label.isnan().cpu()
     return can & (known.float() @ of_label.float() @ units.float().T > 0)
 
@@ -237,41 +247,38 @@ def compose(
         ground.image, _without(rules, ground.organs, plan), torch.full_like(ground.organs, -1, dtype=torch.int16)
     )
     for unit in plan.order.tolist():
-        canvas = _laid(canvas, regions, cases, plan, unit, plan.last != unit, seam, cover)
+        _lay(canvas, regions, cases, plan, unit, plan.last != unit, seam, cover)
     for unit in range(len(plan.units)):
-        canvas = _laid(canvas, regions, cases, plan, unit, plan.last == unit, seam, cover)
+        _lay(canvas, regions, cases, plan, unit, plan.last == unit, seam, cover)
     origin = _origin(regions, canvas.owner, plan, targets)
     return _with_truths(rules, cases, plan, canvas, origin)
 
 
 @dataclass(frozen=True)
 class _Canvas:
-    """What has been laid so far; `owner` (B, 1, *S) is the unit that shows, -1 = the ground."""
+    """What has been laid so far, in place; `owner` (B, 1, *S) is the unit that shows, -1 = the ground."""
 
     image: Tensor
     organs: Tensor
     owner: Tensor
 
 
-def _laid(
+def _lay(
     canvas: _Canvas, regions: Regions, cases: Cases, plan: Plan, unit: int, where: Tensor, seam: int, cover: bool
-) -> _Canvas:
-    """One unit more, in the composites where it has its turn."""
-    turn = where & (plan.source[:, unit] >= 0)
-    if not bool(turn.any()):
-        return canvas
-    device = canvas.image.device
-    source = plan.source[:, unit].clamp(min=0).to(device)
-    turn = turn.to(device).view(-1, *[1] * (canvas.image.ndim - 1))
+) -> None:
+    """Lay one unit more, in the composites where it has its turn."""
+    rows = (where & (plan.source[:, unit] >= 0)).nonzero().flatten().to(canvas.image.device)
+    if not len(rows):
+        return
+    source, ground = (t.to(rows.device)[rows] for t in (plan.source[:, unit], plan.ground))
     of_all = _of_unit(regions, plan.units[unit])
-    region = taken = of_all[source] & turn
+    region = taken = of_all[source]
     if cover:
         # Only where the ground itself still shows: what was laid before is not covered by an organ that is gone.
-        taken = region | (of_all[plan.ground.to(device)] & turn & (canvas.owner < 0))
-    # Nothing is blended into composites whose turn it is not.
-    image = torch.where(turn, replace_outside(cases.image[source], canvas.image, taken, seam), canvas.image)
-    organs = torch.where(region, cases.organs[source], canvas.organs)
-    return _Canvas(image, organs, canvas.owner.masked_fill(taken, unit))
+        taken = region | (of_all[ground] & (canvas.owner[rows] < 0))
+    canvas.image[rows] = replace_outside(cases.image[source], canvas.image[rows], taken, seam)
+    canvas.organs[rows] = torch.where(region, cases.organs[source], canvas.organs[rows])
+    canvas.owner[rows] = canvas.owner[rows].masked_fill(taken, unit)
 
 
 def _without(rules: Rules, organs: Tensor, plan: Plan) -> Tensor:
@@ -279,7 +286,7 @@ def _without(rules: Rules, organs: Tensor, plan: Plan) -> Tensor:
     taken = (plan.source >= 0).to(organs.device)
     for unit, members in enumerate(plan.units):
         ids = torch.tensor([i for rule in members.nonzero().flatten().tolist() for i in rules.ids(rule)])
-        gone = torch.isin(organs, ids.to(organs)) & taken[:, unit].view(-1, *[1] * (organs.ndim - 1))
+        gone = torch.isin(organs, ids.to(organs.device)) & taken[:, unit].view(-1, *[1] * (organs.ndim - 1))
         organs = organs.masked_fill(gone, 0)
     return organs
 
@@ -292,6 +299,8 @@ def _origin(regions: Regions, owner: Tensor, plan: Plan, targets: Targets) -> Te
         for unit in members.nonzero().flatten().tolist():
             row = plan.source[:, unit].to(device)
             laid = row >= 0
+            if targets == "kept" and not bool((plan.source[:, unit] >= 0).any()):
+                continue
             if targets == "follow":
                 row = torch.where(laid, row, plan.ground.to(device))
             theirs = regions(rule)[row.clamp(min=0)].flatten(1)

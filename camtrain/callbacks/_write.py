@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,10 @@ def written(
     old = {word: words[(keys or {}).get(word, word)] for word in changed}
     swaps = {id(old[word]): like(old[word], value) for word, value in changed.items()}
     if adapter is None:
-        return {key: swaps.get(id(value), value) for key, value in batch.items()}
+        result = copy.copy(batch)
+        for word in changed:
+            result[(keys or {}).get(word, word)] = swaps[id(old[word])]
+        return result
     found: set[int] = set()
 
     def swap(value: Any) -> Any:

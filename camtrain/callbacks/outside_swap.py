@@ -14,13 +14,14 @@ from camtrain._batch import Adapter, Batch, read_batch
 from camtrain._errors import InputError, nearest
 from camtrain._lightning import Callback
 from camtrain.anatomy import spacing_of
-from camtrain.callbacks._context import RunContext
+from camtrain.callbacks._context import RunContext, tell_once
 from camtrain.callbacks._gate import LogitGate, refuse_mixing
 from camtrain.callbacks._left_out import leaving_out
 from camtrain.callbacks._publish import refuse_taken
 from camtrain.callbacks._steps import WrappedStep, batch_of, loss_of
 from camtrain.callbacks._swapping import Cases, Composite, Keep, Rules, Targets, compose, make_plan
 from camtrain.callbacks._write import written
+from camtrain.callbacks.mask_loss import MaskLossCallback
 from camtrain.cam.watch import LogitsFrom
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
@@ -60,7 +61,7 @@ class OutsideSwap(Callback):
         seam: Voxels over which one case fades into another.
         leave_out: See above.
         loss: Callable (logits, label) -> (B, L), one value per pair, where the module's own loss mixes labels; its mean
-            over the known pairs is what trains then, in every step.
+            over the known pairs is what trains then, in every step (unknown ones come in as 0 and do not count).
         keys: Contract word -> key in the user's batch.
         adapter: Callable that makes a dict with the contract's words of the batch, of the batch's own tensors.
         logits: Where the logits are: None = output of the outermost module that the step calls; a module's dotted name;
@@ -109,9 +110,10 @@ class OutsideSwap(Callback):
         self._wrapped: WrappedStep | None = None
         self._gate: LogitGate | None = None
         self._rules: Rules | None = None
-        self._lender: Cases | None = None
+        self._lender: tuple[Cases, Tensor | None] | None = None
         self._shares: list[Tensor] = []
         self._checked = False
+        self._indices = False
 
     @property
     def state_key(self) -> str:
@@ -134,6 +136,7 @@ class OutsideSwap(Callback):
         self.context.setup(trainer)
         if not self.context.has_table:
             raise InputError("OutsideSwap needs an organ table: pass table=, or use a data module that has one")
+        self._refuse_setup(trainer, pl_module)
         self._gate = LogitGate(pl_module, self.logits)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -203,6 +206,24 @@ class OutsideSwap(Callback):
             self._refuse(batch)
         return words, words.label.to(words.image.device)
 
+    def _refuse_setup(self, trainer: Any, pl_module: Any) -> None:
+        """Set-ups in which truths would be taught that a composite does not show."""
+        if not pl_module.automatic_optimization:
+            raise InputError(
+                "OutsideSwap leaves truths out of the loss that training_step returns, but this module optimises by "
+                "hand (automatic_optimization=False): swap in the data, or let Lightning optimise"
+            )
+        if sum(isinstance(callback, OutsideSwap) for callback in trainer.callbacks) > 1:
+            raise InputError("expected one OutsideSwap, got two: the second would not know what the first left out")
+        if not isinstance(self.logits, str):
+            return
+        for callback in trainer.callbacks:
+            if isinstance(callback, MaskLossCallback) and callback.logits != self.logits:
+                raise InputError(
+                    f"OutsideSwap has logits={self.logits!r}, but MaskLossCallback logits={callback.logits!r}: give "
+                    "both the same, or maps would be taken of logits whose gradient is changed"
+                )
+
     def _refuse(self, batch: Any) -> None:
         """Tables and labels with which no swap leaves a truth that can be taught."""
         assert self._rules is not None  # noqa: S101
@@ -212,10 +233,16 @@ class OutsideSwap(Callback):
                 "or leave OutsideSwap out"
             )
         label = torch.as_tensor(self._word(batch, "label"))
-        if label.ndim == 1 and len(self._rules.of_label) > 1 and self.keep != "union":
+        self._indices = label.ndim == 1 and len(self._rules.of_label) > 1
+        if self._indices and self.keep != "union":
             raise InputError(
                 "labels are class indices, and a composite of two cases may show two classes: take keep='union', which "
                 "leaves all organs and every truth as they are"
+            )
+        if self._indices and not bool(self._rules.of_label.any(dim=1).all()):
+            raise InputError(
+                "labels are class indices, and a class of the table may be read from anywhere, so that no composite "
+                "shows it for sure: give every class its organs, or leave OutsideSwap out"
             )
         if self.leave_out == "nan" and not label.is_floating_point():
             raise InputError(f"leave_out='nan' needs labels in floating point, got {label.dtype}: take 'gate'")
@@ -226,31 +253,35 @@ class OutsideSwap(Callback):
 
     def _composite(self, trainer: Any, words: Batch) -> Composite | None:
         """The batch after the swap; None if nothing in it is swapped."""
+        if words.organs is None:
+            tell_once(trainer, "camtrain: OutsideSwap swaps no case of a batch without the key 'organs'")
         if words.organs is None or words.image is None or words.label is None or self._rules is None:
             return None
         device = words.image.device
         own = Cases(words.image, words.organs.to(device), words.label.to(device), words.has_organs.to(device))
-        cases = self._with_lender(own)
-        table = self.context.selected
-        spacing = spacing_of(words.affine) if table.needs_spacing and words.affine is not None else None
-        if spacing is not None and len(cases.image) > len(spacing):
-            spacing = spacing.repeat(2, 1)
+        known = self.context.selected.needs_spacing and words.affine is not None
+        cases, spacing = self._with_lender(own, spacing_of(words.affine) if known else None)  # type: ignore[arg-type]
         regions = self._rules.regions(cases, spacing)
         rng = torch.Generator().manual_seed(self._draw(trainer))
-        plan = make_plan(self._rules, regions, own.label, len(cases.image), self.p, self.keep, rng)
+        lenders = len(cases.image)
+        plan = make_plan(self._rules, regions, own.label, lenders, self.p, self.keep, rng, self._indices)
         if not bool(plan.swapped.any()):
             return None
         return compose(self._rules, regions, cases, plan, self.targets, self.seam, self.cover)
 
-    def _with_lender(self, own: Cases) -> Cases:
-        """A batch of one borrows from the step before."""
-        if len(own.image) > 1:
-            return own
-        last, self._lender = self._lender, own
-        if last is None or last.image.shape != own.image.shape or last.image.dtype != own.image.dtype:
-            return own
-        pairs = zip(vars(own).values(), vars(last).values(), strict=True)
-        return Cases(*(torch.cat([mine, theirs.to(mine)]) for mine, theirs in pairs))
+    def _with_lender(self, own: Cases, spacing: Tensor | None) -> tuple[Cases, Tensor | None]:
+        """A batch of one borrows the last case of the step before; of every step that case is kept."""
+        last, row = self._lender, slice(-1, None)
+        kept = Cases(*(value[row].clone() for value in vars(own).values()))  # the user may change the batch in place
+        self._lender = (kept, None if spacing is None else spacing[row].clone())
+        if len(own.image) > 1 or last is None:
+            return own, spacing
+        lent, theirs = last
+        fits = lent.image.shape == own.image.shape and lent.image.dtype == own.image.dtype
+        if not fits or (spacing is None) != (theirs is None):
+            return own, spacing
+        both = Cases(*(torch.cat([a, b.to(a)]) for a, b in zip(vars(own).values(), vars(lent).values(), strict=True)))
+        return both, None if spacing is None or theirs is None else torch.cat([spacing, theirs.to(spacing)])
 
     def _draw(self, trainer: Any) -> int:
         """A seed that follows from the run's seed and the place in it alone."""
@@ -266,7 +297,7 @@ class OutsideSwap(Callback):
     def _written(self, batch: Any, made: Composite) -> Any:
         """The user's batch with what changed."""
         changed = {"image": made.cases.image, "organs": made.cases.organs}
-        if self.keep != "union":
+        if not self._indices:
             label = made.cases.label
             changed["label"] = label.masked_fill(made.left_out, torch.nan) if self.leave_out == "nan" else label
         old = {word: torch.as_tensor(self._word(batch, word)) for word in changed}
@@ -308,7 +339,7 @@ class OutsideSwap(Callback):
                     "(the name of the module that gives them, or a callable)"
                 )
             if self.loss is not None:
-                return self._with_own_loss(output, gate.raw[-1], label, factor > 0)
+                return self._with_own_loss(output, gate.raw, label, factor > 0)
             if not self._checked:
                 refuse_mixing(loss_of(output), gate.gated, factor)
                 self._checked = True
@@ -316,19 +347,23 @@ class OutsideSwap(Callback):
         finally:
             gate.stop()
 
-    def _with_own_loss(self, output: Any, logits: Tensor, label: Tensor, taught: Tensor) -> Any:
-        """The value stays the module's, the gradient is that of `loss`."""
+    def _with_own_loss(self, output: Any, logits: list[Tensor], label: Tensor, taught: Tensor) -> Any:
+        """The value stays the module's, the gradient is that of `loss`, the mean over all forwards of the step."""
         assert self.loss is not None  # noqa: S101
-        values = self.loss(logits, label)
-        if values.shape != label.shape:
-            raise InputError(f"loss= must give one value per pair, {tuple(label.shape)}, got {tuple(values.shape)}")
-        own = torch.where(taught, values, 0.0).sum() / taught.sum().clamp(min=1)
+        # Unknown truths must not reach the callable: NaN times 0 is NaN in its gradient.
+        known = label.masked_fill(~taught, 0.0)
+        own = torch.zeros((), device=label.device)
+        for each in logits:
+            values = self.loss(each, known)
+            if values.shape != label.shape:
+                raise InputError(f"loss= must give one value per pair, {tuple(label.shape)}, got {tuple(values.shape)}")
+            own = own + torch.where(taught, values, 0.0).sum() / (taught.sum().clamp(min=1) * len(logits))
         loss = loss_of(output)
         total = loss + (own - own.detach()).to(loss.dtype)
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 
     def _count(self, made: Composite | None, label: Tensor) -> None:
-        count = torch.tensor([0.0, 0.0, len(label), label.numel()], device=label.device)
+        count = torch.tensor([0.0, 0.0, len(label), label.numel()], dtype=torch.float32, device=label.device)
         if made is not None:
             count[0], count[1] = made.swapped.sum(), made.left_out.sum()
         self._shares.append(count)

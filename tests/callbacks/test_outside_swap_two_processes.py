@@ -17,7 +17,7 @@ from camtrain.data import PhantomDataModule
 from camtrain.models import LitClassifier
 
 SCRIPT = """
-import importlib.util, sys
+import importlib.util, os, sys
 import torch
 import camtrain as ct
 
@@ -32,8 +32,10 @@ def training_step(self, batch, batch_idx):
     return kit.bce(self(batch["image"]), batch["label"])
 
 cases = kit.make_cases(9)
-for case in cases[1::2]:  # the second process never sees an organ
-    case["organs"] = torch.zeros_like(case["organs"])
+bare = sys.argv[3] == "bare" and int(os.environ.get("LOCAL_RANK", 0)) == 1
+for row, case in enumerate(cases):
+    if row % 2 or bare:  # the second process may never see an organ
+        case["organs"] = torch.zeros_like(case["organs"])
 module = kit.make_lit(kit.make_net("mlp"), training_step=training_step)
 swap = ct.OutsideSwap(kit.TABLE, p=1.0, seed=4)
 mask = ct.MaskLossCallback(kit.LAYER, kit.TABLE)
@@ -48,11 +50,12 @@ torch.save({"seen": torch.cat(seen), "weights": module.net.state_dict(), "metric
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_network_with_draws_of_their_own(tmp_path):
+@pytest.mark.parametrize("second", ["same", "bare"])
+def test_two_processes_train_one_network_with_draws_of_their_own(tmp_path, second):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(script), str(Path(__file__).with_name("conftest.py")), str(tmp_path)]
+    command = [sys.executable, str(script), str(Path(__file__).with_name("conftest.py")), str(tmp_path), second]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))

@@ -137,6 +137,31 @@ def test_the_donor_does_not_depend_on_any_truth():
         assert torch.equal(one, other)
 
 
+def test_the_donor_is_any_other_case():
+    cases, rules = make_cases((5, 6, 4), 2, count=40), Rules(ct.OrganTable.load(TABLE))
+    plan = make_plan(rules, rules.regions(cases, None), cases.label, 40, 1.0, "label", torch.Generator().manual_seed(0))
+    steps = ((plan.ground - torch.arange(40)) % 40)[plan.swapped]
+    assert len(set(steps.tolist())) > 15
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_draws_do_not_follow_the_default_precision(dtype):
+    cases, rules = make_cases((5, 6, 4), 2, count=40), Rules(ct.OrganTable.load(TABLE))
+
+    def plan():
+        regions = rules.regions(cases, None)
+        return make_plan(rules, regions, cases.label, 40, 0.5, "organs", torch.Generator().manual_seed(0))
+
+    usual = plan()
+    torch.set_default_dtype(dtype)
+    try:
+        other = plan()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, two in zip(vars(usual).values(), vars(other).values(), strict=True):
+        assert torch.equal(one, two)
+
+
 def test_every_label_has_its_turn():
     cases, rules = make_cases((5, 6, 4), 2, count=600), Rules(ct.OrganTable.load(TABLE))
     cases.label[:] = 1.0
@@ -237,7 +262,7 @@ def test_infinite_logits_do_not_poison_the_others():
     model = nn.Linear(2, 2)
     with torch.no_grad():
         model.bias.copy_(torch.tensor([float("inf"), 0.0]))
-    gate = LogitGate(model)
+    gate = LogitGate(model, lambda output: output)
     gate.start(factor)
     logits = model(torch.ones(1, 2))
     assert logits[0, 0] == float("inf")
