@@ -51,7 +51,9 @@ def finish(
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "runs.jsonl"
-    done = {_key(run["job"]): run for run in _read(path)}
+    done = {_key(run["job"]): run for run in finished(out)}
+    if path.exists() and not path.read_text().endswith("\n"):
+        path.write_text(path.read_text() + "\n")  # an interruption cut a line off; the next one must not join it
     groups: dict[Hashable, list[Job]] = {}
     for job in jobs:
         if _key(job) not in done:
@@ -99,9 +101,9 @@ def _one_thread() -> None:
     warnings.filterwarnings("ignore", module="pytorch_lightning")
 
 
-def _read(path: Path) -> list[Run]:
-    """Finished runs; a line that an interruption cut off is done again."""
-    runs = []
+def finished(out: Path) -> list[Run]:
+    """Runs that are done; a line that an interruption cut off is done again."""
+    path, runs = out / "runs.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             runs.append(json.loads(line))

@@ -5,11 +5,10 @@ Not a recipe.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from _runs import Run
+from _runs import Run, finished
 from _shortcut_arms import ARMS
 from _shortcut_tables import JUDGE, reliance_of, reversed_of
 
@@ -19,9 +18,9 @@ NETS = {"flatten": "o", "resnet18q": "s", "resnet18": "D"}
 
 def draw(out: Path) -> Path | None:
     """Draw the finished runs with exact organs; None where there is none."""
-    path = out / "runs.jsonl"
-    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    runs = [r for r in runs if "result" in r and r["job"]["masks"] == "exact" and r["job"]["organs_share"] == 1]
+    runs = [
+        r for r in finished(out) if "result" in r and r["job"]["masks"] == "exact" and r["job"]["organs_share"] == 1
+    ]
     runs = [r for r in runs if not r["job"]["swap"]]
     if not runs:
         return None

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from _runs import Run, finite, markdown, spread
+from _runs import Run, finished, finite, markdown, spread
 from scipy.stats import spearmanr
 
 QUESTIONS = ["arms", "organs", "masks", "ways", "wide"]
@@ -24,8 +24,7 @@ _SETTINGS = ("cases", "test_cases", "size", "epochs", "shortcut")
 
 def report(out: Path) -> str:
     """Every table that the finished runs allow, as Markdown."""
-    path = out / "runs.jsonl"
-    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    runs = finished(out)
     parts = []
     for settings, same in _by(runs, lambda run: json.dumps([run["job"][k] for k in _SETTINGS])).items():
         told = ", ".join(f"{k} {v}" for k, v in zip(_SETTINGS, json.loads(settings), strict=True))

@@ -46,7 +46,7 @@ def test_every_arm_and_an_interruption(tmp_path):
     assert set(run["result"]["scores"]) == {"test", "shift_free", "shift_random", "shift_reversed"}
     assert set(run["result"]["reliance"]) == {"case", "air", "blur", "mean"}
     # A line that was cut off in the middle is done again, the others are not.
-    (tmp_path / "runs.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:40]]) + "\n")
+    (tmp_path / "runs.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:40]]))
     study(tmp_path, *arms)
     again = (tmp_path / "runs.jsonl").read_text().splitlines()
     assert again[:10] == lines[:10]
