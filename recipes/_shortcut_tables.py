@@ -34,13 +34,19 @@ def report(out: Path) -> str:
         for title, chosen, name in (
             ("All arms", _default, lambda j: j["arm"]),
             ("Organs on a share of the training cases", lambda j: j["organs_share"] < 1,
-             lambda j: f"{j['arm']}, {j['organs_share']:.0%}"),
+             lambda j: f"{j['arm']}, {j['organs_share']:.0%}{_way(j)}"),
             ("Poor masks in training", lambda j: j["masks"] != "exact", lambda j: f"{j['arm']}, {j['masks']}"),
-            ("Ways of OutsideSwap", lambda j: bool(j["swap"]), lambda j: json.dumps(j["swap"])[1:-1].replace('"', "")),
+            ("Ways of OutsideSwap", lambda j: bool(j["swap"]) and j["organs_share"] == 1,
+             lambda j: json.dumps(j["swap"])[1:-1].replace('"', "")),
         ):  # fmt: skip
             parts += _section(title, [r for r in same if chosen(r["job"])], name, ends)
         parts += _ranking([r for r in same if "result" in r])
     return "\n\n".join(parts)
+
+
+def _way(job: dict[str, Any]) -> str:
+    way = job["swap"].get("without_organs")
+    return f", without organs: {way}" if way else ""
 
 
 def _default(job: dict[str, Any]) -> bool:

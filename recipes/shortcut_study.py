@@ -45,13 +45,22 @@ def jobs_of(question: str, args: argparse.Namespace) -> list[Job]:
     nets = args.nets or ["flatten", "resnet18q"]
     grid: dict[str, dict[str, Any]] = {
         "arms": {"place": args.places, "arm": args.arms},
-        "organs": {"organs_share": args.shares, "arm": [a for a in ("swap", "softplus") if a in args.arms]},
+        "organs": {"place": args.places[:1], "organs_share": args.shares, **_few_organs(args.arms)},
         "masks": {"masks": args.masks, "arm": [a for a in ("swap", "softplus") if a in args.arms]},
         "ways": {"place": args.places[:2], "arm": ["swap"], "swap": WAYS},
         "wide": {"arm": ["plain", "ceiling", "swap", "swap + mask loss"], "net": ["resnet18"], "seed": [0]},
     }
     axes = {"place": ["skin"], "seed": range(args.seeds), "net": nets} | grid[question]
-    return [base | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    together = axes.pop("arm, swap", [{}])
+    every = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return [base | one | more for one in every for more in together]
+
+
+def _few_organs(arms: list[str]) -> dict[str, Any]:
+    """Arms that organs are for, the swap with each way to treat the cases without."""
+    ways = [{}, {"without_organs": "lend"}, {"without_organs": "atlas"}]
+    asked = [("swap", ways), ("softplus", ways[:1]), ("swap + mask loss", ways[1:])]
+    return {"arm, swap": [{"arm": arm, "swap": way} for arm, each in asked if arm in arms for way in each]}
 
 
 def main() -> None:

@@ -49,7 +49,8 @@ class Plan:
     Attributes:
         units: (U, R) bool, the rules of each unit.
         source: (B, U) row of the case that a unit is taken from, -1 = not taken.
-        ground: (B,) row of the case that shows everywhere else; a case's own row where nothing is swapped.
+        ground: (B,) row of the case that shows everywhere else; a case's own row where nothing is swapped, and where a
+            case without organs takes a unit of another.
         order: (U,) units in the order in which they are laid on the ground.
         last: (B,) the unit that is laid last, and so is whole; -1 = nothing is swapped.
     """
@@ -147,6 +148,7 @@ def make_plan(
     keep: Keep,
     rng: torch.Generator,
     complete: bool = False,
+    lend: Cases | None = None,
 ) -> Plan:
     """Draw who is swapped, and which case each part of a composite comes from.
 
@@ -164,6 +166,8 @@ def make_plan(
             group of organs that labels need together comes from a case of its own. `"union"`: all regions stay.
         rng: Source of all draws, on the CPU.
         complete: Keep a unit only where all of its rules have a region.
+        lend: All cases that can lend: then those without organs are drawn, too, and show one unit of a case that has
+            some, whatever its truths. None: cases without organs stay as they are.
 
     Returns:
         The plan, on the CPU.
@@ -180,7 +184,11 @@ def make_plan(
     source = others[:, 1:] if keep == "organs" else torch.full_like(others[:, 1:], -1)
     mine = torch.arange(len(units)) == last[:, None]
     source = torch.where(mine, own[:, None], torch.where(last[:, None] >= 0, source, -1))
-    return Plan(units, source, torch.where(last >= 0, others[:, 0], own), order, last)
+    plan = Plan(units, source, torch.where(last >= 0, others[:, 0], own), order, last)
+    if lend is None or not len(units):
+        return plan
+    can = _can_be_kept(units, regions, lend.label, rules.of_label, complete)
+    return _with_lent(plan, can, lend, rules.of_label, drawn & ~lend.has_organs[:count].cpu(), rng)
 
 
 def _others(own: Tensor, lenders: int, number: int, rng: torch.Generator) -> Tensor:
@@ -210,6 +218,26 @@ def _of_one_label(units: Tensor, can: Tensor, label: Tensor, of_label: Tensor, d
     chosen = torch.where(fits, draws, -1.0).argmax(dim=1)
     unit = of_unit.int().argmax(dim=1)[chosen] if len(units) else chosen
     return torch.where(fits.any(dim=1), unit, -1)
+
+
+def _with_lent(plan: Plan, can: Tensor, lend: Cases, of_label: Tensor, asks: Tensor, rng: torch.Generator) -> Plan:
+    """The plan, where cases that ask show, on themselves, the unit of one random label of one random lender."""
+    of_unit = of_label.float() @ plan.units.float().T > 0
+    lends = (can.float() @ of_unit.float().T > 0) & ~lend.label.cpu().isnan()
+    if not bool(lends.any()):
+        return plan
+    labels, rows = (torch.rand(len(asks), n, generator=rng, dtype=torch.float32) for n in reversed(lends.shape))
+    label = torch.where(lends.any(dim=0), labels, -1.0).argmax(dim=1)
+    row = torch.where(lends.T[label], rows, -1.0).argmax(dim=1)
+    unit = of_unit.int().argmax(dim=1)[label]
+    here = (torch.arange(len(plan.units)) == unit[:, None]) & asks[:, None]
+    return Plan(
+        plan.units,
+        torch.where(here, row[:, None], plan.source),
+        plan.ground,  # of a case that nothing was kept of it is its own
+        plan.order,
+        torch.where(asks, unit, plan.last),
+    )
 
 
 def _of_unit(regions: Regions, members: Tensor) -> Tensor:
@@ -322,4 +350,11 @@ def _with_truths(rules: Rules, cases: Cases, plan: Plan, canvas: _Canvas, origin
     label = torch.where(swapped[:, None] & shown, truth, own)
     image = torch.where(each, canvas.image, cases.image[:count])
     organs = torch.where(each, canvas.organs, cases.organs[:count])
-    return Composite(Cases(image, organs, label, cases.has_organs[:count]), swapped[:, None] & ~shown, swapped)
+    return Composite(Cases(image, organs, label, _shows_organs(cases, plan, count)), swapped[:, None] & ~shown, swapped)
+
+
+def _shows_organs(cases: Cases, plan: Plan, count: int) -> Tensor:
+    """(B,) bool: of a composite, was the case segmented whose unit was laid last?"""
+    device = cases.image.device
+    row = plan.source.gather(1, plan.last.clamp(min=0)[:, None])[:, 0] if len(plan.units) else plan.last
+    return cases.has_organs[torch.where(plan.last >= 0, row, torch.arange(count)).to(device)]

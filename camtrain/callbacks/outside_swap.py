@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -14,18 +14,19 @@ from camtrain._batch import Adapter, Batch, read_batch
 from camtrain._errors import InputError, nearest
 from camtrain._lightning import Callback
 from camtrain.anatomy import spacing_of
+from camtrain.callbacks._atlas import RegionAtlas
 from camtrain.callbacks._context import RunContext, tell_once
 from camtrain.callbacks._gate import LogitGate, refuse_mixing
 from camtrain.callbacks._left_out import leaving_out
+from camtrain.callbacks._lenders import Lenders
 from camtrain.callbacks._publish import refuse_taken
 from camtrain.callbacks._steps import WrappedStep, batch_of, loss_of
+from camtrain.callbacks._swap_checks import LeaveOut, WithoutOrgans, refuse_setup, refuse_truths
 from camtrain.callbacks._swapping import Cases, Composite, Keep, Rules, Targets, compose, make_plan
 from camtrain.callbacks._write import written
-from camtrain.callbacks.mask_loss import MaskLossCallback
 from camtrain.cam.watch import LogitsFrom
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
-LeaveOut = Literal["gate", "nan"]
 SHARES = ("swapped_cases", "left_out_labels")
 
 
@@ -43,9 +44,9 @@ class OutsideSwap(Callback):
     mean over them; `"nan"` writes NaN for it, for modules whose loss leaves NaN out. The loss that the module logs
     still counts the pairs behind the gate; the gradient does not.
 
-    Cases stay as they are where they have no organs, or where no known label has a region that is neither empty nor the
-    whole image. A batch of one borrows from the step before. The draws follow from `seed`, epoch, batch and process
-    alone and leave the global random state untouched.
+    Cases stay as they are where no known label has a region that is neither empty nor the whole image, and, unless
+    `without_organs` says otherwise, where they have no organs. A batch of one borrows from the step before. The draws
+    follow from `seed`, epoch, batch and process alone and leave the global random state untouched.
 
     Logged as means over the epoch: `train/swapped_cases`, `train/left_out_labels` (shares of cases and of pairs).
 
@@ -69,6 +70,10 @@ class OutsideSwap(Callback):
         names: Label names in the order of the outputs.
         name: Tells two callbacks of this class apart, in keys and checkpoint.
         seed: Of the draws; None = the seed of the run (`torch.initial_seed`).
+        without_organs: What becomes of cases that were not segmented. `"stay"`: they are never swapped, only lend.
+            `"lend"`: one label's region of a segmented case, of this step or one before, is laid on them, and that
+            label's truth is taught. `"atlas"`: their organs are taken to lie where a tenth of the segmented cases has
+            them (counted over the first epoch, kept in checkpoints): for images of one shape and about aligned.
 
     Raises:
         InputError: An argument is out of range; in `setup` or in the first step, a module or table with which no truth
@@ -96,21 +101,26 @@ class OutsideSwap(Callback):
         names: Sequence[str] | None = None,
         name: str | None = None,
         seed: int | None = None,
+        without_organs: WithoutOrgans = "stay",
     ) -> None:
         _one_of("keep", keep, get_args(Keep))
         _one_of("targets", targets, get_args(Targets))
         _one_of("leave_out", leave_out, get_args(LeaveOut))
+        _one_of("without_organs", without_organs, get_args(WithoutOrgans))
         if not 0 < p <= 1:
             raise InputError(f"p= expects a probability above 0 and at most 1, got {p}: leave the callback out for 0")
         if isinstance(seam, bool) or not isinstance(seam, int) or seam < 0:
             raise InputError(f"seam= expects a whole number of voxels, at least 0, got {seam!r}")
         self.p, self.keep, self.targets, self.cover, self.seam = p, keep, targets, cover, seam
         self.leave_out, self.loss, self.logits, self.name, self.seed = leave_out, loss, logits, name, seed
+        self.without_organs = without_organs
         self.context = RunContext(table, keys, adapter, names, "fill")
         self._wrapped: WrappedStep | None = None
         self._gate: LogitGate | None = None
         self._rules: Rules | None = None
-        self._lender: tuple[Cases, Tensor | None] | None = None
+        self._atlas: RegionAtlas | None = None
+        self._known_atlas: dict[str, Any] = {}
+        self._lenders = Lenders(organs=without_organs == "lend")
         self._shares: list[Tensor] = []
         self._checked = False
         self._indices = False
@@ -122,11 +132,13 @@ class OutsideSwap(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the network was trained with: a model is not judged with the replacement that it has seen."""
-        return {"replacement": "case", "seed": self.seed}
+        atlas = self._known_atlas if self._atlas is None else self._atlas.state()
+        return {"replacement": "case", "seed": self.seed, "atlas": atlas}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the draws of the run that is resumed."""
+        """Go on with the draws, and the usual regions, of the run that is resumed."""
         self.seed = state_dict.get("seed", self.seed)
+        self._known_atlas = dict(state_dict.get("atlas", {}))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that the swap can work here."""
@@ -136,7 +148,8 @@ class OutsideSwap(Callback):
         self.context.setup(trainer)
         if not self.context.has_table:
             raise InputError("OutsideSwap needs an organ table: pass table=, or use a data module that has one")
-        self._refuse_setup(trainer, pl_module)
+        refuse_setup(trainer, pl_module, self.logits)
+        self._atlas, self._known_atlas = None, {}
         self._gate = LogitGate(pl_module, self.logits)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -153,8 +166,14 @@ class OutsideSwap(Callback):
         """After an exception Lightning does not always tear down."""
         self._restore()
 
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Lend nothing of the epoch before."""
+        self._lenders.clear()
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the shares of the epoch."""
+        """Log the shares of the epoch; usual regions stand from here on."""
+        if self._atlas is not None:
+            self._atlas.fix(partial(trainer.strategy.reduce, reduce_op="sum"), pl_module.device)
         if not self._shares:
             return
         prefix = f"train/{self.name}" if self.name else "train"
@@ -174,7 +193,8 @@ class OutsideSwap(Callback):
         if self._wrapped is not None:
             self._wrapped.undo()
             self._wrapped = None
-        self._rules, self._lender, self._shares, self._checked = None, None, [], False
+        self._rules, self._shares, self._checked = None, [], False
+        self._lenders.clear()
 
     def _step(self, trainer: Any, pl_module: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """One training step on composites."""
@@ -203,53 +223,20 @@ class OutsideSwap(Callback):
         if self._rules is None:
             self.context.resolve(trainer, pl_module, words.label.shape[1])
             self._rules = Rules(self.context.selected)
-            self._refuse(batch)
+            if self.without_organs == "atlas":
+                self._atlas = RegionAtlas(len(self._rules.rules))
+                self._atlas.load(self._known_atlas, words.image.device)
+            label = torch.as_tensor(self._word(batch, "label"))
+            self._indices = refuse_truths(self._rules, label, self.keep, self.leave_out, self.without_organs)
         return words, words.label.to(words.image.device)
-
-    def _refuse_setup(self, trainer: Any, pl_module: Any) -> None:
-        """Set-ups in which truths would be taught that a composite does not show."""
-        if not pl_module.automatic_optimization:
-            raise InputError(
-                "OutsideSwap leaves truths out of the loss that training_step returns, but this module optimises by "
-                "hand (automatic_optimization=False): swap in the data, or let Lightning optimise"
-            )
-        if sum(isinstance(callback, OutsideSwap) for callback in trainer.callbacks) > 1:
-            raise InputError("expected one OutsideSwap, got two: the second would not know what the first left out")
-        if not isinstance(self.logits, str):
-            return
-        for callback in trainer.callbacks:
-            if isinstance(callback, MaskLossCallback) and callback.logits != self.logits:
-                raise InputError(
-                    f"OutsideSwap has logits={self.logits!r}, but MaskLossCallback logits={callback.logits!r}: give "
-                    "both the same, or maps would be taken of logits whose gradient is changed"
-                )
-
-    def _refuse(self, batch: Any) -> None:
-        """Tables and labels with which no swap leaves a truth that can be taught."""
-        assert self._rules is not None  # noqa: S101
-        if not self._rules.rules:
-            raise InputError(
-                "every label of the table may be read from anywhere, so nothing lies outside: give a label its organs, "
-                "or leave OutsideSwap out"
-            )
-        label = torch.as_tensor(self._word(batch, "label"))
-        self._indices = label.ndim == 1 and len(self._rules.of_label) > 1
-        if self._indices and self.keep != "union":
-            raise InputError(
-                "labels are class indices, and a composite of two cases may show two classes: take keep='union', which "
-                "leaves all organs and every truth as they are"
-            )
-        if self._indices and not bool(self._rules.of_label.any(dim=1).all()):
-            raise InputError(
-                "labels are class indices, and a class of the table may be read from anywhere, so that no composite "
-                "shows it for sure: give every class its organs, or leave OutsideSwap out"
-            )
-        if self.leave_out == "nan" and not label.is_floating_point():
-            raise InputError(f"leave_out='nan' needs labels in floating point, got {label.dtype}: take 'gate'")
 
     def _word(self, batch: Any, word: str) -> Any:
         words = batch if self.context.adapter is None else self.context.adapter(batch)
         return words[(self.context.keys or {}).get(word, word)]
+
+    def _has_word(self, batch: Any, word: str) -> bool:
+        words = batch if self.context.adapter is None else self.context.adapter(batch)
+        return (self.context.keys or {}).get(word, word) in words
 
     def _composite(self, trainer: Any, words: Batch) -> Composite | None:
         """The batch after the swap; None if nothing in it is swapped."""
@@ -260,28 +247,17 @@ class OutsideSwap(Callback):
         device = words.image.device
         own = Cases(words.image, words.organs.to(device), words.label.to(device), words.has_organs.to(device))
         known = self.context.selected.needs_spacing and words.affine is not None
-        cases, spacing = self._with_lender(own, spacing_of(words.affine) if known else None)  # type: ignore[arg-type]
+        cases, spacing = self._lenders.join(own, spacing_of(words.affine) if known else None)  # type: ignore[arg-type]
         regions = self._rules.regions(cases, spacing)
+        if self._atlas is not None:
+            self._atlas.add(regions, own.has_organs, tuple(own.image.shape[2:]))
+            regions = self._atlas.completed(regions, cases.has_organs)
         rng = torch.Generator().manual_seed(self._draw(trainer))
-        lenders = len(cases.image)
-        plan = make_plan(self._rules, regions, own.label, lenders, self.p, self.keep, rng, self._indices)
+        lend, count = cases if self.without_organs == "lend" else None, len(cases.image)
+        plan = make_plan(self._rules, regions, own.label, count, self.p, self.keep, rng, self._indices, lend)
         if not bool(plan.swapped.any()):
             return None
         return compose(self._rules, regions, cases, plan, self.targets, self.seam, self.cover)
-
-    def _with_lender(self, own: Cases, spacing: Tensor | None) -> tuple[Cases, Tensor | None]:
-        """A batch of one borrows the last case of the step before; of every step that case is kept."""
-        last, row = self._lender, slice(-1, None)
-        kept = Cases(*(value[row].clone() for value in vars(own).values()))  # the user may change the batch in place
-        self._lender = (kept, None if spacing is None else spacing[row].clone())
-        if len(own.image) > 1 or last is None:
-            return own, spacing
-        lent, theirs = last
-        fits = lent.image.shape == own.image.shape and lent.image.dtype == own.image.dtype
-        if not fits or (spacing is None) != (theirs is None):
-            return own, spacing
-        both = Cases(*(torch.cat([a, b.to(a)]) for a, b in zip(vars(own).values(), vars(lent).values(), strict=True)))
-        return both, None if spacing is None or theirs is None else torch.cat([spacing, theirs.to(spacing)])
 
     def _draw(self, trainer: Any) -> int:
         """A seed that follows from the run's seed and the place in it alone."""
@@ -297,6 +273,8 @@ class OutsideSwap(Callback):
     def _written(self, batch: Any, made: Composite) -> Any:
         """The user's batch with what changed."""
         changed = {"image": made.cases.image, "organs": made.cases.organs}
+        if self.without_organs == "lend" and self._has_word(batch, "has_organs"):
+            changed["has_organs"] = made.cases.has_organs
         if not self._indices:
             label = made.cases.label
             changed["label"] = label.masked_fill(made.left_out, torch.nan) if self.leave_out == "nan" else label
