@@ -21,7 +21,7 @@ from camtrain.data import PhantomDataModule
 from camtrain.evaluation.donors import DonorPool
 from camtrain.evaluation.predicting import logits_of
 from camtrain.evaluation.reliance import REPLACEMENTS, reliance_probabilities
-from camtrain.metrics import PointingGame, shortcut_reliance
+from camtrain.metrics import LabelAUROC, PointingGame, shortcut_reliance
 from camtrain.models import LitClassifier
 
 LABELS = ["consolidation", "effusion", "cardiomegaly", "aneurysm"]
@@ -95,12 +95,19 @@ def train(job: Job) -> dict[str, Any]:
         for row in rows:
             scores.setdefault(split, {}).setdefault(row.measure, {})[row.label or "mean"] = row.value
     cases = list(data.test_dataloader()[0])
-    reliance = {kind: judge(model.eval(), cases, data.table, kind) for kind in REPLACEMENTS}
-    return {"scores": scores, "reliance": reliance, "lesion_hits": lesion_hits(model, cases, layer)}
+    judged = {kind: judge(model.eval(), cases, data.table, kind) for kind in REPLACEMENTS}
+    return {
+        "scores": scores,
+        "reliance": {kind: each[0] for kind, each in judged.items()},
+        "auroc_outside_replaced": {kind: each[1] for kind, each in judged.items()},
+        "lesion_hits": lesion_hits(model, cases, layer),
+    }
 
 
-def judge(model: nn.Module, batches: list[dict[str, Any]], table: ct.OrganTable, kind: str) -> list[float]:
-    """ShortcutReliance of each label on the first cases of the test, with one replacement."""
+def judge(
+    model: nn.Module, batches: list[dict[str, Any]], table: ct.OrganTable, kind: str
+) -> tuple[list[float], list[float]]:
+    """ShortcutReliance of each label on the first cases of the test, and AUROC once their outside is replaced."""
     donors, rows = DonorPool(count=12, search=24), []
     for batch in batches:
         donors.offer(batch["id"], batch["image"], batch["label"])
@@ -111,7 +118,10 @@ def judge(model: nn.Module, batches: list[dict[str, Any]], table: ct.OrganTable,
             donors if kind == "case" else None, batch["id"], chunk=16,
         )  # fmt: skip
         rows.append((logits_of(model, image).sigmoid(), *changed, label))
-    return shortcut_reliance(*(torch.cat(parts) for parts in zip(*rows, strict=True))).share.tolist()
+    before, outside, inside, label = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    turned = LabelAUROC(num_labels=len(LABELS), average="none")
+    turned.update(outside.nan_to_num(0), label.masked_fill(outside.isnan(), torch.nan))
+    return shortcut_reliance(before, outside, inside, label).share.tolist(), turned.compute().tolist()
 
 
 def lesion_hits(model: nn.Module, batches: list[dict[str, Any]], layer: str | None) -> float:

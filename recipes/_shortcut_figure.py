@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from _runs import Run, finished
 from _shortcut_arms import ARMS
-from _shortcut_tables import JUDGE, reliance_of, reversed_of
+from _shortcut_tables import JUDGES, reliance_of, reversed_of
 
 COLOURS = {"plain": "#b2182b", "ceiling": "#555555", "swap": "#2166ac", "swap + mask loss": "#1b7837"}
 NETS = {"flatten": "o", "resnet18q": "s", "resnet18": "D"}
@@ -50,11 +50,11 @@ def _arms(axis: plt.Axes, runs: list[Run], place: str, net: str, arms: list[str]
 
 def _reliance(axis: plt.Axes, runs: list[Run]) -> None:
     for run in runs:
-        told = reliance_of(run, JUDGE)
+        told = reliance_of(run, *JUDGES)
         if told is not None:
             colour = COLOURS.get(run["job"]["arm"], "#888888")
             axis.plot(told, reversed_of(run), NETS[run["job"]["net"]], color=colour, alpha=0.6)
-    axis.set_xlabel(f"shortcut reliance ({JUDGE})")
+    axis.set_xlabel(f"shortcut reliance ({', '.join(JUDGES)})")
     axis.set_ylabel("AUROC, shortcut reversed")
     axis.set_title("in-distribution figure\nagainst the shift", fontsize=10)
     axis.grid(alpha=0.3)
