@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from camtrain._errors import InputError
-from camtrain.callbacks._swapping import Regions
+from camtrain.callbacks._regions import Regions
 
 SHARE = 0.1
 """A voxel belongs to a rule's usual region where at least this share of the segmented cases has it."""
@@ -60,7 +60,7 @@ class RegionAtlas:
         if self._counts is None or not len(rows) or self._cases + len(rows) > MOST:
             return
         for rule in range(self._rules):
-            self._counts[rule] += regions(rule)[rows, 0].sum(dim=0, dtype=torch.int16)
+            self._counts[rule] += regions.of(rule, rows)[:, 0].sum(dim=0, dtype=torch.int16)
         self._cases += len(rows)
 
     def region(self, rule: int) -> Tensor:
@@ -69,17 +69,6 @@ class RegionAtlas:
             return self._fixed[rule][None]
         assert self._counts is not None  # noqa: S101 - `add` comes first
         return (self._counts[rule] >= max(1.0, SHARE * self._cases))[None]
-
-    def completed(self, regions: Regions, has_organs: Tensor) -> Regions:
-        """Regions of all cases, the usual ones for those without organs; (N,) bool says which have some."""
-        if not self.known:
-            return regions
-
-        def of(rule: int) -> Tensor:
-            own = regions(rule)
-            return torch.where(has_organs.view(-1, *[1] * (own.ndim - 1)), own, self.region(rule).to(own.device))
-
-        return of
 
     def fix(self, total: Callable[[Tensor], Tensor], device: torch.device) -> None:
         """Count no more, once every process has counted; `total` sums a tensor over all (all must call it together)."""

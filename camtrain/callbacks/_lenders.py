@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from camtrain.callbacks._swapping import Cases
+from camtrain.callbacks._regions import Cases
 
 SEGMENTED = 8
 """So many cases with organs are wanted in a step; what the batch lacks comes from the steps before."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from camtrain._errors import InputError
-from camtrain.callbacks._swapping import Keep, Rules
+from camtrain.callbacks._regions import Keep, Rules
 from camtrain.callbacks.mask_loss import MaskLossCallback
 from camtrain.cam.watch import LogitsFrom
 

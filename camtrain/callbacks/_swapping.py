@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from camtrain.anatomy.organ_table import OrganTable, Spacing
 from camtrain.anatomy.replacing import replace_outside
-from camtrain.anatomy.rules import Rule
+from camtrain.callbacks._regions import Cases, Keep, Regions, Rules
 
-Keep = Literal["label", "organs", "union"]
 Targets = Literal["kept", "follow"]
-AT_ONCE = 2**28  # bytes of regions held at a time; above that each is made again when it is asked for
-
-Regions = Callable[[int], Tensor]
-"""Number of a rule -> (B, 1, *S) bool, its region in every case at full resolution."""
-
-
-@dataclass(frozen=True)
-class Cases:
-    """The cases of a batch as the swap needs them.
-
-    Attributes:
-        image: (B, C, *S).
-        organs: (B, 1, *S) integer ids.
-        label: (B, L) float, NaN = unknown.
-        has_organs: (B,) bool.
-    """
-
-    image: Tensor
-    organs: Tensor
-    label: Tensor
-    has_organs: Tensor
-
-    def rows(self, index: Tensor) -> Cases:
-        """Some of the cases, in this order."""
-        return Cases(self.image[index], self.organs[index], self.label[index], self.has_organs[index])
 
 
 @dataclass(frozen=True)
@@ -82,63 +54,6 @@ class Composite:
     swapped: Tensor
 
 
-class Rules:
-    """The distinct rules of a table's labels, without `anywhere`.
-
-    Args:
-        table: Of the L labels, in the order of the outputs.
-
-    Attributes:
-        rules: The R rules.
-        of_label: (L, R) bool.
-        groups: For each rule the number of its group: rules that share an organ come from one case together.
-    """
-
-    def __init__(self, table: OrganTable) -> None:
-        each = list(table.rules.values())
-        self.rules: list[Rule] = list(dict.fromkeys(rule for rule in each if not rule.anywhere))
-        self.of_label = torch.tensor([[rule == other for other in self.rules] for rule in each]).reshape(len(each), -1)
-        self.groups = _groups(self.rules)
-        self._tables = [table.select([table.labels[each.index(rule)]]) for rule in self.rules]
-        self._organs = table.organs
-
-    def regions(self, cases: Cases, spacing: Spacing | None) -> Regions:
-        """Regions of all rules in the cases, kept in memory as long as they are small."""
-
-        def make(rule: int) -> Tensor:
-            region = self._tables[rule].allowed(cases.organs, size=None, spacing=spacing)
-            return region & cases.has_organs.view(-1, *[1] * (region.ndim - 1))
-
-        if len(self.rules) * cases.organs.numel() > AT_ONCE:
-            return make
-        made = [make(rule) for rule in range(len(self.rules))]
-        return made.__getitem__
-
-    def units(self, keep: Keep) -> Tensor:
-        """(U, R) bool: rules whose regions come from one case together."""
-        number = len(self.rules)
-        if keep == "label":
-            return torch.eye(number, dtype=torch.bool)
-        if keep == "union":
-            return torch.ones(min(1, number), number, dtype=torch.bool)
-        groups = list(dict.fromkeys(self.groups))
-        return torch.tensor([[of == group for of in self.groups] for group in groups]).reshape(-1, number)
-
-    def ids(self, rule: int) -> list[int]:
-        """Ids of the organs of a rule."""
-        return [i for name in self.rules[rule].organs for i in self._organs[name]]
-
-
-def _groups(rules: list[Rule]) -> list[int]:
-    groups = list(range(len(rules)))
-    for second, rule in enumerate(rules):
-        for first in range(second):
-            if set(rule.organs) & set(rules[first].organs):
-                joined, left = groups[first], groups[second]
-                groups = [joined if group == left else group for group in groups]
-    return groups
-
-
 def make_plan(
     rules: Rules,
     regions: Regions,
@@ -179,16 +94,17 @@ def make_plan(
     order = torch.randperm(len(units), generator=rng)
     own = torch.arange(count)
     others = _others(own, lenders, 1 + len(units), rng)
-    can = _can_be_kept(units, regions, label, rules.of_label, complete) & drawn[:, None] & (lenders > 1)
-    last = _of_one_label(units, can, label.cpu(), rules.of_label, draws)
+    can = _can_be_kept(units, regions.may(), complete)
+    mine = can[:count] & drawn[:, None] & (lenders > 1)
+    last = _of_one_label(units, regions, mine, label.cpu(), rules.of_label, draws, complete)
     source = others[:, 1:] if keep == "organs" else torch.full_like(others[:, 1:], -1)
-    mine = torch.arange(len(units)) == last[:, None]
-    source = torch.where(mine, own[:, None], torch.where(last[:, None] >= 0, source, -1))
+    kept = torch.arange(len(units)) == last[:, None]
+    source = torch.where(kept, own[:, None], torch.where(last[:, None] >= 0, source, -1))
     plan = Plan(units, source, torch.where(last >= 0, others[:, 0], own), order, last)
     if lend is None or not len(units):
         return plan
-    can = _can_be_kept(units, regions, lend.label, rules.of_label, complete)
-    return _with_lent(plan, can, lend, rules.of_label, drawn & ~lend.has_organs[:count].cpu(), rng)
+    asks = drawn & ~lend.has_organs[:count].cpu()
+    return _with_lent(plan, regions, can, lend.label.cpu(), rules.of_label, asks, complete, rng)
 
 
 def _others(own: Tensor, lenders: int, number: int, rng: torch.Generator) -> Tensor:
@@ -199,54 +115,65 @@ def _others(own: Tensor, lenders: int, number: int, rng: torch.Generator) -> Ten
     return (own[:, None] + steps[:, torch.arange(number) % (lenders - 1)]) % lenders
 
 
-def _can_be_kept(units: Tensor, regions: Regions, label: Tensor, of_label: Tensor, complete: bool) -> Tensor:
-    """(B, U) bool."""
-    can = torch.zeros(len(label), len(units), dtype=torch.bool)
-    for unit, members in enumerate(units):
-        region = _of_unit(regions, members)[: len(label)].flatten(1)
-        can[:, unit] = (region.any(dim=1) & ~region.all(dim=1)).cpu()
-        for rule in members.nonzero().flatten().tolist() if complete else ():
-            can[:, unit] &= regions(rule)[: len(label)].flatten(1).any(dim=1).cpu()
-    known = ~label.isnan().cpu()
-    return can & (known.float() @ of_label.float() @ units.float().T > 0)
+def _can_be_kept(units: Tensor, may: Tensor, complete: bool) -> Tensor:
+    """(N, U) bool, as far as the organs that are there say it; `_empty_or_whole` looks at the regions themselves."""
+    wanted = units.sum(dim=1) if complete else torch.ones(len(units))
+    return may.float() @ units.float().T >= wanted
 
 
-def _of_one_label(units: Tensor, can: Tensor, label: Tensor, of_label: Tensor, draws: Tensor) -> Tensor:
+def _empty_or_whole(units: Tensor, regions: Regions, rows: Tensor, unit: Tensor, complete: bool) -> Tensor:
+    """(n,) bool: a region that cannot be kept; `complete` asks for one of every rule of the unit. -1 is no unit."""
+    bad = torch.zeros(len(rows), dtype=torch.bool)
+    for number in sorted(set(unit[unit >= 0].tolist())):
+        here = unit == number
+        region = regions.of_unit(units[number], rows[here]).flatten(1)
+        bad[here] = (~region.any(dim=1) | region.all(dim=1)).cpu()
+        for rule in units[number].nonzero().flatten().tolist() if complete else ():
+            bad[here] |= ~regions.of(rule, rows[here]).flatten(1).any(dim=1).cpu()
+    return bad
+
+
+def _of_one_label(
+    units: Tensor, regions: Regions, can: Tensor, label: Tensor, of_label: Tensor, draws: Tensor, complete: bool
+) -> Tensor:
     """(B,): the unit of one random label among those that are known and can be kept; -1 = there is none."""
-    of_unit = of_label.float() @ units.float().T > 0
-    fits = (can.float() @ of_unit.float().T > 0) & ~label.isnan()
-    chosen = torch.where(fits, draws, -1.0).argmax(dim=1)
-    unit = of_unit.int().argmax(dim=1)[chosen] if len(units) else chosen
-    return torch.where(fits.any(dim=1), unit, -1)
+    can, of_unit = can.clone(), of_label.float() @ units.float().T > 0
+    while True:
+        fits = (can.float() @ of_unit.float().T > 0) & ~label.isnan()
+        chosen = torch.where(fits, draws, -1.0).argmax(dim=1)
+        unit = of_unit.int().argmax(dim=1)[chosen] if len(units) else chosen
+        last = torch.where(fits.any(dim=1), unit, -1)
+        bad = _empty_or_whole(units, regions, torch.arange(len(last)), last, complete)
+        if not bool(bad.any()):
+            return last
+        can[bad, last[bad]] = False
 
 
-def _with_lent(plan: Plan, can: Tensor, lend: Cases, of_label: Tensor, asks: Tensor, rng: torch.Generator) -> Plan:
+def _with_lent(
+    plan: Plan,
+    regions: Regions,
+    can: Tensor,
+    label: Tensor,
+    of_label: Tensor,
+    asks: Tensor,
+    complete: bool,
+    rng: torch.Generator,
+) -> Plan:
     """The plan, where cases that ask show, on themselves, the unit of one random label of one random lender."""
-    of_unit = of_label.float() @ plan.units.float().T > 0
-    lends = (can.float() @ of_unit.float().T > 0) & ~lend.label.cpu().isnan()
-    if not bool(lends.any()):
-        return plan
-    labels, rows = (torch.rand(len(asks), n, generator=rng, dtype=torch.float32) for n in reversed(lends.shape))
-    label = torch.where(lends.any(dim=0), labels, -1.0).argmax(dim=1)
-    row = torch.where(lends.T[label], rows, -1.0).argmax(dim=1)
-    unit = of_unit.int().argmax(dim=1)[label]
-    here = (torch.arange(len(plan.units)) == unit[:, None]) & asks[:, None]
-    return Plan(
-        plan.units,
-        torch.where(here, row[:, None], plan.source),
-        plan.ground,  # of a case that nothing was kept of it is its own
-        plan.order,
-        torch.where(asks, unit, plan.last),
-    )
-
-
-def _of_unit(regions: Regions, members: Tensor) -> Tensor:
-    """(N, 1, *S) bool: the region of a unit in every case that can lend."""
-    first, *others = members.nonzero().flatten().tolist()
-    region = regions(first)
-    for rule in others:
-        region = region | regions(rule)
-    return region
+    can, of_unit = can.clone(), of_label.float() @ plan.units.float().T > 0
+    labels, rows = (torch.rand(len(asks), n, generator=rng, dtype=torch.float32) for n in reversed(label.shape))
+    while bool((lends := (can.float() @ of_unit.float().T > 0) & ~label.isnan()).any()):
+        chosen = torch.where(lends.any(dim=0), labels, -1.0).argmax(dim=1)
+        row = torch.where(lends.T[chosen], rows, -1.0).argmax(dim=1)
+        unit = of_unit.int().argmax(dim=1)[chosen]
+        bad = _empty_or_whole(plan.units, regions, row, torch.where(asks, unit, -1), complete)
+        if not bool(bad.any()):
+            here = (torch.arange(len(plan.units)) == unit[:, None]) & asks[:, None]
+            # The ground of a case of which nothing was kept is the case itself.
+            source, last = torch.where(here, row[:, None], plan.source), torch.where(asks, unit, plan.last)
+            return Plan(plan.units, source, plan.ground, plan.order, last)
+        can[row[bad], unit[bad]] = False
+    return plan
 
 
 def compose(
@@ -298,12 +225,12 @@ def _lay(
     rows = (where & (plan.source[:, unit] >= 0)).nonzero().flatten().to(canvas.image.device)
     if not len(rows):
         return
-    source, ground = (t.to(rows.device)[rows] for t in (plan.source[:, unit], plan.ground))
-    of_all = _of_unit(regions, plan.units[unit])
-    region = taken = of_all[source]
+    source, ground = plan.source[rows.cpu(), unit], plan.ground[rows.cpu()]
+    region = taken = regions.of_unit(plan.units[unit], source)
     if cover:
         # Only where the ground itself still shows: what was laid before is not covered by an organ that is gone.
-        taken = region | (of_all[ground] & (canvas.owner[rows] < 0))
+        taken = region | (regions.of_unit(plan.units[unit], ground) & (canvas.owner[rows] < 0))
+    source = source.to(rows.device)
     canvas.image[rows] = replace_outside(cases.image[source], canvas.image[rows], taken, seam)
     canvas.organs[rows] = torch.where(region, cases.organs[source], canvas.organs[rows])
     canvas.owner[rows] = canvas.owner[rows].masked_fill(taken, unit)
@@ -325,16 +252,16 @@ def _origin(regions: Regions, owner: Tensor, plan: Plan, targets: Targets) -> Te
     origin = torch.full((len(owner), plan.units.shape[1]), -1, device=device)
     for rule, members in enumerate(plan.units.T):
         for unit in members.nonzero().flatten().tolist():
-            row = plan.source[:, unit].to(device)
-            laid = row >= 0
-            if targets == "kept" and not bool((plan.source[:, unit] >= 0).any()):
+            laid = plan.source[:, unit] >= 0
+            row = torch.where(laid, plan.source[:, unit], plan.ground if targets == "follow" else -1)
+            shown = (row >= 0).nonzero().flatten()
+            if not len(shown):
                 continue
-            if targets == "follow":
-                row = torch.where(laid, row, plan.ground.to(device))
-            theirs = regions(rule)[row.clamp(min=0)].flatten(1)
-            shows = owner.flatten(1) == torch.where(laid, unit, -1)[:, None]
-            whole = theirs.any(dim=1) & ~(theirs & ~shows).any(dim=1) & (row >= 0)
-            origin[:, rule] = torch.where(whole, row, origin[:, rule])
+            theirs = regions.of(rule, row[shown]).flatten(1)
+            here, by = shown.to(device), torch.where(laid[shown], unit, -1).to(device)
+            hidden = theirs & (owner[here].flatten(1) != by[:, None])
+            whole = theirs.any(dim=1) & ~hidden.any(dim=1)
+            origin[here, rule] = torch.where(whole, row[shown].to(device), origin[here, rule])
     return origin
 
 

@@ -20,9 +20,10 @@ from camtrain.callbacks._gate import LogitGate, refuse_mixing
 from camtrain.callbacks._left_out import leaving_out
 from camtrain.callbacks._lenders import Lenders
 from camtrain.callbacks._publish import refuse_taken
+from camtrain.callbacks._regions import Cases, Keep, Rules
 from camtrain.callbacks._steps import WrappedStep, batch_of, loss_of
 from camtrain.callbacks._swap_checks import LeaveOut, WithoutOrgans, refuse_setup, refuse_truths
-from camtrain.callbacks._swapping import Cases, Composite, Keep, Rules, Targets, compose, make_plan
+from camtrain.callbacks._swapping import Composite, Targets, compose, make_plan
 from camtrain.callbacks._write import written
 from camtrain.cam.watch import LogitsFrom
 
@@ -251,7 +252,8 @@ class OutsideSwap(Callback):
         regions = self._rules.regions(cases, spacing)
         if self._atlas is not None:
             self._atlas.add(regions, own.has_organs, tuple(own.image.shape[2:]))
-            regions = self._atlas.completed(regions, cases.has_organs)
+            if self._atlas.known:
+                regions.complete_with(self._atlas.region)
         rng = torch.Generator().manual_seed(self._draw(trainer))
         lend, count = cases if self.without_organs == "lend" else None, len(cases.image)
         plan = make_plan(self._rules, regions, own.label, count, self.p, self.keep, rng, self._indices, lend)

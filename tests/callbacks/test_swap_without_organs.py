@@ -13,7 +13,8 @@ import camtrain as ct
 from camtrain import InputError
 from camtrain.callbacks._atlas import SHARE, RegionAtlas
 from camtrain.callbacks._lenders import SEGMENTED, Lenders
-from camtrain.callbacks._swapping import Cases, Rules, compose, make_plan
+from camtrain.callbacks._regions import Cases, Rules
+from camtrain.callbacks._swapping import compose, make_plan
 
 TABLE = {
     "organs": {"left": 1, "right": 2, "heart": 3},
@@ -167,17 +168,20 @@ def test_usual_regions_are_those_that_a_share_of_cases_has():
     cases = make_cases(1, count=40, segmented=30)
     plain = rules.regions(cases, None)
     atlas = RegionAtlas(len(rules.rules))
-    assert atlas.completed(plain, cases.has_organs) is plain  # nothing is known yet
+    assert not atlas.known
     for rows in (slice(0, 15), slice(15, 40)):
         part = cases.rows(torch.arange(40)[rows])
         atlas.add(rules.regions(part, None), part.has_organs, (6, 5, 4))
     for rule in range(len(rules.rules)):
-        share = torch.stack([plain(rule)[b] for b in range(40) if cases.has_organs[b]]).float().mean(dim=0)
+        own = plain.of(rule, torch.arange(40))
+        share = own[cases.has_organs].float().mean(dim=0)
         wanted = share >= SHARE - 1e-6
         assert torch.equal(atlas.region(rule), wanted)
-        every = atlas.completed(plain, cases.has_organs)(rule)
+        completed = rules.regions(cases, None)
+        completed.complete_with(atlas.region)
+        every = completed.of(rule, torch.arange(40))
         for b in range(40):
-            assert torch.equal(every[b], plain(rule)[b] if cases.has_organs[b] else wanted)
+            assert torch.equal(every[b], own[b] if cases.has_organs[b] else wanted)
     atlas.fix(lambda value: value, torch.device("cpu"))
     again = RegionAtlas(len(rules.rules))
     again.load(atlas.state(), torch.device("cpu"))

@@ -12,7 +12,8 @@ from torch import nn
 import camtrain as ct
 from camtrain import InputError
 from camtrain.callbacks._gate import LogitGate, refuse_mixing
-from camtrain.callbacks._swapping import Cases, Rules, compose, make_plan
+from camtrain.callbacks._regions import Cases, Rules
+from camtrain.callbacks._swapping import compose, make_plan
 
 TABLE = {
     "organs": {"left": 1, "right": 2, "heart": 3, "vessels": 4},
@@ -193,14 +194,65 @@ def test_one_case_alone_has_no_donor():
     assert not plan.swapped.any()
 
 
-def test_regions_are_made_anew_where_they_are_large(monkeypatch):
+def test_regions_are_made_when_asked_for_and_kept_while_they_are_small(monkeypatch):
     cases, rules = make_cases((5, 6, 4), 0), Rules(ct.OrganTable.load(TABLE))
-    kept = rules.regions(cases, None)
-    monkeypatch.setattr("camtrain.callbacks._swapping.AT_ONCE", 0)
-    anew = rules.regions(cases, None)
-    assert anew(0) is not anew(0)
+    made = []
+    original = Rules.allowed
+    monkeypatch.setattr(Rules, "allowed", lambda *args: made.append((args[1], len(args[2]))) or original(*args))
+    regions = rules.regions(cases)
+    one = regions.of(2, torch.tensor([1, 3, 1]))
+    assert made == [(2, 2)]
+    assert torch.equal(one[0], one[2])
+    again = regions.of(2, torch.tensor([3, 0]))
+    assert made == [(2, 2), (2, 1)]
+    assert torch.equal(again[0], one[1])
+    monkeypatch.setattr("camtrain.callbacks._regions.AT_ONCE", 0)
+    anew = rules.regions(cases)
+    for _ in range(2):
+        assert torch.equal(anew.of(2, torch.tensor([1, 3, 1])), one)
+    assert made[2:] == [(2, 2), (2, 2)]
+    table = ct.OrganTable.load(TABLE)
     for rule in range(4):
-        assert torch.equal(kept(rule), anew(rule))
+        label = next(k for k in range(6) if rules.of_label[k, rule])
+        wanted = table.allowed(cases.organs)[:, label : label + 1] & cases.has_organs.view(-1, 1, 1, 1, 1)
+        assert torch.equal(regions.of(rule, torch.arange(4)), wanted)
+        assert torch.equal(regions.may()[:, rule], wanted.flatten(1).any(dim=1))
+
+
+def test_a_step_makes_the_regions_that_it_lays_and_no_others(monkeypatch):
+    """Thirty rules with hulls and closings would take longer than the network."""
+    organs = {f"organ {i}": i + 1 for i in range(12)}
+    labels = {f"label {i}": {"organs": [f"organ {i}"], "close_mm": 2.0 + i} for i in range(12)}
+    rules = Rules(ct.OrganTable.load({"organs": organs, "labels": labels}))
+    cases = Cases(
+        torch.randn(2, 1, 8, 8, 8), torch.randint(0, 13, (2, 1, 8, 8, 8)), torch.ones(2, 12), torch.ones(2).bool()
+    )
+    made = []
+    original = Rules.allowed
+    monkeypatch.setattr(Rules, "allowed", lambda *args: made.append((args[1], len(args[2]))) or original(*args))
+    regions = rules.regions(cases, torch.ones(2, 3))
+    plan = make_plan(rules, regions, cases.label, 2, 1.0, "label", torch.Generator().manual_seed(0))
+    composite = compose(rules, regions, cases, plan, "kept", 1)
+    assert composite.swapped.all()
+    assert {rule for rule, _ in made} == set(plan.last.tolist())
+    assert sum(count for _, count in made) <= 4  # of each case its own region, and that of the case behind it
+
+
+def test_an_empty_shaped_region_is_found_out_and_another_label_takes_its_place():
+    table = ct.OrganTable.load({
+        "organs": {"lung": 1, "heart": 2},
+        "labels": {"gone": {"organs": ["lung"], "minus": ["lung"]}, "stent": ["heart"]},
+    })  # fmt: skip
+    rules = Rules(table)
+    organs = torch.zeros(6, 1, 8, dtype=torch.int64)
+    organs[:, :, :3], organs[:, :, 5:7] = 1, 2
+    cases = Cases(torch.randn(6, 1, 8), organs, torch.ones(6, 2), torch.ones(6).bool())
+    regions = rules.regions(cases)
+    assert not regions.of(0, torch.arange(6)).any()
+    assert regions.may()[:, 0].all()
+    for seed in range(5):
+        plan = make_plan(rules, regions, cases.label, 6, 1.0, "label", torch.Generator().manual_seed(seed))
+        assert plan.last.tolist() == [1] * 6
 
 
 # The gate ------------------------------------------------------------------------------------------------------------
