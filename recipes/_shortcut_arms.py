@@ -77,6 +77,7 @@ def train(job: Job) -> dict[str, Any]:
     data = StudyData(own, job["organs_share"], job["masks"], arm.inputs)
     pl.seed_everything(job["seed"], verbose=False)
     net, layer = make_net(job["net"], data, own.phantom.size, arm.inputs == "with_organs")
+    net.to(memory_format=torch.channels_last_3d)  # up to twice as fast on a CPU, nothing else
     model = LitClassifier(net, labels=data.labels, lr=2e-3, weight_decay=1e-2, schedule="one_cycle")
     monitor = ct.AttentionMonitor(layer=layer, methods=["hirescam"], every_n_epochs=0)
     added: list[pl.Callback] = [ct.MaskLossCallback(layer=layer, **arm.mask_loss)] if arm.mask_loss else []
@@ -84,7 +85,8 @@ def train(job: Job) -> dict[str, Any]:
     trainer = pl.Trainer(
         max_epochs=job["epochs"], callbacks=[*added, monitor], logger=False, enable_checkpointing=False,
         accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        check_val_every_n_epoch=job["epochs"], default_root_dir=tempfile.mkdtemp(prefix="camtrain-"),
+        precision=job.get("precision", "32-true"), check_val_every_n_epoch=job["epochs"],
+        default_root_dir=tempfile.mkdtemp(prefix="camtrain-"),
     )  # fmt: skip
     trainer.fit(model, data)
     if not all(bool(p.isfinite().all()) for p in model.parameters()):

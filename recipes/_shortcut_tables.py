@@ -19,14 +19,14 @@ HEADER = [
 ]  # fmt: skip
 JUDGES = ("case", "blur")
 """Replacements whose mean judges: chosen on the first 104 runs of this study, and kept for all that came later."""
-_SETTINGS = ("cases", "test_cases", "size", "epochs", "shortcut")
+_SETTINGS = ("cases", "test_cases", "size", "epochs", "shortcut", "precision")
 
 
 def report(out: Path) -> str:
     """Every table that the finished runs allow, as Markdown."""
     runs = finished(out)
     parts = []
-    for settings, same in _by(runs, lambda run: json.dumps([run["job"][k] for k in _SETTINGS])).items():
+    for settings, same in _by(runs, lambda run: json.dumps([run["job"].get(k, "32-true") for k in _SETTINGS])).items():
         told = ", ".join(f"{k} {v}" for k, v in zip(_SETTINGS, json.loads(settings), strict=True))
         ends = {(r["job"]["net"], r["job"]["place"], r["job"]["seed"], r["job"]["arm"]): reversed_of(r)
                 for r in same if _plain_data(r) and "result" in r}  # fmt: skip

@@ -48,7 +48,12 @@ def jobs_of(question: str, args: argparse.Namespace) -> list[Job]:
         "organs": {"place": args.places[:1], "organs_share": args.shares, **_few_organs(args.arms)},
         "masks": {"masks": args.masks, "arm": [a for a in ("swap", "softplus") if a in args.arms]},
         "ways": {"place": args.places[:2], "arm": ["swap"], "swap": WAYS},
-        "wide": {"arm": ["plain", "ceiling", "swap", "swap + mask loss"], "net": ["resnet18"], "seed": [0]},
+        "wide": {
+            "arm": ["plain", "ceiling", "swap", "swap + mask loss"],
+            "net": ["resnet18"],
+            "seed": [0],
+            "precision": ["bf16-mixed"],
+        },
     }
     axes = {"place": ["skin"], "seed": range(args.seeds), "net": nets} | grid[question]
     together = axes.pop("arm, swap", [{}])
