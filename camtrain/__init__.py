@@ -21,6 +21,7 @@ _PUBLIC = {
     "channel_weights": "camtrain.cam.channel_weights",
     "methods": "camtrain.cam.method_table",
     "layers": "camtrain.cam.layer_table",
+    "compile_backbone": "camtrain.cam.compiling",
     "LayerTap": "camtrain.cam.tap",
     "OrganTable": "camtrain.anatomy.organ_table",
     "OrganMaskLoss": "camtrain.losses.organ_mask",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from camtrain.callbacks.outside_swap import OutsideSwap as OutsideSwap
     from camtrain.cam.account import account as account
     from camtrain.cam.channel_weights import channel_weights as channel_weights
+    from camtrain.cam.compiling import compile_backbone as compile_backbone
     from camtrain.cam.explaining import explain as explain
     from camtrain.cam.layer_table import layers as layers
     from camtrain.cam.method_table import methods as methods

@@ -48,6 +48,16 @@ def recomputing() -> bool:
     return getattr(_reading, "now", False) or torch._C._current_graph_task_id() != -1
 
 
+@contextmanager
+def run_eagerly() -> Iterator[None]:
+    """Run compiled modules as if they were not: their backward can neither be asked twice nor be differentiated."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def eager(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Keep torch.compile out of a hook: compiled code cannot be differentiated twice.
 

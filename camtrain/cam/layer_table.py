@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from camtrain._errors import InputError
-from camtrain.cam.capture import LayerCapture
+from camtrain.cam.capture import LayerCapture, run_eagerly
 from camtrain.cam.layer_lookup import default_layer, find_layer, is_map, plain_name, untouched
 
 # Above this share, attention inside the organ does not show that the evidence lay there.
@@ -198,7 +198,7 @@ def _seen(
     name, module = find_layer(model, layer)
     capture = LayerCapture(name)
     try:
-        with untouched(model, {image.device}), torch.enable_grad():
+        with untouched(model, {image.device}), torch.enable_grad(), run_eagerly():
             capture.attach(module)
             probe = image[:1].detach().clone().requires_grad_()
             (run or model)(probe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from camtrain._errors import InputError
-from camtrain.cam.capture import LayerCapture
+from camtrain.cam.capture import LayerCapture, run_eagerly
 from camtrain.cam.engine import Reshape, column_of
 from camtrain.cam.layer_lookup import INPUT, default_layer, find_layer, plain_name, untouched
 from camtrain.cam.logits import PickLogits, pick_logits
@@ -203,7 +202,5 @@ def asking(model: nn.Module, image: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(untouched(model, {image.device}))
         stack.enter_context(torch.enable_grad())
-        if "torch._dynamo" in sys.modules:
-            # Compiled code skips hooks and has no double backward; the same weights also run without it.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(run_eagerly())
         yield
