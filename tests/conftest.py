@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 # The search for doctests would import the conftest.py of two folders under one name.
-collect_ignore = ["conftest.py"]
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
