@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from camtrain._errors import InputError
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
+from camtrain.data._loaders import at_least, cases_by_split, seeded_loader
 from camtrain.data.cryoet import CLASSES, CryoET
 from camtrain.data.cryoet_optics import Optics
 
@@ -145,8 +146,8 @@ class CryoETDataModule(LightningDataModule):
         super().__init__()
         # Lightning stops when model and data module log one name with different values.
         self.save_hyperparameters(logger=False)
-        _at_least(1, cases=cases, batch_size=batch_size, val_cases=val_cases, test_cases=test_cases)
-        _at_least(0, num_workers=num_workers, margin=margin)
+        at_least(1, cases=cases, batch_size=batch_size, val_cases=val_cases, test_cases=test_cases)
+        at_least(0, num_workers=num_workers, margin=margin)
         if unknown := [name for name in test_splits if name not in _TESTS]:
             raise InputError(f"test_splits expects names out of {', '.join(_TESTS)}, got {unknown[0]!r}")
         self.labels: list[str] = list(CLASSES if classes is None else classes)
@@ -161,8 +162,7 @@ class CryoETDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._seed = seed
-        quarter = max(1, cases // 4)
-        counts = {"train": cases, "val": val_cases or quarter} | dict.fromkeys(_TESTS, test_cases or quarter)
+        counts = cases_by_split(cases, val_cases, test_cases, _TESTS)
         self._sets = {s: CryoETDataset(self.simulation, s, n, margin, truth=s != "train") for s, n in counts.items()}
 
     def train_dataloader(self) -> DataLoader:
@@ -178,18 +178,7 @@ class CryoETDataModule(LightningDataModule):
         return [self._loader(split) for split in self.test_splits]
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader:
-        dataset = self._sets[split]
-        if self.num_workers:
-            dataset.make_all()
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            # An own generator: MONAI's loader would reset torch's global one, and the order should follow our seed.
-            generator=torch.Generator().manual_seed(self._seed),
-        )
+        return seeded_loader(self._sets[split], self.batch_size, self.num_workers, self._seed, shuffle)
 
 
 def particles(batch: dict[str, Any]) -> Tensor:
@@ -206,9 +195,3 @@ def particles(batch: dict[str, Any]) -> Tensor:
     label, inside = batch["label"].bool(), batch["particle"]
     where: Tensor = inside & label.reshape(*label.shape, *(1,) * (inside.ndim - 2))
     return where
-
-
-def _at_least(low: int, **counts: float | None) -> None:
-    for word, value in counts.items():
-        if value is not None and value < low:
-            raise InputError(f"{word} expects a number of at least {low}, got {value}")

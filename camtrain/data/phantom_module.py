@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from monai.data import DataLoader
 
-from camtrain._errors import InputError
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
+from camtrain.data._loaders import at_least, cases_by_split, seeded_loader
 from camtrain.data.phantom import DEFAULT_SIZE, LABELS, SHIFTS, Phantom, one_of
 from camtrain.data.phantom_dataset import PhantomDataset
 
@@ -81,8 +80,8 @@ class PhantomDataModule(LightningDataModule):
         super().__init__()
         # Lightning stops when model and data module log one name with different values (labels).
         self.save_hyperparameters(logger=False)
-        _at_least(1, cases=cases, batch_size=batch_size, val_cases=val_cases, test_cases=test_cases)
-        _at_least(0, num_workers=num_workers)
+        at_least(1, cases=cases, batch_size=batch_size, val_cases=val_cases, test_cases=test_cases)
+        at_least(0, num_workers=num_workers)
         for split in test_splits:
             one_of("test_splits", split, _TESTS)
         self.labels: list[str] = list(LABELS if labels is None else labels)
@@ -101,8 +100,7 @@ class PhantomDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._seed = seed
-        quarter = max(1, cases // 4)
-        counts = {"train": cases, "val": val_cases or quarter} | dict.fromkeys(_TESTS, test_cases or quarter)
+        counts = cases_by_split(cases, val_cases, test_cases, _TESTS)
         self._sets = {s: PhantomDataset(self.phantom, s, n, lesions=s != "train") for s, n in counts.items()}
 
     def train_dataloader(self) -> DataLoader:
@@ -118,21 +116,4 @@ class PhantomDataModule(LightningDataModule):
         return [self._loader(split) for split in self.test_splits]
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader:
-        dataset = self._sets[split]
-        if self.num_workers:
-            dataset.make_all()
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            # An own generator: MONAI's loader would reset torch's global one, and the order should follow our seed.
-            generator=torch.Generator().manual_seed(self._seed),
-        )
-
-
-def _at_least(low: int, **counts: int | None) -> None:
-    for word, value in counts.items():
-        if value is not None and value < low:
-            raise InputError(f"{word} expects a whole number of at least {low}, got {value}")
+        return seeded_loader(self._sets[split], self.batch_size, self.num_workers, self._seed, shuffle)

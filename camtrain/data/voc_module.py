@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from camtrain._errors import InputError, nearest
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
+from camtrain.data._loaders import at_least, seeded_loader
 from camtrain.data.voc_files import CLASSES, VOID, Picture, read_picture, read_split
 
 Resize = Literal["letterbox", "squash"]
@@ -86,8 +87,8 @@ class PascalVOCDataModule(LightningDataModule):
         super().__init__()
         if image_set not in ("Segmentation", "Main"):
             raise InputError(f"image_set expects 'Segmentation' or 'Main', got {image_set!r}")
-        if batch_size < 1 or num_workers < 0:
-            raise InputError(f"expected batch_size from 1 and num_workers from 0 on, got {batch_size}, {num_workers}")
+        at_least(1, batch_size=batch_size)
+        at_least(0, num_workers=num_workers)
         self.root, self.image_set = Path(root), image_set
         self.size = _height_width(size)
         if resize not in ("letterbox", "squash"):
@@ -153,15 +154,7 @@ class PascalVOCDataModule(LightningDataModule):
         return self._splits[name]
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader:
-        return DataLoader(
-            self._split(split),
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            # An own generator: MONAI's loader would reset torch's global one, and the order should follow our seed.
-            generator=torch.Generator().manual_seed(self._seed),
-        )
+        return seeded_loader(self._split(split), self.batch_size, self.num_workers, self._seed, shuffle)
 
 
 class _Kept(NamedTuple):

@@ -56,9 +56,7 @@ class PointingGame(PairMetric):
         tolerance_mm: float | None = None,
         **kwargs: Any,
     ) -> None:
-        _check(tolerance, tolerance_mm)
-        settings = (tolerance, -1.0 if tolerance_mm is None else tolerance_mm)
-        super().__init__(num_labels, average, settings=settings, **kwargs)
+        super().__init__(num_labels, average, settings=radius_settings(tolerance, tolerance_mm), **kwargs)
         self.tolerance, self.tolerance_mm = tolerance, tolerance_mm
         self._add_sum("hits")
 
@@ -115,7 +113,7 @@ def pointing_game(
         >>> pointing_game(torch.tensor([[[0.0, 9.0, 1.0]]]), torch.tensor([[[True, False, False]]]), torch.ones(1, 1))
         tensor([[0.]], dtype=torch.float64)
     """
-    _check(tolerance, tolerance_mm)
+    radius_settings(tolerance, tolerance_mm)
     pairs = select_pairs(maps, allowed, label, has_organs)
     return pairs.spread(_hits(pairs, tolerance, tolerance_mm, spacing))
 
@@ -166,11 +164,22 @@ def _pair_spacing(pairs: Pairs, spacing: Tensor | Sequence[float] | None) -> Ten
     return step.expand(pairs.shape[0], rank)[pairs.sample]
 
 
-def _check(tolerance: float, tolerance_mm: float | None) -> None:
+def radius_settings(tolerance: float, tolerance_mm: float | None) -> tuple[float, float]:
+    """Both radii as numbers that tell two metrics apart; a radius in mm that is not used is -1.
+
+    Raises:
+        InputError: A radius that is none, or both.
+
+    Example:
+        >>> radius_settings(0.0, 12.0)
+        (0.0, 12.0)
+    """
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise InputError(f"expected a tolerance of 0 cells or more, got {tolerance}")
-    if tolerance_mm is not None:
-        if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
-            raise InputError(f"expected tolerance_mm of 0 mm or more, got {tolerance_mm}")
-        if tolerance:
-            raise InputError("expected tolerance (cells) or tolerance_mm, got both: drop one of them")
+    if tolerance_mm is None:
+        return tolerance, -1.0
+    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
+        raise InputError(f"expected tolerance_mm of 0 mm or more, got {tolerance_mm}")
+    if tolerance:
+        raise InputError("expected tolerance (cells) or tolerance_mm, got both: drop one of them")
+    return tolerance, tolerance_mm

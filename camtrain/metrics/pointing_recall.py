@@ -12,7 +12,7 @@ from torch import Tensor
 from camtrain._errors import InputError
 from camtrain.metrics._pair_metric import Average, LabelMetric, average_labels, check_average, sum_dtype, synced
 from camtrain.metrics._pairs import check_label
-from camtrain.metrics.pointing_game import pointing_game
+from camtrain.metrics.pointing_game import pointing_game, radius_settings
 
 Rejection = float | Sequence[float] | Tensor
 
@@ -38,7 +38,7 @@ class PointingRecall(LabelMetric):
         kwargs: Passed to `torchmetrics.Metric`.
 
     Raises:
-        InputError: Not one threshold per label.
+        InputError: Not one threshold per label, a negative radius, or both radii.
 
     Example:
         >>> import torch
@@ -64,7 +64,7 @@ class PointingRecall(LabelMetric):
         **kwargs: Any,
     ) -> None:
         self.rejection = _thresholds(rejection, num_labels).tolist()
-        settings = (*self.rejection, tolerance, -1.0 if tolerance_mm is None else tolerance_mm)
+        settings = (*self.rejection, *radius_settings(tolerance, tolerance_mm))
         super().__init__(num_labels, average, settings=settings, **kwargs)
         self.tolerance, self.tolerance_mm = tolerance, tolerance_mm
         for name in ("rejection_hits", "absent"):
@@ -143,7 +143,7 @@ def pointing_recall(
     score = pointing_game(maps, allowed, label, has_organs, tolerance, tolerance_mm, spacing)
     least = _thresholds(rejection, maps.shape[1]).to(score)
     # NaN maxima (maps that were not computed) compare as False, and are left out at the end.
-    top = maps.detach().flatten(2).amax(dim=2).to(score)
+    top = _tops(maps, score)
     known = ~top.isnan()
     score = torch.where((label.to(score.device) == 1) & (top < least), score * 0, score)
     score = torch.where(label.to(score.device) == 0, (top < least).to(score), score)
@@ -184,7 +184,7 @@ def rejection_thresholds(
         tensor([9.], dtype=torch.float64)
     """
     hits = pointing_recall(maps, allowed, label, -math.inf, has_organs, tolerance, tolerance_mm, spacing)
-    top = maps.detach().flatten(2).amax(dim=2).to(hits)
+    top = _tops(maps, hits)
     result = torch.zeros(maps.shape[1], dtype=hits.dtype, device=hits.device)
     for column in range(maps.shape[1]):
         played = ~hits[:, column].isnan()
@@ -192,6 +192,11 @@ def rejection_thresholds(
             present = label[:, column].to(hits.device)[played] == 1
             result[column] = _best(top[played, column], hits[played, column], present)
     return result
+
+
+def _tops(maps: Tensor, like: Tensor) -> Tensor:
+    """Maximum of each map (B, L), in the type of the scores `like`."""
+    return maps.detach().flatten(2).amax(dim=2).to(like)
 
 
 def _best(top: Tensor, hits: Tensor, present: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
     )
     made.filters["unbroken"] = lambda text: text.replace("n = ", "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    made.filters["number"] = lambda value: "-" if value != value else f"{value:.2f}"
     return made
 
 

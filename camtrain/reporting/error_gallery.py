@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from camtrain._errors import InputError
 from camtrain.reporting._files import replacing
+from camtrain.reporting._pages import asset, environment
 
 KINDS = {
     "fn": ("False negatives", "The finding is there, and the network says no."),
@@ -84,16 +82,8 @@ def error_gallery_html(cards: Sequence[ErrorCard], title: str, lead: str = "", c
         of = [card for card in cards if card.kind == kind]
         of.sort(key=lambda card: card.probability if card.kind == "fn" else -card.probability)
         sections.append((kind, heading, says, [(card, _data_uri(card.picture, colours)) for card in of]))
-    return (
-        _environment()
-        .get_template("error_gallery.html.j2")
-        .render(
-            title=title,
-            lead=lead,
-            sections=sections,
-            style=Markup((_TEMPLATES / "evaluation.css").read_text(encoding="utf-8")),  # noqa: S704 (our own file)
-        )
-    )
+    template = environment().get_template("error_gallery.html.j2")
+    return template.render(title=title, lead=lead, sections=sections, style=asset("evaluation.css"))
 
 
 def write_error_gallery(path: Path, cards: Sequence[ErrorCard], title: str, lead: str = "", colours: int = 256) -> Path:
@@ -113,22 +103,6 @@ def write_error_gallery(path: Path, cards: Sequence[ErrorCard], title: str, lead
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
-
-
-_TEMPLATES = Path(__file__).parent / "templates"
-
-
-@functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("camtrain.reporting", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["number"] = lambda value: "-" if value != value else f"{value:.2f}"
-    return environment
 
 
 def _data_uri(picture: npt.NDArray[np.uint8], colours: int) -> str:

@@ -206,7 +206,7 @@ def test_a_split_that_nobody_listed(root):
     ({"size": 0}, "got 0"),
     ({"resize": "crop"}, "resize expects"),
     ({"image_set": "Layout"}, "image_set expects"),
-    ({"batch_size": 0}, "batch_size from 1"),
+    ({"batch_size": 0}, "batch_size expects a whole number of at least 1, got 0"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(root, arguments, says):
     with pytest.raises(InputError, match=says):

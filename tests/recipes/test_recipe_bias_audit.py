@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
-
-RECIPES = Path(__file__).parents[2] / "recipes"
+from recipe_tools import RECIPES, run_recipe
 
 
 @pytest.fixture
@@ -57,35 +52,15 @@ def test_rates_count_hits_and_quiet_ones(tables):
 @pytest.mark.slow
 def test_small_form(tmp_path):
     out = tmp_path / "out"
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(RECIPES / "bias_audit.py"),
-            "--cases",
-            "16",
-            "--epochs",
-            "1",
-            "--seeds",
-            "4",
-            "--nets",
-            "flatten",
-            "--out",
-            str(out),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    words = ("--cases", 16, "--epochs", 1, "--seeds", 4, "--nets", "flatten", "--out", out)
+    printed = run_recipe("bias_audit", *words, folder=tmp_path)
     runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
     assert [run["job"]["shortcut"] for run in runs] == [0.95, 0.75, 0.5]
     result = runs[0]["result"]
     assert list(result["epochs"]) == ["1"]
     assert set(result["auroc"]) == {"test", "shift_reversed"}
     assert "energy_on_marker@hirescam" in result["epochs"]["1"]["aneurysm"]["figures"]
-    for text in (done.stdout, (out / "tables.md").read_text()):
+    for text in (printed, (out / "tables.md").read_text()):
         assert "biased / suspect labels" in text
         assert "| flatten | **verdict** |" in text
         assert "torch" in text

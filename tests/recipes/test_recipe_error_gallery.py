@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "error_gallery.py"
+from recipe_tools import run_recipe
 
 
 @pytest.mark.slow
 def test_small_form(tmp_path):
     out = tmp_path / "out"
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(RECIPE),
-            "--cases",
-            "24",
-            "--epochs",
-            "1",
-            "--test-cases",
-            "8",
-            "--shown",
-            "1",
-            "--out",
-            str(out),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    words = ("--cases", 24, "--epochs", 1, "--test-cases", 8, "--shown", 1, "--out", out)
+    run_recipe("error_gallery", *words, folder=tmp_path)
     page = (out / "errors.html").read_text()
     table = (out / "tables.md").read_text()
     counts = [tuple(map(int, row)) for row in re.findall(r"^\| \w+ \| (\d+) \| (\d+) \|$", table, flags=re.MULTILINE)]

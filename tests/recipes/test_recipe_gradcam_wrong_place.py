@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "gradcam_wrong_place.py"
+from recipe_tools import run_recipe
 
 
 @pytest.mark.slow
 def test_tiny(tmp_path):
     arguments = ["--cases", "24", "--epochs", "2", "--seeds", "1", "--size", "24", "24", "24", "--out", "out"]
-    done = subprocess.run(
-        [sys.executable, str(RECIPE), *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    printed = run_recipe("gradcam_wrong_place", *arguments, folder=tmp_path)
     out = tmp_path / "out"
-    assert (out / "gradcam_wrong_place.md").read_text().strip() in done.stdout
+    assert (out / "gradcam_wrong_place.md").read_text().strip() in printed
     runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
     shares = {run["job"]["net"]: run["result"]["shares"] for run in runs}
     assert list(shares) == ["flatten", "axial", "pool"]

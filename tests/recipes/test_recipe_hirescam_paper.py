@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
+from recipe_tools import run_recipe
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "hirescam_paper.py"
 TINY = ["--cases", "16", "--test-cases", "16", "--epochs", "1", "--size", "24", "24", "18", "--arms", "AxialNet",
         "max over slices", "pool head"]  # fmt: skip
 
 
 def run(folder, *arguments):
-    done = subprocess.run(
-        [sys.executable, str(RECIPE), *TINY, *arguments, "--out", str(folder / "out")],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    return done.stdout
+    return run_recipe("hirescam_paper", *TINY, *arguments, "--out", folder / "out", folder=folder)
 
 
 def tables(text):

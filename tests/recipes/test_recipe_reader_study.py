@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from recipe_tools import RECIPES, run_recipe
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "reader_study.py"
 SIZES = {"cases": 16, "epochs": 1, "test-cases": 12, "shown": 2, "seeds": 1, "guessers": 1, "cut": 0.01}
 TINY = [*(word for name, n in SIZES.items() for word in (f"--{name}", str(n))), "--size", "24", "24", "24"]
 
@@ -20,12 +16,9 @@ TINY = [*(word for name, n in SIZES.items() for word in (f"--{name}", str(n))), 
 @pytest.mark.slow
 def test_reader_study(tmp_path):
     out = tmp_path / "out"
-    words = [sys.executable, str(RECIPE), *TINY, "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    printed = run_recipe("reader_study", *TINY, "--out", out, folder=tmp_path)
     text = (out / "reader_study.md").read_text()
-    assert text.strip() in done.stdout
+    assert text.strip() in printed
     for phrase in ("| rule: accuracy | A hirescam | 4 |", "| guess: accuracy | B gradcam | 4 |", "A = mask loss"):
         assert phrase in text
     folder = out / "seed0"
@@ -43,7 +36,7 @@ def test_reader_study(tmp_path):
 
 
 def test_without_a_browser_the_same_answers_are_written(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPE.parent))
+    monkeypatch.syspath_prepend(str(RECIPES))
     import _scripted_reader as scripted
 
     monkeypatch.setattr(scripted, "find_browser", lambda: None)
@@ -56,7 +49,7 @@ def test_without_a_browser_the_same_answers_are_written(tmp_path, monkeypatch):
 
 
 def test_the_rule_reads_the_pictures(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPE.parent))
+    monkeypatch.syspath_prepend(str(RECIPES))
     import _scripted_reader as scripted
 
     scan = np.zeros((60, 90, 3))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from recipe_tools import RECIPES, run_recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = {"seeds": "1", "cases": "16", "test-cases": "10", "epochs": "1", "size": "16", "voxel": "1.5", "hidden": "8",
          "pictures": "12", "picture": "32", "picture-epochs": "1"}  # fmt: skip
 
@@ -28,11 +25,7 @@ def options(folder):
 
 
 def run(folder):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, str(RECIPES / "respond_cam.py"), "--widths", "2", "4", *options(folder)]
-    done = subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    return done.stdout
+    return run_recipe("respond_cam", "--widths", 2, 4, *options(folder), folder=folder.parent, COLUMNS="200")
 
 
 @pytest.mark.slow

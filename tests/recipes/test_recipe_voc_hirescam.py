@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "voc_hirescam.py"
+from recipe_tools import run_recipe
 
 
 @pytest.mark.slow
 def test_tiny(tmp_path):
     arguments = ["--cases", "24", "--size", "48", "--nets", "flatten", "pool", "--epochs", "1", "--seeds", "1"]
-    done = subprocess.run(
-        [sys.executable, str(RECIPE), *arguments, "--out", "out"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    printed = run_recipe("voc_hirescam", *arguments, "--out", "out", folder=tmp_path)
     out = tmp_path / "out"
-    assert (out / "voc_hirescam.md").read_text().strip() in done.stdout
+    assert (out / "voc_hirescam.md").read_text().strip() in printed
     flatten, pool = (json.loads(line)["result"]["scores"] for line in (out / "runs.jsonl").read_text().splitlines())
     for scores in (flatten, pool):  # what holds by proof
         assert scores["hirescam"]["correlation with effect"] > 0.999

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import recipe_tools
+from recipe_tools import RECIPES
 
 ROOT = Path(__file__).parents[2]
-RECIPES = ROOT / "recipes"
 STUDY = ["claim", "--seeds", "1", "--cases", "32", "--test-cases", "24", "--epochs", "1", "--out", "{out}"]
 # Recipe -> small form; a new recipe without an entry here fails the completeness test.
 SMALL = {
@@ -32,16 +30,7 @@ SAYS = {
 
 
 def run(script: Path, arguments: list[str], folder: Path) -> str:
-    environment = os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    done = recipe_tools.run(script, *arguments, folder=folder)
     return done.stdout + done.stderr
 
 
