@@ -17,6 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from _runs import Diverged, Job, finite
+from _start import count, keep, out_folder, with_networks
 from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
@@ -42,16 +43,17 @@ def network(name: str, labels: int, size: tuple[int, ...]) -> nn.Module:
                   num_classes=labels, **stem)  # fmt: skip
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """What decides on the training."""
-    parser.add_argument("--cases", type=int, default=400, help="training cases")
-    parser.add_argument("--test-cases", type=int, default=24)
-    parser.add_argument("--epochs", type=int, default=10)
+def add_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """What decides on the training, and the folder of results."""
+    parser.add_argument("--cases", type=count, default=400, help="training cases")
+    parser.add_argument("--test-cases", type=count, default=24)
+    parser.add_argument("--epochs", type=count, default=10)
     parser.add_argument("--size", type=int, nargs=3, default=(40, 30, 40))
     parser.add_argument("--nets", nargs="+", choices=LAYERS, default=list(LAYERS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--models", type=Path, help="folder of an earlier recipe whose networks are taken")
+    parser.add_argument("--seeds", type=count, default=3, help="how many, counted from 0")
+    parser.add_argument("--workers", type=count, default=1)
+    parser.add_argument("--models", type=with_networks, help="folder of an earlier recipe whose networks are taken")
+    parser.add_argument("--out", type=out_folder, default=out)
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
@@ -89,8 +91,7 @@ def trained(job: Job, folder: Path) -> nn.Module:
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         pl.Trainer(max_epochs=job["epochs"], accelerator="cpu", limit_val_batches=0, enable_progress_bar=False,
                    **quiet).fit(model, data)  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(net.state_dict(), path)
+        keep(net.state_dict(), path)
     return net.eval()
 
 

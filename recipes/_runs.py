@@ -17,12 +17,16 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import torch
+from _start import quiet
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from scipy.stats import t as student
+
+from camtrain import InputError
 
 Job = dict[str, Any]
 Run = dict[str, Any]
@@ -52,8 +56,9 @@ def finish(
     out.mkdir(parents=True, exist_ok=True)
     path = out / "runs.jsonl"
     done = {_key(run["job"]): run for run in finished(out)}
-    if path.exists() and not path.read_text().endswith("\n"):
-        path.write_text(path.read_text() + "\n")  # an interruption cut a line off; the next one must not join it
+    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        with path.open("a") as file:
+            file.write("\n")  # an interruption cut a line off; the next one must not join it
     groups: dict[Hashable, list[Job]] = {}
     for job in jobs:
         if _key(job) not in done:
@@ -75,8 +80,16 @@ def _runs(groups: list[list[Job]], train: Callable[[Job], dict[str, Any]], path:
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        for future in as_completed([pool.submit(_many, jobs, train, path) for jobs in groups]):
-            yield from future.result()
+        try:
+            for future in as_completed([pool.submit(_many, jobs, train, path) for jobs in groups]):
+                yield from future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"a worker process was ended from outside (for want of memory?): finished runs are kept in {path}, so "
+                "start the same command again, with fewer --workers if need be"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a fault nobody should wait hours for the other groups
 
 
 def _many(jobs: list[Job], train: Callable[[Job], dict[str, Any]], path: Path) -> list[Run]:
@@ -98,17 +111,25 @@ def _one(job: Job, train: Callable[[Job], dict[str, Any]], path: Path) -> Run:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    quiet()
 
 
 def finished(out: Path) -> list[Run]:
-    """Runs that are done; a line that an interruption cut off is done again."""
+    """Runs that are done; a line that is none, as after an interruption, is left out and so done again."""
     path, runs = out / "runs.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
-            runs.append(json.loads(line))
+            run = json.loads(line or "null")
         except json.JSONDecodeError:
-            warnings.warn(f"{path}: a line is cut off; that run is done again", stacklevel=2)
+            run = line
+        if isinstance(run, dict) and "job" in run and ("result" in run or "diverged" in run):
+            runs.append(run)
+        elif run is not None:
+            warnings.warn(
+                f"{path}, line {number}: cut off or damaged; its run is done again unless a later line holds it",
+                stacklevel=2,
+            )
     return runs
 
 

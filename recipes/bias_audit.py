@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from _bias_tables import MARKER, arms, by_epoch, draw, judges, pairs
 from _runs import Diverged, Job, finish, hardware
+from _start import count, out_folder, start
 
 import camtrain as ct
 from camtrain.data import PhantomDataModule
@@ -107,12 +107,12 @@ def train(job: Job) -> dict[str, Any]:
 def main() -> None:
     """Train, audit, test, say who was right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=500)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--cases", type=count, default=500)
+    parser.add_argument("--epochs", type=count, default=8)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/bias_audit"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="which")
+    parser.add_argument("--workers", type=count, default=1)
+    parser.add_argument("--out", type=out_folder, default="runs/bias_audit")
     args = parser.parse_args()
     jobs = [{"net": net, "shortcut": s, "cases": args.cases, "epochs": args.epochs, "seed": seed}
             for seed in args.seeds for s in STRENGTHS for net in args.nets]  # fmt: skip
@@ -129,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

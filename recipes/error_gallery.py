@@ -11,13 +11,13 @@ organ, which for a missed finding says what argued against it.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from _runs import Diverged, finite, hardware, markdown
+from _runs import finite, hardware, markdown
+from _start import count, out_folder, start
 from PIL import Image
 
 import camtrain as ct
@@ -44,7 +44,7 @@ def train(data: PhantomDataModule, net: str, epochs: int, seed: int) -> LitClass
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0}
     pl.Trainer(max_epochs=epochs, accelerator="cpu", **quiet).fit(model, data)
     if not all(bool(p.isfinite().all()) for p in model.parameters()):
-        raise Diverged("weights are not finite: take another seed")
+        raise ct.InputError(f"expected finite weights, but the training of --seed {seed} diverged: take another seed")
     return model.eval()
 
 
@@ -53,7 +53,8 @@ def card(model: LitClassifier, data: PhantomDataModule, case: Any, kind: str, co
     image, organs, label = case["image"][None], case["organs"][None], LABELS[column]
     maps = {method: ct.explain(model, image, method, labels=[column]) for method in METHODS}
     shown = [maps[m] if m == "hirescam" else maps[m].relu() for m in METHODS]
-    probability = float(model(image).sigmoid()[0, column])
+    with torch.no_grad():
+        probability = float(model(image).sigmoid()[0, column])
     axes, spacing = geometry(np.asarray(case["affine"]))
     (signed,) = ct.describe(model, {"image": image, "organs": organs}, data.table, labels=[column])
     grad, counter = (organ_mass(maps[m], organs, data.table) for m in ("gradcam", "counterfactual"))
@@ -86,17 +87,16 @@ def against(cards: list[ErrorCard]) -> str:
 def main() -> None:
     """Train, find the errors, draw them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=500)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--test-cases", type=int, default=100)
+    parser.add_argument("--cases", type=count, default=500)
+    parser.add_argument("--epochs", type=count, default=8)
+    parser.add_argument("--test-cases", type=count, default=100)
     parser.add_argument("--net", choices=NETS, default="flatten")
     parser.add_argument("--split", choices=SPLITS, default="shift_random")
     parser.add_argument("--shortcut", type=float, default=0.95)
-    parser.add_argument("--shown", type=int, default=6, help="errors of a kind and label on the page, the surest first")
+    parser.add_argument("--shown", type=count, default=6, help="errors of a kind and label, the surest first")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/error_gallery"))
+    parser.add_argument("--out", type=out_folder, default="runs/error_gallery")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     data = PhantomDataModule(LABELS, args.cases, (32, 24, 32), args.shortcut, seed=args.seed,
                              test_cases=args.test_cases, test_splits=[args.split])  # fmt: skip
     model = train(data, args.net, args.epochs, args.seed)
@@ -129,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from _runs import Diverged, Job, Run, finish, hardware, markdown, spread
+from _start import count, out_folder, start
 from torch import Tensor
 
 import camtrain as ct
@@ -123,14 +123,14 @@ def tables(runs: list[Run]) -> str:
 def main() -> None:
     """Train, point, occlude, tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=500)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--test-cases", type=int, default=100)
-    parser.add_argument("--occluded", type=int, default=24, help="test cases with an occlusion map")
+    parser.add_argument("--cases", type=count, default=500)
+    parser.add_argument("--epochs", type=count, default=8)
+    parser.add_argument("--test-cases", type=count, default=100)
+    parser.add_argument("--occluded", type=count, default=24, help="test cases with an occlusion map")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/gradcam_paper"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="which")
+    parser.add_argument("--workers", type=count, default=1)
+    parser.add_argument("--out", type=out_folder, default="runs/gradcam_paper")
     args = parser.parse_args()
     jobs = [{"net": net, "cases": args.cases, "epochs": args.epochs, "seed": seed, "test_cases": args.test_cases,
              "val_cases": math.ceil(args.test_cases / 2), "occluded": args.occluded}
@@ -142,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

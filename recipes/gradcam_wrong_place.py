@@ -19,6 +19,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from _runs import Diverged, Job, Run, finish, finite, hardware, markdown, spread
+from _start import count, out_folder, start
 from PIL import Image
 
 import camtrain as ct
@@ -128,13 +129,13 @@ def report(runs: list[Run]) -> str:
 def main() -> None:
     """Train the nets of all seeds, count, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=500)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cases", type=count, default=500)
+    parser.add_argument("--epochs", type=count, default=8)
+    parser.add_argument("--seeds", type=count, default=3, help="how many, counted from 0")
     parser.add_argument("--size", type=int, nargs=3, default=(32, 24, 32))
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/gradcam_wrong_place"))
+    parser.add_argument("--workers", type=count, default=1)
+    parser.add_argument("--out", type=out_folder, default="runs/gradcam_wrong_place")
     args = parser.parse_args()
     shared = {"cases": args.cases, "epochs": args.epochs, "size": list(args.size)}
     jobs = [{"net": net, "seed": seed, **shared} for net in args.nets for seed in range(args.seeds)]
@@ -144,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

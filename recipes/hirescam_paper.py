@@ -11,8 +11,6 @@ and a figure in `--out`; an interrupted study goes on where it stopped. docs/res
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +19,8 @@ import pytorch_lightning as pl
 import torch
 from _paired import METHODS, Paired, figure, report
 from _runs import Diverged, Job, finish
-from pretrain_slices import load_trunk, pretrain
+from _start import count, out_folder, start
+from pretrain_slices import load_trunk, pretrain, same_trunk
 
 import camtrain as ct
 from camtrain.data import PhantomDataModule
@@ -110,22 +109,21 @@ def main() -> None:
     """Pretrain once, train what is missing, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=range(5))
-    parser.add_argument("--cases", type=int, default=400)
-    parser.add_argument("--test-cases", type=int, default=150)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5), help="which")
+    parser.add_argument("--cases", type=count, default=400)
+    parser.add_argument("--test-cases", type=count, default=150)
+    parser.add_argument("--epochs", type=count, default=10)
     parser.add_argument("--size", type=int, nargs=3, default=(32, 24, 24))
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--weight", type=float, default=1 / 3)
     parser.add_argument("--scale", choices=["paper", "mean"], default="paper", help="of the mask loss")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/hirescam_paper"))
+    parser.add_argument("--workers", type=count, default=1)
+    parser.add_argument("--out", type=out_folder, default="runs/hirescam_paper")
     args = parser.parse_args()
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
     trunk = args.out / "trunk.pt"
-    if not trunk.exists():
-        pretrain(tuple(args.size), max(4, args.cases * 2 // 5), max(1, args.epochs // 4), trunk)
+    wanted = {"size": list(args.size), "cases": max(4, args.cases * 2 // 5), "epochs": max(1, args.epochs // 4)}
+    if not same_trunk(trunk, wanted):
+        pretrain(**wanted, path=trunk)
     shared = {key: getattr(args, key) for key in ("cases", "test_cases", "epochs", "lr", "weight", "scale")}
     jobs = [shared | {"arm": arm, "mask_loss": mask, "seed": seed, "size": list(args.size),
                       "trunk": "" if arm in ("random init", "FlattenNet") else str(trunk)}
@@ -138,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

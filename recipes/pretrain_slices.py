@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from _start import count, keep, out_folder, start
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from camtrain import InputError
 from camtrain.data import PhantomDataModule
 from camtrain.metrics import LabelAUROC
 from camtrain.models import AxialNet, LitClassifier
@@ -49,8 +53,9 @@ class OrganPictures(Dataset[dict[str, Tensor]]):
         return {"image": self.images[index], "label": self.labels[index]}
 
 
-def pretrain(size: tuple[int, int, int], cases: int, epochs: int, path: Path) -> float:
+def pretrain(size: Sequence[int], cases: int, epochs: int, path: Path) -> float:
     """Train the trunk and keep its weights in `path`; returns the mean AUROC on pictures of other cases."""
+    size = tuple(size)
     pl.seed_everything(POPULATION, verbose=False)
     data = PhantomDataModule(cases=cases, val_cases=max(2, cases // 4), size=size, shortcut=None, seed=POPULATION)
     organs = len(data.table.organs)
@@ -64,11 +69,28 @@ def pretrain(size: tuple[int, int, int], cases: int, epochs: int, path: Path) ->
     metric = LabelAUROC(2 * organs)
     with torch.no_grad():
         metric.update(model.eval()(val.images), val.labels)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(net.trunk.state_dict(), path)
-    found = {"auroc": float(metric.compute()), "pictures": len(train), "epochs": epochs, "size": list(size)}
-    path.with_suffix(".json").write_text(json.dumps(found))
-    return found["auroc"]
+    keep(net.trunk.state_dict(), path)
+    auroc = float(metric.compute())
+    told = {"size": list(size), "cases": cases, "epochs": epochs, "pictures": len(train), "auroc": auroc}
+    path.with_suffix(".json").write_text(json.dumps(told))
+    return auroc
+
+
+def same_trunk(path: Path, wanted: dict[str, Any]) -> bool:
+    """Is there a trunk of these settings? False where there is none.
+
+    Raises:
+        InputError: There is another one. Nets of one study start from one trunk, so it is not made anew.
+    """
+    if not path.exists():
+        return False
+    about = path.with_suffix(".json")
+    told = json.loads(about.read_text()) if about.exists() else {}
+    if any(told.get(key, value) != value for key, value in wanted.items()):
+        raise InputError(
+            f"{path} was pretrained with {told}, but this study asks for {wanted}: name another --out, or delete {path}"
+        )
+    return True
 
 
 def load_trunk(net: torch.nn.Module, path: Path) -> None:
@@ -76,21 +98,21 @@ def load_trunk(net: torch.nn.Module, path: Path) -> None:
     state = torch.load(path, weights_only=True)
     missing = net.trunk.load_state_dict(state, strict=False)
     if missing.unexpected_keys or any(not key.startswith("convs.") for key in missing.missing_keys):
-        raise SystemExit(f"{path} does not fit the net: {missing}")
+        raise InputError(f"{path} does not fit the net ({missing}): delete it, and it is trained again")
 
 
 def main() -> None:
     """Pretrain and say how well it went."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=160)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--cases", type=count, default=160)
+    parser.add_argument("--epochs", type=count, default=2)
     parser.add_argument("--size", type=int, nargs=3, default=(32, 24, 24))
-    parser.add_argument("--out", type=Path, default=Path("runs/hirescam_paper"))
+    parser.add_argument("--out", type=out_folder, default="runs/hirescam_paper")
     args = parser.parse_args()
     path = args.out / "trunk.pt"
-    auroc = pretrain(tuple(args.size), args.cases, args.epochs, path)
+    auroc = pretrain(args.size, args.cases, args.epochs, path)
     print(f"{path}: mean AUROC over organ labels {auroc:.3f} on pictures of other cases")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -19,6 +19,7 @@ import torch
 from _depth import LAYERS, add_options, auroc, data_of, jobs_of, tested, trained
 from _pruning import SHARES, curve, importance
 from _runs import Job, Run, finish, hardware, interval, markdown, spread
+from _start import count, start
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -97,11 +98,10 @@ def figure(runs: list[Run], path: Path) -> None:
 def main() -> None:
     """Train or read, prune, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
+    add_options(parser, out="runs/prune_by_relevance")
     parser.set_defaults(test_cases=64)
-    parser.add_argument("--ranked-on", type=int, default=64, help="training cases that rank the channels")
-    parser.add_argument("--draws", type=int, default=3, help="random orders")
-    parser.add_argument("--out", type=Path, default=Path("runs/prune_by_relevance"))
+    parser.add_argument("--ranked-on", type=count, default=64, help="training cases that rank the channels")
+    parser.add_argument("--draws", type=count, default=3, help="random orders")
     args = parser.parse_args()
     work = functools.partial(study, folder=args.models or args.out)
     jobs = [job | {"ranked_on": args.ranked_on, "draws": args.draws} for job in jobs_of(args)]
@@ -113,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -20,6 +20,7 @@ import pytorch_lightning as pl
 from _browser import find_browser
 from _runs import Diverged, Job, Run, finish, hardware, markdown, spread
 from _scripted_reader import answer, by_chance, by_rule, read_page
+from _start import count, out_folder, start
 from PIL import Image
 from rich.console import Console
 
@@ -100,16 +101,16 @@ def rows_of(runs: list[Run]) -> list[list[str]]:
 def main() -> None:
     """All seeds, the table, the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=240)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--test-cases", type=int, default=60, help="of validation (practice) and of test")
-    parser.add_argument("--shown", type=int, default=15, help="cases of each kind of task")
-    parser.add_argument("--guessers", type=int, default=3)
+    parser.add_argument("--cases", type=count, default=240)
+    parser.add_argument("--epochs", type=count, default=6)
+    parser.add_argument("--test-cases", type=count, default=60, help="of validation (practice) and of test")
+    parser.add_argument("--shown", type=count, default=15, help="cases of each kind of task")
+    parser.add_argument("--guessers", type=count, default=3)
     parser.add_argument("--size", type=int, nargs=3, default=(48, 36, 48))
     parser.add_argument("--cut", type=float, default=0.5, help="found means probability >= CUT")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/reader_study"))
+    parser.add_argument("--seeds", type=count, default=2, help="how many, counted from 0")
+    parser.add_argument("--workers", type=count, default=1)
+    parser.add_argument("--out", type=out_folder, default="runs/reader_study")
     args = parser.parse_args()
     settings = {
         name: getattr(args, name) for name in ("cases", "epochs", "test_cases", "shown", "guessers", "size", "cut")
@@ -134,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -20,6 +20,7 @@ import _depth as shared
 import torch
 from _depth import ITSELF, LAYERS, PAPER, mean, title
 from _runs import Job, Run, finish, hardware, markdown, spread
+from _start import start
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -132,18 +133,17 @@ def told(runs: list[Run], net: str) -> str:
 def main() -> None:
     """Train, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shared.add_options(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs/relevance_cam"))
+    shared.add_options(parser, out="runs/relevance_cam")
     args = parser.parse_args()
     work = functools.partial(study, folder=args.models or args.out)
     jobs = shared.jobs_of(args)
-    both = finish([*jobs, *(job | {"controls": True} for job in jobs)], work, args.out, args.workers,
-                  together=lambda job: job["seed"])  # fmt: skip
+    twice = [*jobs, *(job | {"controls": True} for job in jobs)]
+    both = finish(twice, work, args.out, args.workers, together=lambda job: job["seed"])
     runs = [joined(*pair) for pair in zip(both[: len(jobs)], both[len(jobs) :], strict=True)]
-    text = "\n".join([f"{hardware()}; mean (range) over {args.seeds} seeds", "", *(told(runs, n) for n in args.nets)])
+    text = "\n".join([f"{hardware()}; mean (range) over {args.seeds} seeds\n", *(told(runs, n) for n in args.nets)])
     (args.out / "table.md").write_text(text)
     Console().print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

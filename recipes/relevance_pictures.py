@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from _depth import LAYERS, add_options, data_of, jobs_of, trained
+from _start import count, start
 from PIL import Image
 from rich.console import Console
 from torch import nn
@@ -118,13 +119,11 @@ def cascade(net: nn.Module, name: str, data: Any, args: argparse.Namespace) -> N
 def main() -> None:
     """Train or read, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
+    add_options(parser, out="runs/relevance_pictures")
     parser.set_defaults(seeds=1)
-    parser.add_argument("--stages", type=int, default=4)
-    parser.add_argument("--chart-cases", type=int, default=8, help="cases of the chart")
-    parser.add_argument("--out", type=Path, default=Path("runs/relevance_pictures"))
+    parser.add_argument("--stages", type=count, default=4)
+    parser.add_argument("--chart-cases", type=count, default=8, help="cases of the chart")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     for job in jobs_of(args):
         if job["seed"] == args.seeds - 1:  # one network of each kind
             net, data = trained(job, args.models or args.out), data_of(job)
@@ -134,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -19,9 +19,9 @@ import _runs
 import pytorch_lightning as pl
 import torch
 from _respond_cam import DATA, NETS, TITLES, add_up, figures, load, weights
+from _start import count, drawn_tree, out_folder, start, voc_tree
 from rich.console import Console
 
-from camtrain.data import make_voc_tree
 from camtrain.metrics import LabelAUROC, SumToScore
 
 console = Console()
@@ -81,15 +81,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"seeds": 3, "cases": 1500, "test-cases": 200, "epochs": 5, "size": 24, "hidden": 64,
                           "pictures": 1500, "picture": 64, "picture-epochs": 12, "workers": 1}.items():  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=count, default=default)
     parser.add_argument("--voxel", type=float, default=1.0, help="nm; a volume must be 20 nm wide")
     parser.add_argument("--widths", type=int, nargs=2, default=[8, 16])
-    parser.add_argument("--voc", type=Path, help="a tree of PASCAL VOC; default: one is drawn")
-    parser.add_argument("--out", type=Path, default=Path("runs/respond_cam"))
+    parser.add_argument("--voc", type=voc_tree, help="a tree of PASCAL VOC; default: one is drawn")
+    parser.add_argument("--out", type=out_folder, default="runs/respond_cam")
     args = parser.parse_args()
-    voc = args.voc or args.out / f"voc_{args.pictures}_{args.picture}"
-    if not voc.exists():
-        make_voc_tree(voc, train=args.pictures, val=args.test_cases, test=0, size=args.picture)
+    pictures = {"train": args.pictures, "val": args.test_cases, "test": 0, "size": args.picture}
+    voc = args.voc or drawn_tree(args.out / f"voc_{args.pictures}_{args.picture}", **pictures)
     shared = {key: getattr(args, key) for key in ("widths", "hidden")}
     volumes = {key: getattr(args, key) for key in ("cases", "test_cases", "epochs", "size", "voxel")}
     drawn = {"voc": str(voc), "picture": args.picture, "epochs": args.picture_epochs}
@@ -104,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -19,12 +19,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from _runs import Diverged, Job, Run, finish, hardware, markdown, spread
+from _start import count, drawn_tree, out_folder, start, voc_tree
 from monai.networks.nets import ResNet
 from PIL import Image
 from torch import Tensor, nn
 
 import camtrain as ct
-from camtrain.data import PascalVOCDataModule, make_voc_tree
+from camtrain.data import PascalVOCDataModule
 from camtrain.evaluation import cell_effects
 from camtrain.metrics import energy_inside, label_auroc, mask_iou, wrong_place
 from camtrain.models import FlattenNet, LitClassifier
@@ -126,18 +127,17 @@ def report(runs: list[Run]) -> str:
 def main() -> None:
     """Train the nets of all seeds, score, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="a VOC tree; default: pictures are drawn into OUT/tree")
-    parser.add_argument("--cases", type=int, default=900, help="training pictures to draw")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--root", type=voc_tree, help="a VOC tree; default: pictures are drawn into OUT/tree")
+    parser.add_argument("--cases", type=count, default=900, help="training pictures to draw")
+    parser.add_argument("--epochs", type=count, default=8)
+    parser.add_argument("--seeds", type=count, default=3, help="how many, counted from 0")
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/voc_hirescam"))
+    parser.add_argument("--workers", type=count, default=1)
+    parser.add_argument("--out", type=out_folder, default="runs/voc_hirescam")
     args = parser.parse_args()
-    root = args.root or args.out / f"tree_{args.cases}_{args.size}"
-    if args.root is None and not (root / "ImageSets").exists():
-        make_voc_tree(root, train=args.cases, val=max(8, args.cases // 4), test=0, size=args.size)
+    drawn = {"train": args.cases, "val": max(8, args.cases // 4), "test": 0, "size": args.size}
+    root = args.root or drawn_tree(args.out / f"tree_{args.cases}_{args.size}", **drawn)
     shared = {"root": str(root), "size": args.size, "epochs": args.epochs}
     jobs = [{"net": net, "seed": seed, **shared} for net in args.nets for seed in range(args.seeds)]
     text = report(finish(jobs, partial(train, out=args.out), args.out, args.workers))
@@ -146,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

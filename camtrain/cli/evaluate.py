@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from camtrain._errors import InputError
 from camtrain.cli import surroundings
 from camtrain.cli.exits import Parser
+from camtrain.cli.folder import check_writable
 from camtrain.cli.subject import Subject, rebuild_subject
 from camtrain.cli.words import read_methods, read_yaml, split_words
 
@@ -205,8 +206,7 @@ def _sanity(options: argparse.Namespace, subject: Subject) -> SanityTable:
 
 def _check_folder(out: Path) -> None:
     """A folder of ours, or an empty one; nothing is deleted before the first case has been read."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out expects a folder, got the file {out}: choose another name")
+    check_writable(out)
     others = [path.name for path in out.iterdir() if path.name not in _OURS] if out.exists() else []
     if others:
         raise InputError(f"--out {out} holds other files than those of camtrain evaluate ({others[0]}): choose another")

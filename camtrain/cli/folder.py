@@ -1,15 +1,42 @@
-"""A folder of results that appears whole or not at all."""
+"""The folder of `--out`: can it be written to, and one that appears whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from camtrain._errors import InputError
+
+
+def check_writable(target: Path) -> None:
+    """Try to write there, before anything is computed; folders made for the trial are taken away again.
+
+    Args:
+        target: A folder, or where one is to be made.
+
+    Raises:
+        InputError: It is a file, or cannot be made or written to.
+    """
+    if target.exists() and not target.is_dir():
+        raise InputError(f"--out expects a folder, got the file {target}: choose another name")
+    missing = [folder for folder in (target, *target.parents) if not folder.exists()]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--out expects a folder that can be written to, got {target} ({error.strerror}): choose another"
+        ) from error
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager

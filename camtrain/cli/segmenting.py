@@ -79,7 +79,7 @@ def _voxels(file: Path, case: Mapping[str, Any]) -> Bools:
         image = nib.load(file)
         values = np.asarray(image.dataobj)
     except (OSError, ImageFileError, EOFError) as error:
-        raise InputError(f"--lesions: cannot read {file} as NIfTI ({error})") from error
+        raise InputError(f"--lesions: cannot read {file} as NIfTI ({error}): correct the path") from error
     shape, affine = tuple(case["original_shape"]), case["original_affine"].numpy()
     if values.shape != shape or not np.allclose(image.affine, affine, atol=1e-3):
         raise InputError(

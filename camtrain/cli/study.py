@@ -10,6 +10,7 @@ from pathlib import Path
 from camtrain._errors import InputError, nearest
 from camtrain.cli import surroundings
 from camtrain.cli.exits import Parser
+from camtrain.cli.folder import check_writable
 from camtrain.cli.subject import rebuild_subject
 from camtrain.cli.words import read_methods, split_words
 
@@ -136,20 +137,19 @@ def _analyse(args: list[str]) -> None:
     from camtrain.evaluation.reader_study_answers import collect_answers
     from camtrain.evaluation.reader_study_saving import print_study, save_result
 
+    if options.out:
+        check_writable(Path(options.out))
     key = read_key(options.key)
     result = analyse_study(key, collect_answers(key, options.answers), options.repeats, options.level, options.seed)
     print_study(wide_console(), result)
     if options.out:
-        if Path(options.out).is_file():
-            raise InputError(f"--out expects a folder, got the file {options.out}: choose another name")
         for path in save_result(result, Path(options.out)):
             sys.stdout.write(f"{path}\n")
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
     """A lost key makes answers worthless, so that no study is replaced unasked."""
-    if out.is_file():
-        raise InputError(f"--out expects a folder, got the file {out}: choose another name")
+    check_writable(out)
     taken = [name for name in ("study.html", "key.json") if (out / name).exists()]
     if taken and not overwrite:
         raise InputError(

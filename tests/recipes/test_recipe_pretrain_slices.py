@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from camtrain import InputError
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
@@ -49,5 +51,5 @@ def test_tiny(recipe, tmp_path, monkeypatch, capsys):
         state = torch.load(tmp_path / "trunk.pt", weights_only=True)
         assert all(torch.equal(value, state[key]) for key, value in net.trunk.state_dict().items() if key in state)
     torch.save({"other": torch.zeros(1)}, tmp_path / "trunk.pt")
-    with pytest.raises(SystemExit, match="does not fit"):
+    with pytest.raises(InputError, match="does not fit"):
         recipe.load_trunk(net, tmp_path / "trunk.pt")
