@@ -121,7 +121,7 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _analyse(args: list[str]) -> None:
+def _analyse_parser() -> argparse.ArgumentParser:
     parser = Parser("camtrain study analyse", _ANALYSE)
     add = parser.add_argument
     add("answers", nargs="+", metavar="CSV", help="what readers sent back")
@@ -130,7 +130,11 @@ def _analyse(args: list[str]) -> None:
     add("--repeats", type=int, default=2000, help="resamplings (default: 2000)")
     add("--level", type=float, default=0.95, help="of the intervals (default: 0.95)")
     add("--seed", type=int, default=0)
-    options = parser.parse_args(args)
+    return parser
+
+
+def _analyse(args: list[str]) -> None:
+    options = _analyse_parser().parse_args(args)
     from camtrain.cli.consoles import wide_console
     from camtrain.evaluation.reader_study import read_key
     from camtrain.evaluation.reader_study_analysis import analyse_study
