@@ -135,7 +135,7 @@ class CamtrainCLI(LightningCLI):
         saved = (self._loaded or {}).get("hyper_parameters", {}).get("labels")
         if saved is not None and list(saved) != labels:
             raise InputError(
-                f"the checkpoint was trained on the labels {_short(saved)}, but the data has {_short(labels)}: "
+                f"the checkpoint was trained on {_short(saved)}, but the data has {_short(labels)}: "
                 "use the config that it was trained with, or choose the labels with data.labels"
             )
         return labels
