@@ -267,7 +267,7 @@ def test_checkpoint_of_other_labels(trained, write, refused):
     line = refused(
         "test", "--config", write(data__init_args__labels=["nodule", "effusion"]), "--ckpt_path", trained.checkpoint
     )
-    assert "trained on the labels 2 labels (effusion, nodule)" in line
+    assert "trained on 2 labels (effusion, nodule)" in line
 
 
 def test_missing_and_damaged_checkpoints(trained, write, refused, tmp_path):
