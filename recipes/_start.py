@@ -28,8 +28,10 @@ def start(main: Callable[[], None]) -> None:
 
 def quiet() -> None:
     """No lines of Lightning's about each of many trainings."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    # Where both packages are installed, the messages of either come from the one that was imported last.
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=name.replace(".", r"\."))
 
 
 def count(text: str) -> int:
