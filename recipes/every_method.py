@@ -23,6 +23,7 @@ from rich.table import Table
 
 import camtrain as ct
 from camtrain.data import PhantomDataModule
+from camtrain.data.phantom import LABELS
 from camtrain.models import FlattenNet, LitClassifier, PoolNet
 from camtrain.reporting import compose_grid, compose_panel, geometry
 
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=600)
     parser.add_argument("--test-cases", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--label", default="effusion")
+    parser.add_argument("--label", choices=LABELS, default="effusion")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/every_method"))
     args = parser.parse_args()

@@ -23,6 +23,7 @@ from rich.console import Console
 
 import camtrain as ct
 from camtrain.data import PhantomDataModule
+from camtrain.data.phantom import LABELS
 from camtrain.evaluation.randomising import Cascade
 from camtrain.evaluation.sanity import sanity_check, spread_stages
 from camtrain.evaluation.sanity_table import ALL_LIMIT, HEAD_LIMIT, SanityTable
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2, help="cascades to average over")
     parser.add_argument("--size", type=int, nargs=3, default=(48, 36, 48))
     parser.add_argument("--nets", nargs="+", choices=NETS, default=["flatten", "pool"])
-    parser.add_argument("--label", default="effusion", help="label of the picture")
+    parser.add_argument("--label", choices=LABELS, default="effusion", help="label of the picture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("runs/sanity_checks"))
