@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from _shortcut_arms import ARMS, train
 from _shortcut_data import MASKS
 from _shortcut_figure import draw
 from _shortcut_tables import QUESTIONS, report
+from _start import count, out_folder, start
 
 PLACES = ["skin", "other_organ", "own_organ", "co-occurring"]
 WAYS: list[dict[str, Any]] = [
@@ -72,23 +71,21 @@ def main() -> None:
     """Run the questions asked, then print and write their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], help="default: arms")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--cases", type=int, default=500)
-    parser.add_argument("--test-cases", type=int, default=200)
+    parser.add_argument("--seeds", type=count, default=5)
+    parser.add_argument("--cases", type=count, default=500)
+    parser.add_argument("--test-cases", type=count, default=200)
     parser.add_argument("--size", type=int, nargs=3, default=[24, 18, 24])
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=count, default=16)
     parser.add_argument("--shortcut", type=float, default=0.975)
     parser.add_argument("--nets", nargs="+", choices=["flatten", "resnet18q", "resnet18"], default=None)
     parser.add_argument("--places", nargs="+", choices=PLACES, default=PLACES)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01], help="of organs")
     parser.add_argument("--masks", nargs="+", choices=MASKS, default=[m for m in MASKS if m != "exact"])
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=count, default=1)
     parser.add_argument("--table-only", action="store_true", help="tables of what is finished, no training")
-    parser.add_argument("--out", type=Path, default=Path("runs/shortcuts"))
+    parser.add_argument("--out", type=out_folder, default=Path("runs/shortcuts"))
     args = parser.parse_args()
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
     for question in args.questions or ["arms"]:
         if not args.table_only:
             finish(
@@ -102,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
