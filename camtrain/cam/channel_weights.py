@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from camtrain.cam.logits import PickLogits
 from camtrain.cam.method_table import find_method
 from camtrain.cam.question import Layer, Question, Target, WantedLayer, asking
 from camtrain.cam.relevance import channel_relevance, default_contrast
+from camtrain.cam.score_cam import ScoreCAMOptions, score_cam_weights
 from camtrain.cam.selection import Labels
 
 _WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -27,7 +28,7 @@ _WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "respondcam": functional.respond_cam_weights,
     "xgradcam": functional.respond_cam_weights,
 }
-WITH_WEIGHTS = (*_WEIGHTS, "relevancecam")
+WITH_WEIGHTS = (*_WEIGHTS, "relevancecam", "scorecam")
 
 
 def channel_weights(
@@ -51,14 +52,15 @@ def channel_weights(
         model: Any module whose output contains logits (B, L).
         image: (B, C, *S).
         method: A method that weighs channels as a whole: gradcam, counterfactual, cam, gradcam++, respondcam, xgradcam,
-            relevancecam.
+            relevancecam, scorecam.
         layer: Dotted name, module, or None for the last feature map.
         labels: As for `explain`.
         target: As for `explain`.
         logits: Callable that picks (B, L) from the model's output.
         reshape: Callable that makes (B, K, *S') of the layer's output.
         call: Which call of the layer counts.
-        **options: Options of the method (`relevancecam`: rules, contrast, box, gates).
+        **options: Options of the method (`relevancecam`: rules, contrast, box, gates; `scorecam`: channels, chunk,
+            background, progress).
 
     Returns:
         (B, n, K); (B, L, K) with NaN where a bool mask per sample left a label out.
@@ -84,6 +86,8 @@ def channel_weights(
         question = Question(model, image, (WantedLayer.of(model, image, layer, call),), labels, target, logits, reshape)
         if method == "relevancecam":
             return channel_relevance(question, default_contrast(read, row, question))[0].detach()
+        if method == "scorecam":
+            return score_cam_weights(question, row, cast(ScoreCAMOptions, read))[0][1]
         return _of_gradients(question, method)
 
 

@@ -102,6 +102,28 @@ def score_cam_maps(question: Question, method: Method, options: ScoreCAMOptions)
         Per layer (B, n, *S').
 
     Raises:
+        InputError: As `score_cam_weights`.
+    """
+    maps = []
+    for active, weights in score_cam_weights(question, method, options):
+        with torch.autocast(device_type=question.image.device.type, enabled=False):
+            flat = torch.einsum("bnk,bks->bns", weights, active.flatten(2))
+        maps.append(flat.reshape(*flat.shape[:2], *active.shape[2:]))
+    return maps
+
+
+def score_cam_weights(question: Question, method: Method, options: ScoreCAMOptions) -> list[tuple[Tensor, Tensor]]:
+    """What each channel of every wanted layer counts for each label.
+
+    Args:
+        question: What is asked.
+        method: The row `scorecam`.
+        options: How many channels, how many images at a time, which background.
+
+    Returns:
+        Per layer the activations (B, K, *S') and the weights (B, n, K): NaN where a mask per sample leaves a label out.
+
+    Raises:
         InputError: The layer is the image itself, the scores do not depend on it, its grid does not fit the image, or
             something is NaN or Inf.
     """
@@ -124,15 +146,10 @@ def score_cam_maps(question: Question, method: Method, options: ScoreCAMOptions)
             _channel_weights(choice, plan, question, options.background, scores.shape[1], tick)
             for choice, plan in zip(choices, plans, strict=True)
         ]
-    maps = []
-    with torch.autocast(device_type=question.image.device.type, enabled=False):
-        for choice, weight in zip(choices, weights, strict=True):
-            active = choice.activations
-            # A label that a mask per sample leaves out has NaN weights, and so a NaN map.
-            wanted = chosen.take(weight.to(active).transpose(1, 2))
-            flat = torch.einsum("bnk,bks->bns", wanted, active.flatten(2))
-            maps.append(flat.reshape(*flat.shape[:2], *active.shape[2:]))
-    return maps
+    return [
+        (choice.activations, chosen.take(weight.to(choice.activations).transpose(1, 2)))
+        for choice, weight in zip(choices, weights, strict=True)
+    ]
 
 
 def _refuse_dead_ends(question: Question, answer: Answer, scores: Tensor) -> None:
