@@ -18,7 +18,9 @@ from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
 from camtrain.callbacks._methods import maps_of_methods, read_methods
 from camtrain.callbacks._panel import Panel
 from camtrain.callbacks._publish import Publisher
+from camtrain.callbacks._recording import Recorder
 from camtrain.callbacks._scores import Score, ScoreBook
+from camtrain.callbacks._side_maps import SideMaps
 from camtrain.callbacks._splits import is_repeat, loader_of, split_name
 from camtrain.callbacks._steps import WrappedStep, batch_of
 from camtrain.cam.asked import Asked
@@ -46,7 +48,8 @@ class AttentionMonitor(Callback):
     are scored) and frozen for test; a checkpoint carries those of its epoch. Undefined scores are left out.
 
     Pictures go every `every_n_epochs` to every logger of the Trainer and to the run folder
-    `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv`.
+    `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv` and `report.html`, one file that shows
+    all of it (docs/report.md).
 
     Args:
         layer: Tapped layer: dotted name, module, or None for the last feature map; or a list of them.
@@ -69,6 +72,7 @@ class AttentionMonitor(Callback):
         names: Label names in the order of the outputs.
         name: Tells two monitors apart; part of the keys.
         call: Which call of the layer counts, where one step runs it several times.
+        report: Keep the panel's raw maps and write `report.html` into the run folder, rewritten every epoch.
 
     Raises:
         InputError: Unknown layer, method or option, batches that break the contract, a key that the module logs too.
@@ -95,6 +99,7 @@ class AttentionMonitor(Callback):
         names: Sequence[str] | None = None,
         name: str | None = None,
         call: int | None = None,
+        report: bool = True,
     ) -> None:
         self._asked = read_methods(methods)
         self.methods = [asked.name for asked in self._asked]
@@ -108,6 +113,7 @@ class AttentionMonitor(Callback):
         self.logits, self.reshape, self.call = logits, reshape, call
         self.context = RunContext(table, keys, adapter, names, mode)
         self.panels: dict[str, Panel] = {}
+        self.recorder = Recorder(self.context, panel_cases) if report else None
         self.publisher = Publisher(self.methods[0], name, every_n_epochs, max_label_keys)
         self.scores: dict[str, list[Score]] = {}
         self.thresholds: dict[str, Tensor] = {}
@@ -127,13 +133,16 @@ class AttentionMonitor(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Frozen thresholds, the panel, and where the run writes; plain values, so that `weights_only` loads them."""
         panels = {split: panel.state() for split, panel in self.panels.items() if panel.complete}
-        return {"thresholds": dict(self.thresholds), "panels": panels, **self.publisher.state()}
+        shown = [] if self.recorder is None else self.recorder.state()
+        return {"thresholds": dict(self.thresholds), "panels": panels, "shown": shown, **self.publisher.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue an earlier run."""
         self.thresholds = dict(state_dict.get("thresholds", {}))
         for split, state in state_dict.get("panels", {}).items():
             self._panel(split).load(state)
+        if self.recorder is not None:
+            self.recorder.load(state_dict.get("shown", []))
         self.publisher.load(state_dict)
 
     # Lightning's hooks ------------------------------------------------------------------------------------------------
@@ -147,6 +156,8 @@ class AttentionMonitor(Callback):
         check_layers(pl_module, self.layer, self.logits)
         if stage == "fit":
             self.panels.clear()
+            if self.recorder is not None:
+                self.recorder.start()
         self.publisher.setup(trainer, stage)
         step, end = _HOOKS[stage]
         self._wrapped = [
@@ -201,6 +212,8 @@ class AttentionMonitor(Callback):
         self._seen_cases.clear()
         for panel in self.panels.values():
             panel.begin()
+        if self.recorder is not None:
+            self.recorder.begin()
 
     def _stop(self) -> None:
         for wrapped in self._wrapped:
@@ -226,7 +239,9 @@ class AttentionMonitor(Callback):
                 sources, logits = watch.take_all(outputs, self.context.expected(trainer, pl_module))
                 names = self.context.resolve(trainer, pl_module, logits.shape[1])
                 maps = partial(maps_of_methods, self._due, watch, sources, logits, reshape=self.reshape)
-                self._count(trainer, self.context.read(batch, len(names)), maps, logits.detach(), names)
+                free = tuple(asked.name for asked in self._asked if not asked.paid)
+                side = SideMaps(watch, sources, logits, free, self.reshape)
+                self._count(trainer, self.context.read(batch, len(names)), maps, logits.detach(), names, side)
         finally:
             watch.stop()
         return output
@@ -245,6 +260,7 @@ class AttentionMonitor(Callback):
         maps_of: Callable[[Tensor], dict[str, Tensor]],
         logits: Tensor,
         names: list[str],
+        side: SideMaps,
     ) -> None:
         if words.label is None:
             raise InputError(
@@ -266,6 +282,9 @@ class AttentionMonitor(Callback):
             cases = words.ids or [f"case_{batch_idx}_{row}" for row in range(len(label))]
             rows = panel.wanted(cases, label, segmented)
             panel.collect(rows, cases, words, maps, logits, names, partial(self._region, words))
+            if self.recorder is not None:
+                paid = {method: each for method, each in maps.items() if method not in side.methods}
+                self.recorder.collect(split, rows, cases, words, logits, paid, side)
 
     def _allowed(self, words: Batch, maps: dict[str, Tensor], present: Tensor) -> dict[str, Tensor] | None:
         """Method -> (B, L, *S') bool on the grid of its maps; None without a table."""
@@ -342,6 +361,8 @@ class AttentionMonitor(Callback):
         self.publisher.check_clashes(trainer, self.scores)
         entries = {split: panel.entries for split, panel in self.panels.items()}
         self.publisher.write(trainer, self.scores, entries, self.context.names or [])
+        if self.recorder is not None:
+            self.recorder.write(trainer, trainer.lightning_module, self.publisher.run_dir, self.methods)
         for panel in self.panels.values():
             panel.end()
 
