@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -46,6 +47,7 @@ class Recorder:
         self._facts: dict[str, Any] | None = None
         self._report: RunReport | None = None
         self._failed = False
+        self._started = ""
 
     def begin(self) -> None:
         """A new pass: forget what an interrupted one has left."""
@@ -57,6 +59,7 @@ class Recorder:
         self._known.clear()
         self._volumes.clear()
         self._report, self._facts = None, None
+        self._started = time.strftime("%Y-%m-%d %H:%M")
         self.begin()
 
     def collect(
@@ -142,7 +145,8 @@ class Recorder:
             # A test of the finished run joins its folder; how to reproduce it is the command of the fit.
             if trainer.state.fn == "fit" or not run_dir.facts_path.exists():
                 known = self._facts or {"layers": [], "seen": {}}
-                run_dir.write_facts(run_facts(trainer, pl_module, self._context, methods, **known))
+                facts = run_facts(trainer, pl_module, self._context, methods, **known)
+                run_dir.write_facts({**facts, "started": self._started})
         for (split, case), volume in self._volumes.items():
             write_volume(run_dir.volume_path(case, split), volume)
         self._known.update(self._volumes)
@@ -185,15 +189,18 @@ class Recorder:
         """Label -> (*S) bool, of the case's own labels only: those of all at full size would be gigabytes."""
         if words.organs is None or not self._context.has_table or not bool(words.has_organs[row]):
             return {}
+        # One label stands for all with its rule: four regions instead of eight of a full volume.
+        rules = self._context.selected.rules
         names = [self._name(index) for index in labels]
-        table = self._context.selected.select(names)
+        first = {rules[name]: name for name in reversed(names)}
+        table = self._context.selected.select(dict.fromkeys(first[rules[name]] for name in names))
         spacing = None
         if table.needs_spacing:
             if words.affine is None:
                 return {}
             spacing = torch.as_tensor(geometry(words.affine[row].double().cpu().numpy())[1])[None]
         allowed = table.allowed(words.organs[row : row + 1], spacing=spacing)[0].cpu().numpy()
-        return dict(zip(names, allowed, strict=True))
+        return {name: allowed[table.labels.index(first[rules[name]])] for name in names}
 
 
 class _Inside:

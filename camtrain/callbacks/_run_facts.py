@@ -6,7 +6,6 @@ import inspect
 import re
 import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -42,7 +41,6 @@ def run_facts(
     """
     return {
         "layout": LAYOUT,
-        "started": time.strftime("%Y-%m-%d %H:%M"),
         "labels": list(context.names or []),
         "methods": list(methods),
         "layers": list(layers),

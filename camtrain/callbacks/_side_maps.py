@@ -12,7 +12,7 @@ from camtrain._errors import InputError
 from camtrain.cam.call import Call
 from camtrain.cam.engine import Reshape
 from camtrain.cam.fusing import fused
-from camtrain.cam.layer_lookup import find_layer, plain_name
+from camtrain.cam.layer_lookup import find_layer
 from camtrain.cam.layer_table import seen_share
 from camtrain.cam.several import maps_of_layers
 from camtrain.cam.watch import ModuleWatch
@@ -57,8 +57,8 @@ class SideMaps:
                     yield method, layer, maps
 
     def layers(self) -> list[str]:
-        """Names of the layers."""
-        return [plain_name(name) for name in self.watch.names]
+        """The layers, as their maps are named."""
+        return list(self.watch.keys)
 
     def seen(self) -> dict[str, float]:
         """Layer -> share of the image that a central cell depends on; empty where it cannot be told.
@@ -72,10 +72,10 @@ class SideMaps:
         with torch.inference_mode(False):
             one = call.rows([0])
             found = {}
-            for name in self.watch.names:
+            for key, name in zip(self.watch.keys, self.watch.names, strict=True):
                 try:
                     share = seen_share(one.entry, one.image, find_layer(self.watch.model, name)[1], one)
                 except InputError:  # a layer beside the way from the image to what the step called: unknown
                     continue
-                found[plain_name(name)] = round(share, 4)
+                found[key] = round(share, 4)
         return found

@@ -6,6 +6,7 @@ from camtrain.reporting.nifti import map_affine, resample_to, save_map
 from camtrain.reporting.overlays import shared_scale, window_of
 from camtrain.reporting.panels import compose_grid, compose_panel
 from camtrain.reporting.run_dir import RunDir, Score
+from camtrain.reporting.run_report import RunReport, write_run_comparison, write_run_report
 from camtrain.reporting.score_table import as_csv, as_markdown, as_rows, comparison_table, score_table
 from camtrain.reporting.seed_plot import plot_seeds
 from camtrain.reporting.segmenting import dice, segment, segmentation_level
@@ -16,6 +17,7 @@ __all__ = [
     "ErrorCard",
     "Row",
     "RunDir",
+    "RunReport",
     "Score",
     "Sink",
     "as_csv",
@@ -44,4 +46,6 @@ __all__ = [
     "telling_point",
     "window_of",
     "write_error_gallery",
+    "write_run_comparison",
+    "write_run_report",
 ]

@@ -247,6 +247,8 @@ def read_volume(path: Path) -> PanelVolume:
     try:
         image = arrays["image"]
         count = len(set(header["region_of"].values()))
+        if image.ndim != len(header["shape"]) or any(not 0 <= i < count for i in header["region_of"].values()):
+            raise ValueError("image, shape and regions do not fit")
         bits = np.unpackbits(arrays["regions"], count=count * image.size).astype(bool)
         return PanelVolume(
             case=str(header["case"]),
@@ -324,7 +326,7 @@ def _number(value: float) -> float | None:
 
 
 def _save(path: Path, header: Mapping[str, Any], **arrays: npt.NDArray[np.generic]) -> None:
-    text = np.frombuffer(json.dumps(header, ensure_ascii=False).encode(), dtype=np.uint8)
+    text = np.frombuffer(json.dumps(header, ensure_ascii=False).encode(errors="backslashreplace"), dtype=np.uint8)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, header=text, **arrays)  # type: ignore[arg-type]
 

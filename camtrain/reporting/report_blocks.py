@@ -95,6 +95,8 @@ class PieceStore:
                 pieces.append(piece)
             except InputError as error:
                 notes.append(f"{path.parent.name}/{error}: left out")
+            except (ValueError, TypeError, KeyError) as error:  # whole, but not what this version writes
+                notes.append(f"{path.parent.name}/{path.name}: not as expected ({error}): left out")
             except OSError as error:
                 notes.append(f"{path.parent.name}/{path.name}: {error.strerror or error}: left out")
         return pieces, notes

@@ -11,7 +11,7 @@ from camtrain.reporting.run_dir import Score
 
 MEAN = "mean"
 OUTSIDE, INSIDE = 0.5, 0.8
-_MOST_POINTS = 200
+_MOST_POINTS, _MOST_VALUES = 200, 20_000  # epochs of a curve; epochs x labels of all curves of one score
 
 
 class ReportMeasure(NamedTuple):
@@ -114,7 +114,7 @@ class Curves:
         """All curves as plain lists: split -> epochs, and method -> measure -> label -> values."""
         result: dict[str, Any] = {}
         for split, epochs in self.epochs.items():
-            step = math.ceil(len(epochs) / _MOST_POINTS)
+            step = math.ceil(len(epochs) / min(_MOST_POINTS, max(20, _MOST_VALUES // max(1, len(self.labels)))))
             shown = epochs[::-1][::step][::-1]
             data: dict[str, dict[str, dict[str, list[float | None]]]] = {}
             for (of, method, measure), labels in self._of.items():
@@ -203,7 +203,7 @@ def _verdict(curves: Curves, label: str, split: str, method: str, free: bool) ->
     return Verdict(label, states[-1], points[epochs[-1]], epochs[start], note, points, auroc)
 
 
-def headline(found: Sequence[Verdict], most: int = 4) -> str:
+def headline(found: Sequence[Verdict], most: int = 3) -> str:
     """One sentence: how many labels are read from the wrong place, which, and since when.
 
     Example:
@@ -215,15 +215,21 @@ def headline(found: Sequence[Verdict], most: int = 4) -> str:
     if not judged:
         return "No label could be compared with an organ yet."
     if wrong:
-        named = [f"{each.label} ({each.note.split(';')[0]})" for each in wrong[:most]]
-        more = f" and {len(wrong) - most} more" if len(wrong) > most else ""
-        count = f"{len(wrong)} of {len(judged)} labels look" if len(judged) > 1 else "The label looks"
-        return f"{count} mostly outside the organs: {', '.join(named)}{more}."
+        count = f"{len(wrong)} of {len(judged)} labels look" if len(wrong) < len(judged) else _every(len(wrong))
+        if len(wrong) <= most:
+            named = ", ".join(f"{each.label} {each.note.split(';')[0]}" for each in wrong).replace(
+                "epoch ", "epoch\u00a0"
+            )
+            return f"{count} mostly outside the organs: {named}."
+        return f"{count} mostly outside the organs, worst {' and '.join(each.label for each in wrong[:2])}."
     partly = sum(each.state == "partly" for each in judged)
     if partly:
         return f"No label looks mostly outside its organs; {partly} of {len(judged)} partly."
-    few = {1: "The label looks inside its organs.", 2: "Both labels look inside their organs."}
-    return few.get(len(judged), f"All {len(judged)} labels look inside their organs.")
+    return f"{_every(len(judged))} inside {'its' if len(judged) == 1 else 'their'} organs."
+
+
+def _every(count: int) -> str:
+    return {1: "The label looks", 2: "Both labels look"}.get(count, f"All {count} labels look")
 
 
 class Cell(NamedTuple):
@@ -244,7 +250,7 @@ def _cell(measure: str, value: float | None) -> Cell:
     if value is None:
         return Cell("–", None, None)
     known = MEASURES.get(measure)
-    text = f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"
+    text = (f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}").replace("-", "−")
     if known is None or known.better is None or not known.shaded:
         return Cell(text, None, value)
     bad = 1 - value if known.better else value
@@ -256,7 +262,7 @@ def _cell(measure: str, value: float | None) -> Cell:
 def differences(
     first: Curves, second: Curves, labels: Iterable[str], split: str, methods: tuple[str, str]
 ) -> tuple[list[str], list[tuple[str, list[tuple[Cell, Cell, Cell]]]]]:
-    """Scores of two runs label by label, with the second minus the first; the largest loss of energy inside first.
+    """Scores of two runs label by label, with the second minus the first; the largest difference first.
 
     Returns:
         Measures that both have, and per label (first, second, difference) for each of them.
@@ -277,7 +283,7 @@ def differences(
 
 def _sorting(cells: Sequence[tuple[Cell, Cell, Cell]]) -> float:
     value = cells[0][2].value if cells else None
-    return math.inf if value is None else value
+    return math.inf if value is None else -abs(value)
 
 
 def _difference(measure: str, a: float | None, b: float | None) -> Cell:

@@ -156,7 +156,8 @@ class RunDir:
             facts: What ran; plain Python values.
         """
         with replacing(self.facts_path) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+            text = json.dumps(facts, indent=1, ensure_ascii=False)
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def write_panel(self, panel: Mapping[str, Any]) -> None:
         """Replace `panel.json`.

@@ -15,7 +15,7 @@ from camtrain.reporting.report_blocks import VOLUME_VOXELS, Piece, PieceStore, t
 from camtrain.reporting.report_digest import Curves
 from camtrain.reporting.run_dir import Score, read_score_rows
 
-PAGE_BYTES = 19_000_000  # of a page with one run or two
+PAGE_BYTES = 18_000_000  # of the volumes and maps of a page
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def find_run(given: str | Path) -> Path:
         InputError: There is no run, or there are several.
     """
     folder = Path(given)
+    folder = folder.parent if folder.is_file() else folder
     if is_run(folder):
         return folder
     if not folder.is_dir():
@@ -111,7 +112,6 @@ def read_run(
     store: PieceStore | None = None,
     budget: int = PAGE_BYTES,
     voxels: int = VOLUME_VOXELS,
-    with_volumes: bool = True,
 ) -> RunRecord:
     """Read a run's folder; nothing in it can make this fail.
 
@@ -120,7 +120,6 @@ def read_run(
         store: Keeps pieces between calls.
         budget: Bytes that volumes and maps may take of the page.
         voxels: Voxels of all volumes together.
-        with_volumes: False leaves the volumes out once the maps are turned by them (the other run has the same).
     """
     store = store or PieceStore()
     notes: list[str] = []
@@ -128,15 +127,14 @@ def read_run(
     volume_files = sorted(folder.glob("volumes/*.npz")) + sorted(folder.glob("volumes/*/*.npz"))
     volumes, more = store.volumes(volume_files, voxels)
     notes += more
-    shown = volumes if with_volumes else []
-    left = budget - sum(piece.size for piece in shown)
+    left = budget - sum(piece.size for piece in volumes)
     maps, more = store.maps(_map_files(folder, left, notes), volumes)
     return RunRecord(
         folder=folder,
         facts=facts,
         curves=Curves(_scores(folder, notes)),
         alarms=tuple(_alarms(folder, notes)),
-        volumes=tuple(shown),
+        volumes=tuple(volumes),
         maps=tuple(sorted(maps, key=lambda piece: (piece.split, piece.epoch))),
         scale=_scale(folder),
         notes=(*notes, *more),
@@ -152,10 +150,21 @@ def _facts(folder: Path, notes: list[str]) -> dict[str, Any]:
             f"run.json: written in layout {facts.get('layout')}, this version reads {LAYOUT}: what it understands is "
             "shown"
         )
-    if not isinstance(facts.get("table") or {}, dict) or not isinstance(facts.get("config") or {}, dict):
-        facts = {k: v for k, v in facts.items() if k not in ("table", "config")}
-        notes.append("run.json: organ table and config are not readable")
-    return facts
+    broken = [k for k, kind in _KINDS.items() if not isinstance(facts.get(k, kind()), kind | None)]
+    if broken:
+        notes.append(f"run.json: {', '.join(broken)} not as expected: left out")
+    return {key: value for key, value in facts.items() if key not in broken}
+
+
+# What the report relies on; a file that somebody has changed may hold anything.
+_KINDS: dict[str, type] = {
+    "labels": list,
+    "methods": list,
+    "layers": list,
+    "table": dict,
+    "config": dict,
+    "versions": dict,
+}
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -187,7 +196,7 @@ def _map_files(folder: Path, budget: int, notes: list[str]) -> list[Path]:
     splits: dict[str, dict[int, Path]] = {}
     for path in [*folder.glob("epochs/*/maps.npz"), *folder.glob("epochs/*/*/maps.npz")]:
         place = path.relative_to(folder).parts
-        if place[1].isdigit():
+        if place[1].isdecimal():
             splits.setdefault(place[2] if len(place) == 4 else "", {})[int(place[1])] = path
     chosen: list[Path] = []
     for split, files in sorted(splits.items()):

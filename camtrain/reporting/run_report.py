@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,13 @@ class RunReport:
         return _write(self.folder / "report.html", [read_run(self.folder, self._store)])
 
 
-def write_run_report(run: str | Path, out: str | Path | None = None) -> Path:
+def write_run_report(run: str | Path, out: str | Path | None = None, name: str | None = None) -> Path:
     """Build the report of a run anew from what its folder holds.
 
     Args:
         run: The run's folder, or one above it that holds a single run.
         out: The file; default: `report.html` in the run's folder.
+        name: What to call the run; default: its id.
 
     Returns:
         The file.
@@ -93,7 +94,7 @@ def write_run_report(run: str | Path, out: str | Path | None = None) -> Path:
         True
     """
     folder = find_run(run)
-    return _write(Path(out) if out else folder / "report.html", [read_run(folder)])
+    return _write(Path(out) if out else folder / "report.html", [read_run(folder)], None if name is None else [name])
 
 
 def write_run_comparison(
@@ -126,10 +127,14 @@ def write_run_comparison(
 
 def _write(path: Path, records: Sequence[RunRecord], names: Sequence[str] | None = None) -> Path:
     head, tail = report_frame(records, names).split(_MARK)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    shown: set[tuple[str, str]] = set()
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
         file.write(head)
-        for run, record in enumerate(records):
-            file.writelines(elements([*record.volumes, *record.maps], run))
+        # Of two runs with the same case one volume is enough: that of a run which knows the organs.
+        for run, record in sorted(enumerate(records), key=lambda each: not each[1].facts.get("table")):
+            fresh = [piece for piece in record.volumes if not {(piece.split, case) for case in piece.axes} <= shown]
+            shown |= {(piece.split, case) for piece in fresh for case in piece.axes}
+            file.writelines(elements([*fresh, *record.maps], run))
         file.write(tail)
     return path
 
@@ -143,9 +148,10 @@ def report_frame(records: Sequence[RunRecord], names: Sequence[str] | None = Non
     """
     called = list(names or [record.name for record in records])
     script = Markup("\n").join(asset(name) for name in _SCRIPTS)
-    others = [records[1 - i] if len(records) == 2 else None for i in range(len(records))]
+    difference = _difference(records) if len(records) == 2 else None
     page = {
         "runs": [_for_script(record, name) for record, name in zip(records, called, strict=True)],
+        "order": [label for label, _ in difference["rows"][:-1]] if difference else _worst_first(records[-1]),
         "measures": {name: measure._asdict() for name, measure in MEASURES.items()},
     }
     text = (
@@ -153,8 +159,9 @@ def report_frame(records: Sequence[RunRecord], names: Sequence[str] | None = Non
         .get_template("run_report.html.j2")
         .render(
             title=" and ".join(called),
-            runs=[_static(r, name, other) for r, name, other in zip(records, called, others, strict=True)],
-            difference=_difference(records) if len(records) == 2 else None,
+            runs=[_static(record, name) for record, name in zip(records, called, strict=True)],
+            difference=difference,
+            settings=differing_settings(*(record.facts.get("config") for record in records)) if difference else [],
             footer=seen_sentence(records[0].facts.get("seen")),
             mark=_MARK,
             made=f"Made by camtrain {__version__}, {time.strftime('%Y-%m-%d %H:%M')}.",
@@ -174,16 +181,21 @@ def seen_sentence(seen: Any) -> str:
         seen: Layer -> share of the image that a central cell depends on, or None.
 
     Example:
-        >>> seen_sentence({"layer4": 1.0}).split(": ")[1][:49]
-        'a central cell of layer4 depends on 100 % of the '
+        >>> seen_sentence({"layer3": 0.25})
+        'A map locates cells, not evidence: a central cell of layer3 depends on 25 % of the image.'
     """
     known = {str(k): v for k, v in seen.items() if isinstance(v, int | float)} if isinstance(seen, Mapping) else {}
     text = "A map locates cells, not evidence"
     if not known:
         return f"{text}: a cell may have seen the whole scan (ct.layers prints how much). {_NOT_EVIDENCE}"
-    each = (f"a central cell of {layer} depends on {100 * share:.0f} % of the image" for layer, share in known.items())
+    shares = [f"{100 * share:.0f} %" for share in known.values()]
+    if len(known) == 1:
+        depends = f"a central cell of {next(iter(known))} depends on {shares[0]} of the image"
+    else:
+        listed = ", ".join(f"{layer} {share}" for layer, share in zip(known, shares, strict=True))
+        depends = f"of the image a central cell depends on a share that grows with depth ({listed})"
     # Above a half, as camtrain.cam.layer_table says.
-    return f"{text}: {', '.join(each)}." + (f" {_NOT_EVIDENCE}" if max(known.values()) > 0.5 else "")
+    return f"{text}: {depends}." + (f" {_NOT_EVIDENCE}" if max(known.values()) > 0.5 else "")
 
 
 def _for_script(record: RunRecord, name: str) -> dict[str, Any]:
@@ -198,7 +210,11 @@ def _for_script(record: RunRecord, name: str) -> dict[str, Any]:
     }
 
 
-def _static(record: RunRecord, name: str, other: RunRecord | None) -> dict[str, Any]:
+def _worst_first(record: RunRecord) -> list[str]:
+    return [each.label for each in verdicts(record.curves, record.labels, *_judging(record), record.free_labels)]
+
+
+def _static(record: RunRecord, name: str) -> dict[str, Any]:
     """What the page says of a run without its script."""
     curves = record.curves
     split, method = _judging(record)
@@ -219,8 +235,7 @@ def _static(record: RunRecord, name: str, other: RunRecord | None) -> dict[str, 
         "command": str(record.facts.get("command") or ""),
         "versions": ", ".join(f"{k} {v}" for k, v in dict(record.facts.get("versions") or {}).items()),
         "organs": organ_rules(record.facts.get("table")),
-        "config": config_rows(record.facts.get("config"), None if other is None else other.facts.get("config")),
-        "open": False,
+        "config": config_rows(record.facts.get("config")),
         "notes": record.notes,
     }
 
@@ -313,27 +328,30 @@ def _rule(rule: Any) -> str:
     return ", ".join(map(str, rule)) if isinstance(rule, list | tuple) else str(rule)
 
 
-def config_rows(config: Any, other: Any = None) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-    """The settings of a run by section, as text, each with whether the other run's differs.
+def config_rows(config: Any) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The settings of a run by section, as text.
 
     Example:
-        >>> config_rows({"model": {"lr": 0.1}}, {"model": {"lr": 0.2}})
-        [('model', [('lr', '0.1', True)])]
+        >>> config_rows({"model": {"lr": 0.1, "net": {"class_path": "Net"}}})
+        [('model', [('lr', '0.1'), ('net.class_path', 'Net')])]
     """
-    if not isinstance(config, Mapping):
-        return []
-    theirs = dict(other) if isinstance(other, Mapping) else None
-    sections = []
-    for title, values in config.items():
-        mine = dict(_flat(values))
-        against = None if theirs is None else dict(_flat(theirs.get(title)))
-        rows = [(key, text, against is not None and against.get(key) != text) for key, text in mine.items()]
-        if rows:
-            sections.append((str(title), rows))
-    return sections
+    sections = config.items() if isinstance(config, Mapping) else ()
+    return [(str(title), rows) for title, values in sections if (rows := list(_flat(values)))]
 
 
-def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+def differing_settings(first: Any, second: Any) -> list[tuple[str, str, str]]:
+    """Settings that two runs do not share: name, value in the first, value in the second.
+
+    Example:
+        >>> differing_settings({"model": {"lr": 0.1, "labels": 3}}, {"model": {"lr": 0.2, "labels": 3}})
+        [('model.lr', '0.1', '0.2')]
+    """
+    mine, theirs = dict(_flat(first)), dict(_flat(second))
+    keys = dict.fromkeys([*mine, *theirs])
+    return [(k, mine.get(k, "–"), theirs.get(k, "–")) for k in keys if mine.get(k) != theirs.get(k)]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))

@@ -82,7 +82,8 @@ function drawCurves() {
     return { label, series, last: lastOf(series[series.length - 1].points) };
   }).filter(({ series }) => series.some(({ points }) => points.length));
   const sign = about?.better === false ? -1 : 1;
-  labels.sort((a, b) => (a.last === null) - (b.last === null) || sign * (a.last - b.last));
+  const first = ({ series, last }) => (series.length > 1 ? -Math.abs(last - lastOf(series[0].points)) : sign * last);
+  labels.sort((a, b) => (a.last === null) - (b.last === null) || first(a) - first(b));
   const every = labels.flatMap(({ series }) => series.flatMap(({ points }) => points));
   const values = every.map(([, value]) => value).filter((value) => value !== null);
   const epochs = every.map(([epoch]) => epoch);

@@ -86,9 +86,9 @@ const mapOf = (shown, word) => {
   const source = shown?.maps.find((map) => map.method === "gradcam" && !map.layer);
   return source && { ...source, method: COUNTER, turned: true };
 };
-// One end of the colours for all epochs: that of the run's own pictures, where there is one.
-const endOf = (run, map) => {
+// One end of the colours for all epochs and runs: that of the run's own pictures, where there is one.
+const endOf = (map) => {
   const method = map.turned ? "gradcam" : map.method;
-  return (!map.layer && run.scale[method]) || run.tops.get(pair(method, map.layer)) || 1;
+  return Math.max(...RUNS.map((run) => (!map.layer && run.scale[method]) || run.tops.get(pair(method, map.layer)) || 0)) || 1;
 };
 const fixed = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));

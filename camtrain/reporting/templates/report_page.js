@@ -1,20 +1,26 @@
 // The rest of the page: what the controls do, the strip of layers, the errors, tables, colours, paper.
+const FEW_LAYERS = `The monitor watches one layer. Name several, such as layer=["layer2", "layer3", "layer4"], and they stand here side \
+by side: a label that is right in the last layer and wrong before it is read from the wrong place.`;
 async function drawStrip() {
-  const place = now();
-  const run = RUNS[RUNS.length - 1];
-  const shown = shownOf(run, place.split, view.epoch, place.name, view.label);
-  const method = view.word === COUNTER ? "gradcam" : view.word;
-  const layers = unique([run.layers, (shown?.maps || []).map((map) => map.layer)]).filter((layer) => shown?.maps.some((map) => map.method === method && map.layer === layer && layer));
-  at("depth-note").textContent = layers.length > 1
-    ? `${method} of ${view.label} in epoch ${epochOf(run, place.split, view.epoch).epoch}, from the first layer to the last; each on its own scale, through the point of the viewer.${RUNS.length > 1 ? " Run B." : ""}`
-    : "The monitor watches one layer. Name several, such as layer=[\"layer2\", \"layer3\", \"layer4\"], and they stand here side by side: a label that is right in the last layer and wrong before it is read from the wrong place.";
   const turn = view.drawing;
-  const tiles = await Promise.all((layers.length > 1 ? layers : []).map(async (layer) => {
-    const scene = await sceneOf(run, place, view.label, method, view.epoch, layer);
-    return element("figure", {}, thumb(scene, { ...look(), own: true }),
-      element("figcaption", {}, element("b", {}, layer), ` ${scene.map.shape.join(" × ")} cells${scene.map.inside === null ? "" : `, ${fixed(scene.map.inside)} inside`}`));
+  const place = now();
+  const method = view.word === COUNTER ? "gradcam" : view.word;
+  const rows = await Promise.all(RUNS.map(async (run, i) => {
+    const shown = shownOf(run, place.split, view.epoch, place.name, view.label);
+    const layers = (shown?.maps || []).filter((map) => map.method === method && map.layer).map((map) => map.layer);
+    return Promise.all(layers.map(async (layer) => {
+      const scene = await sceneOf(run, place, view.label, method, view.epoch, layer);
+      const tag = RUNS.length > 1 ? [element("span", { className: `tag tag${i}` }, "AB"[i]), " "] : [];
+      return element("figure", {}, thumb(scene, { ...look(), own: true }),
+        element("figcaption", {}, ...tag, element("b", {}, layer), ` ${scene.map.shape.join(" × ")} cells${scene.map.inside === null ? "" : `, ${fixed(scene.map.inside)} inside`}`));
+    }));
   }));
-  if (turn === view.drawing) at("strip").replaceChildren(...tiles);
+  if (turn !== view.drawing) return;
+  const several = RUNS.some((run) => run.layers.length > 1);
+  at("depth-note").textContent = rows.flat().length
+    ? `${method} of ${view.label} in epoch ${view.epoch}, from the first layer to the last, through the point of the viewer; each map on its own scale.`
+    : several ? `Single layers are kept of ${RUNS[0].methods[0]} only.` : FEW_LAYERS;
+  at("strip").replaceChildren(...rows.filter((row) => row.length).map((row) => element("div", { className: "strip" }, ...row)));
 }
 function thumb(scene, looks, width = 220, point = null) {
   const plane = planesOf(scene.volume)[0];
@@ -34,6 +40,7 @@ async function drawErrors() {
   const run = RUNS[RUNS.length - 1];
   const found = { fn: [], fp: [] };
   CASES.forEach((place, i) => {
+    if (place.split !== now().split) return;
     for (const [label, shown] of epochOf(run, place.split, view.epoch)?.cases.get(place.name) || []) {
       if (shown.probability === null || shown.truth === null) continue;
       if (shown.truth === 1 && shown.probability < 0.5) found.fn.push({ i, place, label, shown });
@@ -61,7 +68,7 @@ async function card(run, { i, place, label, shown }) {
   const pictures = [[first, word]].concat(second.map ? [[second, COUNTER]] : []).map(([scene, title]) =>
     element("figure", {}, thumb(scene, looks, 200, point), element("figcaption", {}, title || "no map")));
   return element("div", { className: "card" },
-    element("p", { className: "card-head" }, element("b", {}, label), element("span", {}, place.name), element("span", { className: "p" }, `p = ${fixed(shown.probability)}`), button),
+    element("p", { className: "card-head" }, element("b", { title: label }, label), element("span", { className: "p" }, `p = ${fixed(shown.probability)}`), element("span", { title: place.name }, place.name), button),
     element("div", { className: "pictures" }, ...pictures));
 }
 
@@ -75,15 +82,24 @@ async function refresh(errors = true) {
   later = setTimeout(() => { drawStrip(); if (errors) drawErrors(); }, 120);
 }
 function choose(place, label) {
-  const before = volumeOf(RUNS[0], now());
+  const before = volumeOf(now());
   view.at = (place + CASES.length) % CASES.length;
   at("case").value = String(view.at);
   if (label !== undefined) view.label = label;
   fillLabels();
   fillMaps();
   fillEpochs();
-  if (before !== volumeOf(RUNS[0], now()) || !view.canvases.length || label !== undefined) { view.point = null; buildPlanes(); }
+  if (before !== volumeOf(now()) || !view.canvases.length || label !== undefined) { view.point = null; buildPlanes(); }
   refresh();
+}
+// The page opens where it hurts: a case that shows the worst label.
+function begin() {
+  const shows = (place, label) => epochOf(RUNS[0], place.split, Infinity)?.cases.get(place.name)?.get(label)?.truth === 1;
+  for (const label of PAGE.order) {
+    const found = CASES.findIndex((place) => place.split === CASES[0].split && shows(place, label));
+    if (found >= 0) { choose(found, label); return; }
+  }
+  choose(0);
 }
 function stop() {
   clearInterval(view.playing);
@@ -121,7 +137,7 @@ addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidt
 
 if (!CASES.length) for (const part of document.querySelectorAll(".needs-maps")) part.hidden = true;
 else if (typeof DecompressionStream === "undefined") at("said").textContent = "This browser is too old to show the cases: it cannot open compressed data.";
-else { fillCases(); choose(0); }
+else { fillCases(); begin(); }
 
 // Sorting by a click or a key on a heading.
 const numberIn = (row, place) => parseFloat(row.cells[place].textContent.replace(/−/g, "-"));
@@ -144,6 +160,22 @@ for (const table of document.querySelectorAll("table.sort:not(.difference)")) {
       table.tBodies[0].append(...rows);
     });
   });
+}
+
+// Of very many labels the first ones are enough at first.
+const ROWS_AT_FIRST = 15;
+for (const table of document.querySelectorAll("table.verdicts")) {
+  const rows = [...table.tBodies[0].rows].slice(ROWS_AT_FIRST);
+  if (rows.length < 5) continue;
+  const button = element("button", { type: "button" });
+  const show = (all) => {
+    rows.forEach((row) => row.classList.toggle("rest", !all));
+    button.textContent = all ? `Show the first ${ROWS_AT_FIRST} labels` : `Show all ${rows.length + ROWS_AT_FIRST} labels`;
+    button.setAttribute("aria-expanded", String(all));
+  };
+  show(false);
+  button.addEventListener("click", () => show(button.getAttribute("aria-expanded") === "false"));
+  table.parentElement.after(element("p", { className: "more" }, button));
 }
 
 // Colours: those of the system unless a button says otherwise.

@@ -1,8 +1,9 @@
 // The viewer: a case and a label, three planes, an epoch; of two runs the same slices under each other.
 const SPLITS = unique(RUNS.map((run) => [...run.epochs.keys()]));
+const volumeOf = (place) => RUNS.map((run) => run.volumes.get(pair(place.split, place.name))).find(Boolean);
 const casesOf = (split) => {
   const names = RUNS.map((run) => unique((run.epochs.get(split) || []).map((epoch) => [...epoch.cases.keys()])));
-  return names[0].filter((name) => names.every((list) => list.includes(name)));
+  return names[0].filter((name) => names.every((list) => list.includes(name)) && volumeOf({ split, name }));
 };
 const CASES = SPLITS.sort((a, b) => (b === "val") - (a === "val") || a.localeCompare(b)).flatMap((split) => casesOf(split).map((name) => ({ split, name })));
 const view = { at: 0, label: "", word: "", epoch: Infinity, point: null, drawing: 0, canvases: [] };
@@ -13,13 +14,12 @@ const look = () => ({
   outline: at("outline").checked,
   own: at("ends").value === "own",
 });
-const volumeOf = (run, place) => run.volumes.get(pair(place.split, place.name)) || RUNS.map((r) => r.volumes.get(pair(place.split, place.name))).find(Boolean);
 const epochsOf = (split) => unique(RUNS.map((run) => (run.epochs.get(split) || []).map((each) => each.epoch))).sort((a, b) => a - b);
 const truthOf = (truth) => (truth === null ? "unknown" : truth ? "present" : "absent");
 
 // Everything that drawing one map needs; undefined while the case has no such map.
 async function sceneOf(run, place, label, word, epoch, layer) {
-  const volume = volumeOf(run, place);
+  const volume = volumeOf(place);
   if (!volume) return null;
   const { grey, masks } = await voxelsOf(volume);
   const shown = shownOf(run, place.split, epoch, place.name, label);
@@ -29,7 +29,7 @@ async function sceneOf(run, place, label, word, epoch, layer) {
     run, volume, grey, shown, about: map,
     mask: region === undefined ? null : masks[region],
     map: map ? { ...map, cells: await cellsOf(map) } : null,
-    end: map ? endOf(run, map) : 1,
+    end: map ? endOf(map) : 1,
   };
 }
 const ended = (scene, looks) => ({ ...looks, end: (looks.own && scene.map ? 127 * scene.map.scale : scene.end) || 1 });
@@ -77,7 +77,7 @@ function fillEpochs() {
 
 // Planes -----------------------------------------------------------------------------------------------------------
 function buildPlanes() {
-  const volume = volumeOf(RUNS[0], now());
+  const volume = volumeOf(now());
   view.canvases = [];
   const planes = planesOf(volume);
   const grid = at("planes");
@@ -95,13 +95,14 @@ function buildPlanes() {
       const name = element("span", { className: `tag tag${i}`, ariaHidden: "true" }, "AB"[i]);
       return element("div", { className: "shown" }, ...(RUNS.length > 1 ? [name] : []), canvas);
     });
-    const parts = [element("div", { className: "plane-head" }, element("h3", {}, title), place), ...canvases];
+    const parts = [element("div", { className: "plane-head" }, element("h3", {}, title), place)];
     if (normal >= 0) {
       const slider = element("input", { type: "range", min: 0, max: volume.size[normal] - 1, step: 1, id: `slice-${plane}` });
       slider.setAttribute("aria-label", `${title} slice`);
       slider.addEventListener("input", () => moveTo(normal, Number(slider.value)));
       parts.push(slider);
     }
+    parts.push(...canvases);
     return element("div", { className: "plane", id: `plane-${plane}` }, ...parts);
   }));
 }
@@ -128,7 +129,7 @@ function scrolled(canvas, plane, volume) {
   });
 }
 function moveTo(axis, value) {
-  const { size } = volumeOf(RUNS[0], now());
+  const { size } = volumeOf(now());
   view.point[axis] = Math.min(size[axis] - 1, Math.max(0, value));
   draw();
   const plane = Object.keys(PLANES).find((name) => PLANES[name].normal === axis);
@@ -185,7 +186,7 @@ function legend(scenes, looks) {
   const ends = unique(scenes.filter(Boolean).map((scene) => ended(scene, looks).end.toPrecision(3)));
   at("legend").replaceChildren(
     element("span", {}, `against the label −${ends[0]}`), bar, element("span", {}, `+${ends[0]} for the label`),
-    ...(ends.length > 1 ? [element("span", {}, `(B ends at ±${ends[1]})`)] : []),
+    ...(ends.length > 1 ? [element("span", {}, `(of B: ±${ends[1]})`)] : []),
     element("span", { className: "rim" }, element("i", { ariaHidden: "true" }), scenes[0].mask ? "allowed organs" : "no allowed organs known for this label"));
 }
 function told() {
