@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from camtrain._batch import Batch
+from camtrain.anatomy import spacing_of
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._run_facts import run_facts
 from camtrain.callbacks._side_maps import SideMaps
@@ -198,7 +199,7 @@ class Recorder:
         if table.needs_spacing:
             if words.affine is None:
                 return {}
-            spacing = torch.as_tensor(geometry(words.affine[row].double().cpu().numpy())[1])[None]
+            spacing = spacing_of(words.affine[row : row + 1])
         allowed = table.allowed(words.organs[row : row + 1], spacing=spacing)[0].cpu().numpy()
         return {name: allowed[table.labels.index(first[rules[name]])] for name in names}
 

@@ -74,7 +74,7 @@ class RunRecord:
     def free_labels(self) -> list[str]:
         """Labels that the organ table lets be read from anywhere."""
         rules = (self.facts.get("table") or {}).get("labels") or {}
-        return [label for label, rule in rules.items() if rule == "anywhere"]
+        return [label for label, rule in rules.items() if rule == "anywhere"] if isinstance(rules, dict) else []
 
 
 def is_run(folder: Path) -> bool:

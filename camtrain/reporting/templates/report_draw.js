@@ -84,6 +84,8 @@ function colours(opacity, sign) {
   return table;
 }
 
+// Pixels come from here and are now and then read back: the memory of the page is their place, not the graphics card's.
+const paperOf = (canvas) => canvas.getContext("2d", { willReadFrequently: true });
 // Draw one plane. `scene`: {volume, grey, mask, map: {cells, shape, scale} | null}; `look`: {opacity, sign, outline, end}.
 function drawPlane(canvas, plane, index, scene, look) {
   const { volume } = scene;
@@ -113,7 +115,7 @@ function drawPlane(canvas, plane, index, scene, look) {
   if (look.outline && scene.mask) {
     rim(pixels, onScreen(section(scene.mask, volume.size, plane, position, (v) => v), width, height, against), width, height);
   }
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+  paperOf(canvas).putImageData(picture, 0, 0);
 }
 function rim(pixels, inside, width, height) {
   const reach = width > 500 ? 2 : 1;
@@ -129,7 +131,7 @@ function rim(pixels, inside, width, height) {
 
 // Where the planes cut each other, and the letters of the body's sides.
 function drawMarks(canvas, plane, volume, point, lines) {
-  const context = canvas.getContext("2d");
+  const context = paperOf(canvas);
   const { width, height } = canvas;
   const { across, down, edges } = PLANES[plane];
   if (lines && plane !== "image") {
