@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -72,6 +72,7 @@ class Recorder:
         logits: Tensor,
         paid: Mapping[str, Tensor],
         side: SideMaps,
+        fitting: bool,
     ) -> None:
         """Copy the panel's rows of one batch to the host.
 
@@ -83,9 +84,10 @@ class Recorder:
             logits: (B, L).
             paid: Method -> (B, L, *S') of methods that are not asked again, NaN where not computed.
             side: What the step can be asked for.
+            fitting: Is this a pass of a fit?
         """
         with self._harmless():
-            self._collect(split, list(rows), cases, words, logits, paid, side)
+            self._collect(split, list(rows), cases, words, logits, paid, side, fitting)
 
     def _collect(
         self,
@@ -96,6 +98,7 @@ class Recorder:
         logits: Tensor,
         paid: Mapping[str, Tensor],
         side: SideMaps,
+        fitting: bool,
     ) -> None:
         if not rows or words.image is None or words.label is None:
             return
@@ -112,14 +115,25 @@ class Recorder:
                     _record(cases[row], row, index, self._name(index), words.label, logits, made, inside)
                 )
         if self._facts is None:
-            self._facts = {"layers": side.layers(), "seen": side.seen()}
+            # One case is run again, once in a fit: validate and test, which may be all that a run is, stay as they were.
+            self._facts = {"layers": side.layers(), "seen": side.seen() if fitting else {}}
 
-    def write(self, trainer: Any, pl_module: Any, run_dir: RunDir | None, methods: Sequence[str]) -> None:
-        """Write what was collected, and the report."""
+    def write(
+        self, trainer: Any, run_dir: RunDir | None, methods: Sequence[str], shown: Mapping[str, Collection[str]]
+    ) -> None:
+        """Write what was collected, and the report.
+
+        Args:
+            trainer: The Trainer.
+            run_dir: The run's folder.
+            methods: Attention methods, the first with the plain keys first.
+            shown: Split -> cases of its panel; others were wanted for a while only, and are dropped.
+        """
         if run_dir is None or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         with self._harmless():
-            self._write(trainer, pl_module, run_dir, methods)
+            self._drop_others(shown)
+            self._write(trainer, run_dir, methods)
         self.begin()
 
     @contextmanager
@@ -140,13 +154,22 @@ class Recorder:
         """Take the choice of an earlier run."""
         self._labels = {(str(split), str(case)): [int(i) for i in labels] for split, case, labels in state}
 
-    def _write(self, trainer: Any, pl_module: Any, run_dir: RunDir, methods: Sequence[str]) -> None:
+    def _drop_others(self, shown: Mapping[str, Collection[str]]) -> None:
+        """The first pass over a split may change its mind about which cases are hard."""
+        for split in list(self._maps):
+            cases = shown.get(split, ())
+            self._maps[split] = [each for each in self._maps[split] if each.case in cases]
+            for made in (self._volumes, self._labels):
+                for key in [key for key in made if key[0] == split and key[1] not in cases]:
+                    del made[key]
+
+    def _write(self, trainer: Any, run_dir: RunDir, methods: Sequence[str]) -> None:
         if self._report is None or self._report.folder != run_dir.path:
             self._report = RunReport(run_dir.path)
             # A test of the finished run joins its folder; how to reproduce it is the command of the fit.
             if trainer.state.fn == "fit" or not run_dir.facts_path.exists():
                 known = self._facts or {"layers": [], "seen": {}}
-                facts = run_facts(trainer, pl_module, self._context, methods, **known)
+                facts = run_facts(trainer, trainer.lightning_module, self._context, methods, **known)
                 run_dir.write_facts({**facts, "started": self._started})
         for (split, case), volume in self._volumes.items():
             write_volume(run_dir.volume_path(case, split), volume)

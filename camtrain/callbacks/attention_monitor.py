@@ -72,7 +72,8 @@ class AttentionMonitor(Callback):
         names: Label names in the order of the outputs.
         name: Tells two monitors apart; part of the keys.
         call: Which call of the layer counts, where one step runs it several times.
-        report: Keep the panel's raw maps and write `report.html` into the run folder, rewritten every epoch.
+        report: Keep the panel's raw maps and write `report.html` into the run folder, rewritten every epoch. Once in a
+            fit this runs one case again, to find what share of the image a cell has seen.
 
     Raises:
         InputError: Unknown layer, method or option, batches that break the contract, a key that the module logs too.
@@ -284,7 +285,7 @@ class AttentionMonitor(Callback):
             panel.collect(rows, cases, words, maps, logits, names, partial(self._region, words))
             if self.recorder is not None:
                 paid = {method: each for method, each in maps.items() if method not in side.methods}
-                self.recorder.collect(split, rows, cases, words, logits, paid, side)
+                self.recorder.collect(split, rows, cases, words, logits, paid, side, trainer.state.fn == "fit")
 
     def _allowed(self, words: Batch, maps: dict[str, Tensor], present: Tensor) -> dict[str, Tensor] | None:
         """Method -> (B, L, *S') bool on the grid of its maps; None without a table."""
@@ -362,7 +363,8 @@ class AttentionMonitor(Callback):
         entries = {split: panel.entries for split, panel in self.panels.items()}
         self.publisher.write(trainer, self.scores, entries, self.context.names or [])
         if self.recorder is not None:
-            self.recorder.write(trainer, trainer.lightning_module, self.publisher.run_dir, self.methods)
+            shown = {split: {entry.case for entry in listed} for split, listed in entries.items()}
+            self.recorder.write(trainer, self.publisher.run_dir, self.methods, shown)
         for panel in self.panels.values():
             panel.end()
 

@@ -43,6 +43,7 @@ class RunRecord:
         volumes: Pieces of the page: the panel's cases.
         maps: Pieces of the page: maps by split and epoch.
         scale: Method -> end of the colour scale, as the run's pictures have it.
+        cases: Of `cases.csv`: split, epoch, case, label, method, OrganIoU or None, why the case is shown.
         notes: What was left out, and why.
     """
 
@@ -53,6 +54,7 @@ class RunRecord:
     volumes: tuple[Piece, ...]
     maps: tuple[Piece, ...]
     scale: Mapping[str, float]
+    cases: tuple[list[Any], ...]
     notes: tuple[str, ...]
 
     @property
@@ -129,14 +131,16 @@ def read_run(
     notes += more
     left = budget - sum(piece.size for piece in volumes)
     maps, more = store.maps(_map_files(folder, left, notes), volumes)
+    curves, alarms, cases = Curves(_scores(folder, notes)), _alarms(folder, notes), _cases(folder, notes)
     return RunRecord(
         folder=folder,
         facts=facts,
-        curves=Curves(_scores(folder, notes)),
-        alarms=tuple(_alarms(folder, notes)),
+        curves=curves,
+        alarms=tuple(alarms),
         volumes=tuple(volumes),
         maps=tuple(sorted(maps, key=lambda piece: (piece.split, piece.epoch))),
         scale=_scale(folder),
+        cases=tuple(cases),
         notes=(*notes, *more),
     )
 
@@ -208,6 +212,25 @@ def _map_files(folder: Path, budget: int, notes: list[str]) -> list[Path]:
             )
         chosen += [files[epoch] for epoch in kept]
     return chosen
+
+
+def _cases(folder: Path, notes: list[str]) -> list[list[Any]]:
+    """What `cases.csv` knows of the panel beyond the maps."""
+    found: list[list[Any]] = []
+    try:
+        with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                score = round(float(row["organ_iou"]), 3) if row.get("organ_iou") else None
+                score = score if score is None or score == score else None
+                names = [row["case"], row["label"], row["method"]]
+                found.append([row["split"], int(row["epoch"]), *names, score, row.get("kind") or ""])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        notes.append(
+            f"cases.csv: not readable ({type(error).__name__}): OrganIoU of the cases after that place is left out"
+        )
+    return found
 
 
 def _alarms(folder: Path, notes: list[str]) -> list[Alarm]:

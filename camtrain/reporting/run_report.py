@@ -207,6 +207,7 @@ def _for_script(record: RunRecord, name: str) -> dict[str, Any]:
         "splits": record.curves.splits,
         "scale": {method: value for method, value in record.scale.items() if math.isfinite(value)},
         "curves": record.curves.for_script(),
+        "cases": record.cases,
     }
 
 

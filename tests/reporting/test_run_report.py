@@ -172,6 +172,21 @@ def test_a_run_of_another_version_is_shown_as_far_as_it_goes(tmp_path):
     Page(text_of(write_run_report(run.path)))
 
 
+def test_what_is_known_of_single_cases(tmp_path):
+    run = make_run(tmp_path)
+    lines = [
+        "epoch,step,split,case,label,truth,probability,method,organ_iou,energy_inside,threshold,kind",
+        "3,9,val,case 1,nodule,1,0.9,hirescam,0.5,0.25,0.1,positive",
+        "3,9,val,case 2,nodule,0,0.95,hirescam,,,,hard",
+    ]
+    (run.path / "cases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    first, second = read_run(run.path).cases
+    assert first == ["val", 3, "case 1", "nodule", "hirescam", 0.5, "positive"]
+    assert second == ["val", 3, "case 2", "nodule", "hirescam", None, "hard"]
+    (run.path / "cases.csv").write_text("epoch,case\n1,2\n", encoding="utf-8")
+    assert any("cases.csv" in note for note in read_run(run.path).notes)
+
+
 def test_alarms_are_shown_with_their_last_state(tmp_path):
     run = make_run(tmp_path)
     lines = [

@@ -22,7 +22,7 @@ from camtrain.reporting.slices import NORMAL, cut
 pytestmark = [needs_browser, pytest.mark.slow]
 READY = """return document.querySelectorAll('#legend canvas').length > 0
 && document.querySelectorAll('#fn p, #fn .card').length > 0"""
-SAID = "return document.getElementById('said').textContent"
+SAID = "return [...document.querySelectorAll('#said > :not(.paper)')].map((each) => each.textContent).join(' ')"
 EPOCH = "return document.getElementById('epoch-out').textContent"
 PLACE = "return document.querySelector('#plane-axial .place').textContent"
 PIXELS = "return document.querySelector('#plane-axial canvas').toDataURL('image/png')"

@@ -19,7 +19,13 @@ const opened = async (text) => {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 };
 
-for (const run of RUNS) { run.volumes = new Map(); run.epochs = new Map(); run.tops = new Map(); }
+for (const run of RUNS) {
+  Object.assign(run, { volumes: new Map(), epochs: new Map(), tops: new Map(), organIoU: new Map(), kinds: new Map() });
+  for (const [split, epoch, name, label, method, organIoU, kind] of run.cases) {
+    run.organIoU.set(JSON.stringify([split, epoch, name, label, method]), organIoU);
+    run.kinds.set(JSON.stringify([split, name, label]), kind);
+  }
+}
 for (const piece of document.querySelectorAll("script.volume")) {
   const volume = JSON.parse(piece.textContent);
   volume.cells = volume.size.reduce((a, b) => a * b, 1);
@@ -40,6 +46,7 @@ for (const piece of document.querySelectorAll("script.maps")) {
       return map;
     });
     if (!epoch.cases.has(name)) epoch.cases.set(name, new Map());
+    for (const map of maps) map.organIoU = map.layer ? null : run.organIoU.get(JSON.stringify([epoch.split, epoch.epoch, name, label, map.method]));
     epoch.cases.get(name).set(label, { label, truth, probability, maps });
   }
   delete epoch.maps;

@@ -50,7 +50,8 @@ function fillLabels() {
   }
   const order = (truth) => (truth === 1 ? 0 : truth === 0 ? 1 : 2);
   const listed = [...seen].sort(([, a], [, b]) => order(a) - order(b));
-  fill(at("label"), listed.map(([label, truth]) => [label, `${label} – ${truthOf(truth)}`]), view.label);
+  const kindOf = (label) => RUNS.map((run) => run.kinds.get(JSON.stringify([split, name, label]))).find((kind) => kind === "hard");
+  fill(at("label"), listed.map(([label, truth]) => [label, `${label} – ${truthOf(truth)}${kindOf(label) ? ", hard" : ""}`]), view.label);
   view.label = at("label").value;
 }
 function fillMaps() {
@@ -169,9 +170,10 @@ const firstPoint = (scene) => {
 };
 const sentenceOf = ({ shown, about, map }) => {
   if (!shown) return "not in this epoch";
+  const score = about && !about.turned && (about.organIoU ?? null) !== null ? `, OrganIoU ${fixed(about.organIoU)}` : "";
   const where = about && about.inside !== null && !about.turned ? `, ${fixed(about.inside)} of the evidence inside` : "";
   const empty = map && !map.scale ? ", map all zero" : !map ? ", no map" : "";
-  return `${truthOf(shown.truth)}, p = ${fixed(shown.probability)}${where}${empty}`;
+  return `${truthOf(shown.truth)}, p = ${fixed(shown.probability)}${where}${score}${empty}`;
 };
 function legend(scenes, looks) {
   const bar = element("canvas", { width: 180, height: 10 });
@@ -192,7 +194,8 @@ function legend(scenes, looks) {
 function told() {
   const { split, name } = now();
   at("epoch-out").textContent = view.epoch === undefined ? "" : String(view.epoch);
-  at("said").replaceChildren(...RUNS.flatMap((run, i) => {
+  const paper = element("span", { className: "paper" }, element("b", {}, `${name}, ${view.label}`), ` (${view.word})`);
+  at("said").replaceChildren(paper, ...RUNS.flatMap((run, i) => {
     const shown = shownOf(run, split, view.epoch, name, view.label);
     const about = mapOf(shown, view.word);
     const used = epochOf(run, split, view.epoch)?.epoch;
