@@ -115,7 +115,7 @@ class Recorder:
                     _record(cases[row], row, index, self._name(index), words.label, logits, made, inside)
                 )
         if self._facts is None:
-            # One case is run again, once in a fit: validate and test, which may be all that a run is, stay as they were.
+            # One case is run again, once in a fit; validate and test add no forward.
             self._facts = {"layers": side.layers(), "seen": side.seen() if fitting else {}}
 
     def write(
