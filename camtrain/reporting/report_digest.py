@@ -215,7 +215,8 @@ def headline(found: Sequence[Verdict], most: int = 3) -> str:
     if not judged:
         return "No label could be compared with an organ yet."
     if wrong:
-        count = f"{len(wrong)} of {len(judged)} labels look" if len(wrong) < len(judged) else _every(len(wrong))
+        some = f"{len(wrong)} of {len(judged)} labels look{'s' if len(wrong) == 1 else ''}"
+        count = some if len(wrong) < len(judged) else _every(len(wrong))
         if len(wrong) <= most:
             named = ", ".join(f"{each.label} {each.note.split(';')[0]}" for each in wrong).replace(
                 "epoch ", "epoch\u00a0"

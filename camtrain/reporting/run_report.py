@@ -181,18 +181,18 @@ def seen_sentence(seen: Any) -> str:
         seen: Layer -> share of the image that a central cell depends on, or None.
 
     Example:
-        >>> seen_sentence({"layer3": 0.25})
-        'A map locates cells, not evidence: a central cell of layer3 depends on 25 % of the image.'
+        >>> seen_sentence({"layer3": 0.25}).endswith("of the image.")
+        True
     """
     known = {str(k): v for k, v in seen.items() if isinstance(v, int | float)} if isinstance(seen, Mapping) else {}
     text = "A map locates cells, not evidence"
     if not known:
         return f"{text}: a cell may have seen the whole scan (ct.layers prints how much). {_NOT_EVIDENCE}"
-    shares = [f"{100 * share:.0f} %" for share in known.values()]
+    shares = [f"{100 * share:.0f}\u00a0%" for share in known.values()]
     if len(known) == 1:
         depends = f"a central cell of {next(iter(known))} depends on {shares[0]} of the image"
     else:
-        listed = ", ".join(f"{layer} {share}" for layer, share in zip(known, shares, strict=True))
+        listed = ", ".join(f"{layer}: {share}" for layer, share in zip(known, shares, strict=True))
         depends = f"of the image a central cell depends on a share that grows with depth ({listed})"
     # Above a half, as camtrain.cam.layer_table says.
     return f"{text}: {depends}." + (f" {_NOT_EVIDENCE}" if max(known.values()) > 0.5 else "")

@@ -54,7 +54,7 @@ def test_headlines():
     def said(**series):
         return headline(list(judged(**series).values())).replace("\u00a0", " ")
 
-    assert said(a=[0.9, 0.2], b=[0.9, 0.9]) == "1 of 2 labels look mostly outside the organs: a since epoch 1."
+    assert said(a=[0.9, 0.2], b=[0.9, 0.9]) == "1 of 2 labels looks mostly outside the organs: a since epoch 1."
     assert said(a=[0.1], b=[0.2]) == "Both labels look mostly outside the organs: a in epoch 0, b in epoch 0."
     assert said(a=[0.1], b=[0.2], c=[0.3], d=[0.4]).endswith(
         "All 4 labels look mostly outside the organs, worst a and b."

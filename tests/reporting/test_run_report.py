@@ -49,8 +49,8 @@ def test_the_page_is_valid_and_says_what_matters_first(tmp_path):
     text = text_of(path)
     assert "http" not in re.sub("http-equiv|http://www.w3.org/2000/svg", "", text)
     first = text.partition("<main")[2]
-    assert "1 of 3 labels look mostly outside the organs: effusion since epoch\u00a02." in first[:1500]
-    assert "a central cell of layer4 depends on 100 % of the image. Attention inside the organ does not show" in text
+    assert "1 of 3 labels looks mostly outside the organs: effusion since epoch\u00a02." in first[:1500]
+    assert "a central cell of layer4 depends on 100\u00a0% of the image. Attention inside the organ does not show" in text
     assert "camtrain fit --config phantom.yaml" in text
     assert notes(text) == []
 
@@ -285,7 +285,7 @@ def test_what_a_map_can_say():
     assert "may have seen the whole scan" in seen_sentence(None)
     assert "may have seen the whole scan" in seen_sentence({"a": "x"})
     assert seen_sentence({"a": 0.9}).endswith("(OutsideSwap).")
-    assert seen_sentence({"a": 0.1, "b": 0.4}).endswith("grows with depth (a 10 %, b 40 %).")
+    assert seen_sentence({"a": 0.1, "b": 0.4}).endswith("grows with depth (a: 10\u00a0%, b: 40\u00a0%).")
 
 
 def test_scores_of_several_splits_have_a_table_each(tmp_path):
