@@ -50,7 +50,9 @@ def test_the_page_is_valid_and_says_what_matters_first(tmp_path):
     assert "http" not in re.sub("http-equiv|http://www.w3.org/2000/svg", "", text)
     first = text.partition("<main")[2]
     assert "1 of 3 labels looks mostly outside the organs: effusion since epoch\u00a02." in first[:1500]
-    assert "a central cell of layer4 depends on 100\u00a0% of the image. Attention inside the organ does not show" in text
+    assert (
+        "a central cell of layer4 depends on 100\u00a0% of the image. Attention inside the organ does not show" in text
+    )
     assert "camtrain fit --config phantom.yaml" in text
     assert notes(text) == []
 
