@@ -17,8 +17,8 @@ from _shortcut_nets import make_net
 from torch import nn
 
 import camtrain as ct
+from camtrain.anatomy.donors import DonorPool
 from camtrain.data import PhantomDataModule
-from camtrain.evaluation.donors import DonorPool
 from camtrain.evaluation.predicting import logits_of
 from camtrain.evaluation.reliance import REPLACEMENTS, reliance_probabilities
 from camtrain.metrics import LabelAUROC, PointingGame, shortcut_reliance

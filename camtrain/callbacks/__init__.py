@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from camtrain.callbacks._alarm_board import replay_alarms
 from camtrain.callbacks.attention_monitor import AttentionMonitor
 from camtrain.callbacks.mask_loss import MaskLossCallback
 from camtrain.callbacks.outside_swap import OutsideSwap
 
-__all__ = ["AttentionMonitor", "MaskLossCallback", "OutsideSwap"]
+__all__ = ["AttentionMonitor", "MaskLossCallback", "OutsideSwap", "replay_alarms"]

@@ -24,13 +24,22 @@ class Publisher:
         name: Name of the monitor, part of the keys.
         every_n_epochs: Pictures every so many epochs, 0 = never.
         max_label_keys: Above so many labels the loggers get one table instead of a chart per label.
+        in_bar: Scores whose means over labels stand in the progress bar.
     """
 
-    def __init__(self, first_method: str, name: str | None, every_n_epochs: int, max_label_keys: int) -> None:
+    def __init__(
+        self,
+        first_method: str,
+        name: str | None,
+        every_n_epochs: int,
+        max_label_keys: int,
+        in_bar: Sequence[str] = (),
+    ) -> None:
         if every_n_epochs < 0:
             raise InputError(f"every_n_epochs= expects 0 (never) or more, got {every_n_epochs}")
         self.first_method, self.name = first_method, name
         self.every_n_epochs, self.max_label_keys = every_n_epochs, max_label_keys
+        self.in_bar = frozenset(in_bar)
         self.run_dir: RunDir | None = None
         self._run_id: str | None = None
         self._root: str | None = None
@@ -91,7 +100,8 @@ class Publisher:
                 quiet[key] = torch.tensor(score.value, dtype=torch.float32, device=pl_module.device)
                 continue
             # All processes have the same value; without sync_dist Lightning warns once per key.
-            pl_module.log(key, score.value, batch_size=1, sync_dist=True)
+            in_bar = score.label is None and score.heading(self.first_method) in self.in_bar
+            pl_module.log(key, score.value, batch_size=1, sync_dist=True, prog_bar=in_bar)
         trainer.callback_metrics.update(quiet)
 
     def check_clashes(self, trainer: Any, scores: Mapping[str, Sequence[Score]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from camtrain.callbacks._alarm_seen import ALL
 from camtrain.metrics import (
     ClassSensitivity,
     EmptyMapRate,
@@ -18,6 +19,7 @@ from camtrain.metrics import (
     OrganIoU,
     PointingGame,
     RelevanceRank,
+    SamePlace,
     SumToScore,
 )
 from camtrain.metrics._pairs import select_pairs
@@ -34,6 +36,10 @@ MEASURES: dict[str, bool | None] = {
     "class_sensitivity": False,
     "sum_to_score_l1": False,
     "bias_share": None,
+    "shortcut_reliance": False,
+    "outside_effect": False,
+    "mid_energy_inside": True,
+    "last_energy_inside": True,
 }
 
 
@@ -109,6 +115,8 @@ class ScoreBook:
                 "relevance_rank": RelevanceRank(count, average="none").to(device),
                 "empty_map_rate": EmptyMapRate(count, average="none").to(device),
             }
+        # What alarms look at and nobody logs, of the first method.
+        self.places = SamePlace(count).to(device) if with_organs else None
         self.alone = {method: ClassSensitivity(count, average="none").to(device) for method in self.methods}
         self.sums = {method: SumToScore(count).to(device) for method in self.methods if with_sums}
 
@@ -131,16 +139,28 @@ class ScoreBook:
                 pairs = select_pairs(each, allowed[method], label, has_organs, len(self.names))
                 for metric in self.maps[method].values():
                     metric.update_pairs(pairs)
+                if self.places is not None and method == self.methods[0]:
+                    self.places.update_pairs(pairs)
 
     def reset(self) -> None:
         """Begin anew."""
         of_maps = [metric for metrics in self.maps.values() for metric in metrics.values()]
-        for metric in [self.auroc, *of_maps, *self.alone.values(), *self.sums.values()]:
+        places = [] if self.places is None else [self.places]
+        for metric in [self.auroc, *of_maps, *self.alone.values(), *self.sums.values(), *places]:
             metric.reset()
 
     def thresholds(self, methods: Sequence[str]) -> dict[str, Tensor]:
         """Method -> (L,) OrganIoU thresholds of this split (all processes must call it together)."""
         return {m: metrics["organ_iou"].best_thresholds().cpu() for m, metrics in self.maps.items() if m in methods}
+
+    def beside(self) -> dict[str, dict[str, float]]:
+        """Figures per label that alarms need beside the scores (all processes must call it together)."""
+        if self.places is None:
+            return {}
+        chance = self.maps[self.methods[0]]["energy_inside"].chance("none").double().cpu().tolist()
+        place = float(self.places.pooled())
+        known = {name: value for name, value in zip(self.names, chance, strict=True) if value == value}
+        return {"energy_inside_chance": known, "same_place": {ALL: place} if place == place else {}}
 
     def compute(self, methods: Sequence[str]) -> list[Score]:
         """All defined scores of these methods, in a fixed order (all processes must call it together)."""

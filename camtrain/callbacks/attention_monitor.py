@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from camtrain._batch import Adapter, Batch
 from camtrain._errors import InputError
 from camtrain._lightning import Callback
+from camtrain.callbacks._after_fit import print_table, table_of
+from camtrain.callbacks._alarms import Alarms
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
 from camtrain.callbacks._methods import maps_of_methods, read_methods
@@ -21,7 +23,7 @@ from camtrain.callbacks._publish import Publisher
 from camtrain.callbacks._recording import Recorder
 from camtrain.callbacks._scores import Score, ScoreBook
 from camtrain.callbacks._side_maps import SideMaps
-from camtrain.callbacks._splits import is_repeat, loader_of, split_name
+from camtrain.callbacks._splits import Repeats, split_name
 from camtrain.callbacks._steps import WrappedStep, batch_of
 from camtrain.cam.asked import Asked
 from camtrain.cam.engine import Reshape
@@ -31,9 +33,9 @@ from camtrain.cam.watch import LogitsFrom, ModuleWatch
 class AttentionMonitor(Callback):
     """Scores attention maps against organs in every validation and test epoch, and draws a fixed panel of cases.
 
-    Works on an unmodified module and adds no forward: hooks on the layers and on the modules around them see the user's
-    own validation step, under `no_grad` and inference mode alike. Maps are made of present labels only; of several
-    layers the map is the mean of theirs, on the finest of their grids.
+    Works on an unmodified module. Scores add no forward: hooks on the layers and on the modules around them see the
+    user's own validation step, under `no_grad` and inference mode alike. Maps are made of present labels only; of
+    several layers the map is the mean of theirs, on the finest of their grids.
 
     Methods beyond the gradient family (`scorecam`, `relevancecam`, `lrp`, `guided_backprop`, `guided_gradcam`) are paid
     for with forwards of their own, in eval mode, of the module that the step called, of samples that have a present
@@ -44,8 +46,9 @@ class AttentionMonitor(Callback):
     the scores auroc, organ_iou, energy_inside, pointing_game, mask_iou, relevance_rank, empty_map_rate,
     class_sensitivity (among the present labels of a case), sum_to_score_l1 and bias_share (of a single layer), with
     `organ_iou_micro` (the paper's mean over cases and labels) and `energy_inside_chance`; methods after the first as
-    `<split>/<score>@<method>`. OrganIoU thresholds are chosen on validation every epoch (of paid methods: whenever they
-    are scored) and frozen for test; a checkpoint carries those of its epoch. Undefined scores are left out.
+    `<split>/<score>@<method>`, and `<split>/alarm/<name>`: for how many labels an alarm is raised. OrganIoU thresholds
+    are chosen on validation every epoch (of paid methods: whenever they are scored) and frozen for test; a checkpoint
+    carries those of its epoch. Undefined scores are left out.
 
     Pictures go every `every_n_epochs` to every logger of the Trainer and to the run folder
     `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv` and `report.html`, one file that shows
@@ -74,6 +77,12 @@ class AttentionMonitor(Callback):
         call: Which call of the layer counts, where one step runs it several times.
         report: Keep the panel's raw maps and write `report.html` into the run folder, rewritten every epoch. Once in a
             fit this runs one case again, to find what share of the image a cell has seen.
+        alarms: Which alarms watch the validations of a fit (docs/alarms.md): None = all, [] = none; names, or dicts of
+            `name` and options (`{"name": "reliance", "threshold": 0.6}`). `reliance` and `depth` ask the network about
+            32 fixed cases every second epoch, with forwards of their own, in eval mode.
+        stop_on: Alarms that end the training when they are raised.
+        in_bar: Scores whose means stand in the progress bar, as `<score>` or `<score>@<method>`.
+        table_after_fit: Print a table of the labels, the neediest first, when a fit ends (`camtrain fit` always does).
 
     Raises:
         InputError: Unknown layer, method or option, batches that break the contract, a key that the module logs too.
@@ -101,6 +110,10 @@ class AttentionMonitor(Callback):
         name: str | None = None,
         call: int | None = None,
         report: bool = True,
+        alarms: Sequence[str | dict[str, Any]] | None = None,
+        stop_on: Sequence[str] = (),
+        in_bar: Sequence[str] = ("organ_iou", "energy_inside"),
+        table_after_fit: bool = False,
     ) -> None:
         self._asked = read_methods(methods)
         self.methods = [asked.name for asked in self._asked]
@@ -115,13 +128,15 @@ class AttentionMonitor(Callback):
         self.context = RunContext(table, keys, adapter, names, mode)
         self.panels: dict[str, Panel] = {}
         self.recorder = Recorder(self.context, panel_cases) if report else None
-        self.publisher = Publisher(self.methods[0], name, every_n_epochs, max_label_keys)
+        self.publisher = Publisher(self.methods[0], name, every_n_epochs, max_label_keys, in_bar)
+        self.alarms = Alarms(alarms, stop_on, self._asked[0], reshape)
+        self.table_after_fit = table_after_fit
         self.scores: dict[str, list[Score]] = {}
         self.thresholds: dict[str, Tensor] = {}
         self._new_panel = partial(Panel, panel_cases, labels_per_case)
         self._books: dict[str, ScoreBook] = {}
         self._due: list[Asked] = []
-        self._seen_cases: dict[int, int] = {}
+        self._repeats = Repeats()
         self._at = (0, 0)
         self._wrapped: list[WrappedStep] = []
         self._watch: ModuleWatch | None = None
@@ -135,13 +150,15 @@ class AttentionMonitor(Callback):
         """Frozen thresholds, the panel, and where the run writes; plain values, so that `weights_only` loads them."""
         panels = {split: panel.state() for split, panel in self.panels.items() if panel.complete}
         shown = [] if self.recorder is None else self.recorder.state()
-        return {"thresholds": dict(self.thresholds), "panels": panels, "shown": shown, **self.publisher.state()}
+        kept = {"thresholds": dict(self.thresholds), "panels": panels, "shown": shown, "alarms": self.alarms.state()}
+        return {**kept, **self.publisher.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue an earlier run."""
         self.thresholds = dict(state_dict.get("thresholds", {}))
         for split, state in state_dict.get("panels", {}).items():
             self._panel(split).load(state)
+        self.alarms.load(state_dict.get("alarms", {}))
         if self.recorder is not None:
             self.recorder.load(state_dict.get("shown", []))
         self.publisher.load(state_dict)
@@ -157,6 +174,7 @@ class AttentionMonitor(Callback):
         check_layers(pl_module, self.layer, self.logits)
         if stage == "fit":
             self.panels.clear()
+            self.alarms.setup()
             if self.recorder is not None:
                 self.recorder.start()
         self.publisher.setup(trainer, stage)
@@ -202,6 +220,14 @@ class AttentionMonitor(Callback):
         """Draw, and see whether somebody else logged under our keys."""
         self._close(trainer)
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """The table of the labels, where it is wanted."""
+        if self.table_after_fit and trainer.is_global_zero and "val" in self.scores:
+            run = self.publisher.run_dir
+            alarms = self.alarms.board.by_label("val") if self.alarms.active else None
+            full = "scores.csv" if run is None else str(run.scores_path)
+            print_table(table_of(self.scores["val"], self.methods[0], alarms, "val, the neediest label first", full))
+
     # What they do -----------------------------------------------------------------------------------------------------
 
     def _begin(self, trainer: Any) -> None:
@@ -210,7 +236,8 @@ class AttentionMonitor(Callback):
         with torch.inference_mode(False):
             for book in self._books.values():
                 book.reset()
-        self._seen_cases.clear()
+        self._repeats.begin()
+        self.alarms.begin(trainer)
         for panel in self.panels.values():
             panel.begin()
         if self.recorder is not None:
@@ -224,6 +251,7 @@ class AttentionMonitor(Callback):
             self._watch.stop()
             self._watch = None
         self._books.clear()
+        self.alarms.questions.drop()
         for panel in self.panels.values():
             panel.begin()
 
@@ -242,7 +270,8 @@ class AttentionMonitor(Callback):
                 maps = partial(maps_of_methods, self._due, watch, sources, logits, reshape=self.reshape)
                 free = tuple(asked.name for asked in self._asked if not asked.paid)
                 side = SideMaps(watch, sources, logits, free, self.reshape)
-                self._count(trainer, self.context.read(batch, len(names)), maps, logits.detach(), names, side)
+                words = self.context.read(batch, len(names))
+                self._count(trainer, watch, words, maps, logits.detach(), names, side)
         finally:
             watch.stop()
         return output
@@ -257,6 +286,7 @@ class AttentionMonitor(Callback):
     def _count(
         self,
         trainer: Any,
+        watch: ModuleWatch,
         words: Batch,
         maps_of: Callable[[Tensor], dict[str, Tensor]],
         logits: Tensor,
@@ -268,7 +298,7 @@ class AttentionMonitor(Callback):
                 "AttentionMonitor needs labels, but the batch has no key 'label': name yours with keys={'label': ...}"
             )
         batch_idx, dataloader_idx = self._at
-        label = self._without_repeats(trainer, words.label.to(logits.device), dataloader_idx)
+        label = self._repeats.unknown(trainer, words.label.to(logits.device), dataloader_idx)
         segmented = words.has_organs if self.context.has_table else torch.ones_like(words.has_organs)
         segmented = segmented.to(logits.device)
         present = (label == 1) & segmented[:, None]
@@ -278,9 +308,10 @@ class AttentionMonitor(Callback):
         if split not in self._books:
             self._books[split] = self._book(trainer, split, names, logits.device)
         self._books[split].update(maps, self._allowed(words, maps, present), label, segmented, logits)
+        cases = words.ids or [f"case_{batch_idx}_{row}" for row in range(len(label))]
+        self.alarms.questions.collect(watch, words, label, segmented, cases, dataloader_idx)
         if self.publisher.draws(trainer):
             panel = self._panel(split)
-            cases = words.ids or [f"case_{batch_idx}_{row}" for row in range(len(label))]
             rows = panel.wanted(cases, label, segmented)
             panel.collect(rows, cases, words, maps, logits, names, partial(self._region, words))
             if self.recorder is not None:
@@ -313,15 +344,6 @@ class AttentionMonitor(Callback):
             self.panels[split] = self._new_panel()
         return self.panels[split]
 
-    def _without_repeats(self, trainer: Any, label: Tensor, dataloader_idx: int) -> Tensor:
-        """Lightning's sampler fills up uneven ranks with cases that were already seen; they become unknown."""
-        start = self._seen_cases.get(dataloader_idx, 0)
-        self._seen_cases[dataloader_idx] = start + len(label)
-        repeats = is_repeat(loader_of(trainer, dataloader_idx), start, len(label))
-        if not any(repeats):
-            return label
-        return torch.where(torch.tensor(repeats, device=label.device)[:, None], torch.nan, label)
-
     def _region(self, words: Batch, row: int) -> Tensor | None:
         """(L, *S) bool of one case, at the image's resolution."""
         if words.organs is None or not bool(words.has_organs[row]):
@@ -349,11 +371,15 @@ class AttentionMonitor(Callback):
         with torch.inference_mode(False):
             due = [asked.name for asked in self._due]
             self.scores = {split: book.compute(due) for split, book in self._books.items()}
+            if "val" in self.scores:
+                self.scores["val"] += self.alarms.questions.measure(trainer, self.context, pl_module.device)
+            counts = {s: self.alarms.judge(trainer, s, self.scores[s], book) for s, book in self._books.items()}
             if "val" in self._books:
                 kept = {method: values for method, values in self.thresholds.items() if method in self.methods}
                 self.thresholds = kept | self._books["val"].thresholds(due)
         for split, scores in self.scores.items():
-            self.publisher.log_scores(trainer, pl_module, split, scores, len(self.context.names or []))
+            labels = len(self.context.names or [])
+            self.publisher.log_scores(trainer, pl_module, split, [*scores, *counts[split]], labels)
         return output
 
     def _close(self, trainer: Any) -> None:
@@ -362,6 +388,7 @@ class AttentionMonitor(Callback):
         self.publisher.check_clashes(trainer, self.scores)
         entries = {split: panel.entries for split, panel in self.panels.items()}
         self.publisher.write(trainer, self.scores, entries, self.context.names or [])
+        self.alarms.publish(trainer, self.publisher.run_dir, self.name)
         if self.recorder is not None:
             shown = {split: {entry.case for entry in listed} for split, listed in entries.items()}
             self.recorder.write(trainer, self.publisher.run_dir, self.methods, shown)

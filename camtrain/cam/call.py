@@ -92,6 +92,11 @@ class Call:
 
         return tuple(map(swapped, self.args)), {name: swapped(value) for name, value in self.kwargs.items()}
 
+    def on(self, image: Tensor) -> Call:
+        """The same call of another image; only where it is `divisible` may the number of samples differ."""
+        args, kwargs = self.arguments(image)
+        return replace(self, args=args, kwargs=kwargs, given=image)
+
     def __call__(self, image: Tensor) -> Any:
         """Call the module with another image."""
         args, kwargs = self.arguments(image)

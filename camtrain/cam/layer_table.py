@@ -97,7 +97,7 @@ def layers(
     affine = _affine(image, affine)
     plain = image.detach().as_subclass(Tensor)[:1].clone()
     chosen, _ = default_layer(model, plain)
-    names = [name for name, _ in _listed(model, depth)]
+    names = [name for name, _ in listed_layers(model, depth)]
     if chosen not in names:
         names.append(chosen)
     shapes = _output_shapes(model, plain, names)
@@ -117,7 +117,8 @@ def _affine(image: Tensor, affine: Tensor | None) -> Tensor | None:
     return given if given.ndim == 2 else given[0]
 
 
-def _listed(model: nn.Module, depth: int | None) -> list[tuple[str, nn.Module]]:
+def listed_layers(model: nn.Module, depth: int | None) -> list[tuple[str, nn.Module]]:
+    """Modules by name, at most so deep below the first branching (None = all)."""
     named = [(n, m) for n, m in model.named_modules() if n]
     if depth is None:
         return named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,29 @@ class Rerun:
                 "scorecam, lrp, relevancecam and the guided methods need: give the module a forward that goes from the "
                 "image to the logits, or leave these methods out"
             )
+
+    def on(self, image: Tensor, layers: tuple[WantedLayer, ...] | None = None) -> Rerun:
+        """The same network on other images, and if wanted at other layers.
+
+        Args:
+            image: (B, C, *S), as many as you like.
+            layers: Where maps are wanted; None = at the same layers.
+
+        Raises:
+            InputError: The network takes more than the image, so that it cannot be told what goes with another one.
+        """
+        if not self.call.divisible:
+            raise InputError(
+                "the step calls the network with more than the image (another tensor or a list), so it cannot be run "
+                "on images that were kept"
+            )
+        return replace(self, call=self.call.on(image), layers=self.layers if layers is None else layers)
+
+    def logits(self) -> Tensor:
+        """(B, L) in eval mode, detached, in float32 at least; the network is left as it was."""
+        with asking(self.call.entry, self.call.image), torch.no_grad(), self._reading() as pick:
+            found = pick(self.call(self.call.image.clone())).detach()
+        return found if found.dtype == torch.float64 else found.float()
 
     def maps(
         self, method: Method, options: Mapping[str, Any], labels: Tensor, reshape: Reshape | None = None

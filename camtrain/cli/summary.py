@@ -13,6 +13,8 @@ from camtrain.callbacks import AttentionMonitor
 from camtrain.cli.consoles import wide_console
 from camtrain.cli.lightning_cli import SaveRunConfig
 from camtrain.reporting import Score, describe_loggers, score_table
+from camtrain.reporting.alarm_log import NAME as ALARMS_FILE
+from camtrain.reporting.need_table import need_table
 
 _MEAN = "mean"
 
@@ -32,7 +34,8 @@ def show(trainer: Any, command: str, console: Console | None = None) -> None:
     epoch = _best_epoch(trainer) if command == "fit" else None
     for monitor in monitors:
         for split, title, rows in _splits(monitor, epoch, _best_key(trainer)):
-            _show_split(console, monitor, split, title, rows)
+            raised = monitor.alarms.board.by_label(split) if command == "fit" and monitor.alarms.active else None
+            _show_split(console, monitor, title, rows, raised)
     if not monitors:
         console.print("No AttentionMonitor in trainer.callbacks, so there are no scores per label.")
     # Paths are printed unbroken, so that they can be copied.
@@ -54,8 +57,14 @@ def _splits(monitor: AttentionMonitor, epoch: int | None, key: str) -> Iterator[
             yield split, split, last
 
 
-def _show_split(console: Console, monitor: AttentionMonitor, split: str, title: str, rows: Iterable[Score]) -> None:
-    """The first method label by label; of the others the means."""
+def _show_split(
+    console: Console,
+    monitor: AttentionMonitor,
+    title: str,
+    rows: Iterable[Score],
+    raised: dict[str, list[str]] | None,
+) -> None:
+    """The first method label by label, after a fit the neediest first; of the others the means."""
     first = monitor.methods[0]
     by_measure: dict[str, dict[str, float]] = {}
     means: dict[str, dict[str, float]] = {first: {}}
@@ -69,7 +78,11 @@ def _show_split(console: Console, monitor: AttentionMonitor, split: str, title: 
     run = monitor.publisher.run_dir
     full = "scores.csv" if run is None else str(run.scores_path)
     if by_measure:
-        console.print(score_table(by_measure, title=f"{name}{title}, maps by {first}", full=full))
+        heading = f"{name}{title}, maps by {first}"
+        if raised is None:
+            console.print(score_table(by_measure, title=heading, full=full))
+        else:
+            console.print(need_table(by_measure, raised, title=heading, full=full))
     for method, values in means.items():
         shown = [f"{key} {value:.3f}" for key, value in values.items() if method != first or key not in by_measure]
         if shown:
@@ -89,6 +102,8 @@ def _places(trainer: Any, monitors: Iterable[AttentionMonitor], command: str) ->
             yield f"scores: {run.scores_path}"
             if run.report_path.exists():
                 yield f"report: {run.report_path}"
+            if (run.path / ALARMS_FILE).exists() and command == "fit":
+                yield f"alarms: {run.path / ALARMS_FILE}"
             if run.panel_path.exists():
                 yield f"pictures: {run.path / 'epochs'}"
     yield from describe_loggers(trainer.loggers)

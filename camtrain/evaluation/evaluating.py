@@ -10,10 +10,10 @@ from torch import nn
 
 from camtrain._batch import Adapter
 from camtrain._errors import InputError, nearest
+from camtrain.anatomy.baselines import check_baseline
 from camtrain.cam.asked import Asked, read_asked
 from camtrain.cam.engine import Reshape
 from camtrain.cam.logits import PickLogits
-from camtrain.evaluation.baselines import check_baseline
 from camtrain.evaluation.case_filter import CaseFilter, check_filter
 from camtrain.evaluation.evaluation import Evaluation
 from camtrain.evaluation.intervals import check_level

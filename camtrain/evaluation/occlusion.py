@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from camtrain._errors import InputError
+from camtrain.anatomy.baselines import Baseline, baseline_of
 from camtrain.cam.enlarge import enlarge
 from camtrain.cam.explaining import checked_image, checked_model
 from camtrain.cam.logits import PickLogits
-from camtrain.evaluation.baselines import Baseline, baseline_of
 from camtrain.evaluation.predicting import logits_of
 
 Lengths = int | Sequence[int]

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from camtrain._errors import InputError
+from camtrain.anatomy.baselines import Baseline, baseline_of
 from camtrain.cam.enlarge import enlarge
 from camtrain.cam.explaining import checked_image, checked_model
 from camtrain.cam.logits import PickLogits
 from camtrain.cam.score_cam import unit_masks
-from camtrain.evaluation.baselines import Baseline, baseline_of
 from camtrain.evaluation.predicting import probabilities_of
 
 # A map whose values differ by no more than this many rounding steps is constant, as for the channels of Score-CAM.

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from camtrain._errors import InputError, nearest
+from camtrain._errors import InputError
+from camtrain.anatomy.donors import DonorPool
 from camtrain.anatomy.organ_table import OrganTable, Spacing
-from camtrain.anatomy.replacing import replace_inside, replace_outside
-from camtrain.anatomy.rules import Rule
+from camtrain.anatomy.sides import CASE, REPLACEMENTS, Probabilities, ask_sides, known_replacement
 from camtrain.cam.logits import PickLogits
-from camtrain.evaluation.baselines import make_baseline
-from camtrain.evaluation.donors import DonorPool
 from camtrain.evaluation.predicting import logits_of
 
-CASE = "case"
-REPLACEMENTS = (CASE, "air", "blur", "mean")
-"""Another case's image, or the image's own baseline of that kind (`camtrain.evaluation.baselines`)."""
 SWAP = "OutsideSwap"
-AT_ONCE = 2**28  # bytes of changed images per forward: at 400^3 one image alone
-
-
-class Probabilities(NamedTuple):
-    """What a model says of changed images.
-
-    Attributes:
-        outside: (B, L) with everything outside the label's organs replaced; NaN = not measured.
-        inside: (B, L) with everything inside them replaced; NaN in the same places.
-    """
-
-    outside: Tensor
-    inside: Tensor
 
 
 class Judges(NamedTuple):
@@ -48,16 +28,6 @@ class Judges(NamedTuple):
 
     replacements: tuple[str, ...]
     dropped: str
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """One changed image, and the pairs that are read off its probabilities: labels of equal rule and donor."""
-
-    case: int
-    columns: list[int]
-    side: int
-    image: Tensor
 
 
 def reliance_probabilities(
@@ -110,6 +80,7 @@ def reliance_probabilities(
         InputError: Unknown replacement, `"case"` without donors or ids, or inputs that do not fit each other.
 
     Example:
+        >>> import torch
         >>> from camtrain.metrics import shortcut_reliance
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
         >>> _ = model[1].weight.data.copy_(torch.tensor([[0.0, 0.0, 0.0, 5.0]]))
@@ -119,23 +90,12 @@ def reliance_probabilities(
         >>> shortcut_reliance(logits_of(model, image).sigmoid(), *changed, label).share
         tensor([1.], dtype=torch.float64)
     """
-    _check(image, organs, table, label, replacement, donors, ids, chunk)
-    if air is not None and replacement != "air":
-        raise InputError(f"air= belongs to the replacement 'air', got it with {replacement!r}: leave it out")
-    label = label.detach().cpu()
-    shape = (2, *label.shape)
-    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
-    found = torch.full(shape, torch.nan, dtype=dtype, device=image.device)
-    if organs is not None:
-        wanted = _wanted(label, columns, has_organs)
-        source = _Source(replacement, donors, ids, label, air)
-        plan = _Plan(image, organs, table, wanted, spacing, seam, source)
-        for jobs in _chunks(plan.jobs(), min(chunk, max(1, AT_ONCE // image[0].nbytes))):
-            said = logits_of(model, torch.cat([job.image for job in jobs]), logits).sigmoid()
-            _check_outputs(said, label)
-            for row, job in zip(said, jobs, strict=True):
-                found[job.side, job.case, job.columns] = row[job.columns].to(found)
-    return Probabilities(found[0], found[1])
+
+    def said(images: Tensor) -> Tensor:
+        return logits_of(model, images, logits).sigmoid()
+
+    return ask_sides(said, image, organs, table, label, replacement, donors, ids, columns, spacing, chunk,
+                     has_organs=has_organs, seam=seam, air=air)  # fmt: skip
 
 
 def trained_replacements(checkpoint: Mapping[str, Any]) -> set[str]:
@@ -179,8 +139,8 @@ def judge_with(replacements: Iterable[str], trained: Iterable[str]) -> Judges:
         >>> judge_with(["case", "air"], {"case"}).replacements
         ('air',)
     """
-    asked = tuple(dict.fromkeys(_known(name) for name in replacements))
-    seen = {_known(name) for name in trained}
+    asked = tuple(dict.fromkeys(known_replacement(name) for name in replacements))
+    seen = {known_replacement(name) for name in trained}
     remain = tuple(name for name in asked if name not in seen)
     out = [repr(name) for name in asked if name in seen]
     others = [name for name in REPLACEMENTS if name not in seen]
@@ -196,142 +156,3 @@ def judge_with(replacements: Iterable[str], trained: Iterable[str]) -> Judges:
         f"Replacement {', '.join(out)} is left out: the model was trained with it ({SWAP}), and a model trained with "
         f"one replacement is judged with another.",
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """Where the replacement images come from."""
-
-    replacement: str
-    donors: DonorPool | None
-    ids: Sequence[str] | None
-    label: Tensor
-    air: float | None
-
-    def images(self, case: int, columns: list[int], image: Tensor) -> Iterator[tuple[list[int], Tensor]]:
-        """Replacements (1, C, *S) for labels of one rule, each with its labels; a label without one is left out."""
-        if self.replacement != CASE:
-            yield columns, make_baseline(image, self.replacement, value=self.air)
-            return
-        if self.donors is None or self.ids is None:
-            return
-        lenders: dict[str, tuple[list[int], Tensor]] = {}
-        for column in columns:
-            truth = float(self.label[case, column])
-            donor = self.donors.donor(self.ids[case], column, truth, image.shape[1:])
-            if donor is not None:
-                lenders.setdefault(donor.id, ([], donor.image))[0].append(column)
-        for served, lent in lenders.values():
-            yield served, lent.to(image)[None]
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """All changed images of a batch, made one after the other."""
-
-    image: Tensor
-    organs: Tensor
-    table: OrganTable
-    wanted: Tensor
-    spacing: Spacing | None
-    seam: int
-    source: _Source
-
-    def jobs(self) -> Iterator[_Job]:
-        rules: dict[Rule, list[int]] = {}
-        for column, rule in enumerate(self.table.rules.values()):
-            rules.setdefault(rule, []).append(column)
-        alone = {rule: self.table.select([self.table.labels[columns[0]]]) for rule, columns in rules.items()}
-        for case in range(len(self.image)):
-            for rule, columns in rules.items():
-                asked = [column for column in columns if bool(self.wanted[case, column])]
-                if asked and not rule.anywhere:
-                    yield from self._of_rule(case, asked, alone[rule])
-
-    def _of_rule(self, case: int, columns: list[int], table: OrganTable) -> Iterator[_Job]:
-        region = table.allowed(self.organs[case : case + 1], size=None, spacing=self._spacing(case))
-        region = region.to(self.image.device)
-        if not bool(region.any()) or bool(region.all()):
-            return
-        image = self.image[case : case + 1]
-        for served, other in self.source.images(case, columns, image):
-            for side, replace in enumerate((replace_outside, replace_inside)):
-                yield _Job(case, served, side, replace(image, other, region, self.seam))
-
-    def _spacing(self, case: int) -> Tensor | None:
-        if self.spacing is None:
-            return None
-        rows = torch.as_tensor(self.spacing)
-        return rows[case] if rows.ndim == 2 else rows
-
-
-def _chunks(jobs: Iterator[_Job], size: int) -> Iterator[list[_Job]]:
-    held: list[_Job] = []
-    for job in jobs:
-        held.append(job)
-        if len(held) == size:
-            yield held
-            held = []
-    if held:
-        yield held
-
-
-def _wanted(label: Tensor, columns: Iterable[int] | None, has_organs: Tensor | None) -> Tensor:
-    """(B, L) bool: known labels that are asked for, of cases that were segmented."""
-    wanted = ~label.isnan()
-    if has_organs is not None:
-        wanted = wanted & has_organs.to(label.device).bool()[:, None]
-    if columns is None:
-        return wanted
-    asked = list(columns)
-    if asked and not 0 <= min(asked) <= max(asked) < label.shape[1]:
-        raise InputError(f"columns= must lie in 0..{label.shape[1] - 1}, got {asked}")
-    chosen = torch.zeros(label.shape[1], dtype=torch.bool, device=label.device)
-    chosen[asked] = True
-    return wanted & chosen
-
-
-def _known(replacement: str) -> str:
-    if replacement not in REPLACEMENTS:
-        raise InputError(
-            f"replacement= expects {', '.join(REPLACEMENTS)}, got {replacement!r}"
-            f"{nearest(str(replacement), REPLACEMENTS)}"
-        )
-    return replacement
-
-
-def _check(
-    image: Tensor,
-    organs: Tensor | None,
-    table: OrganTable,
-    label: Tensor,
-    replacement: str,
-    donors: DonorPool | None,
-    ids: Sequence[str] | None,
-    chunk: int,
-) -> None:
-    if _known(replacement) == CASE and (donors is None or ids is None or len(ids) != len(image)):
-        raise InputError(
-            "replacement 'case' needs donors= (a DonorPool of the split) and ids= (one name per image), so that no "
-            "case is replaced by itself: give the batch an 'id', or take 'air' or 'blur'"
-        )
-    if label.ndim != 2 or len(label) != len(image) or label.shape[1] != len(table.labels):
-        raise InputError(
-            f"expected label (B, L) = ({len(image)}, {len(table.labels)}) for these images and the labels of the "
-            f"table, got {tuple(label.shape)}: pass table.select(names) with the names of the outputs"
-        )
-    if organs is not None and tuple(organs.shape) != (len(image), 1, *image.shape[2:]):
-        raise InputError(
-            f"expected organs (B, 1, *S) of the image's resolution, {(len(image), 1, *image.shape[2:])}, got "
-            f"{tuple(organs.shape)}: give both the same spatial transforms"
-        )
-    if chunk < 1:
-        raise InputError(f"chunk= expects at least 1 image per forward, got {chunk}")
-
-
-def _check_outputs(said: Tensor, label: Tensor) -> None:
-    if said.shape[1] != label.shape[1]:
-        raise InputError(
-            f"the network gives {said.shape[1]} outputs but there are {label.shape[1]} labels: pass the labels and "
-            "the table in the order of the outputs"
-        )

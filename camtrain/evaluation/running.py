@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from camtrain._errors import InputError
 from camtrain.anatomy import spacing_of
+from camtrain.anatomy.donors import DonorPool
 from camtrain.cam.layer_lookup import find_layer, plain_name
 from camtrain.evaluation.case import Case
 from camtrain.evaluation.case_store import CaseRecord, CaseStore
-from camtrain.evaluation.donors import DonorPool
 from camtrain.evaluation.evaluation import Evaluation, averages_of
 from camtrain.evaluation.fingerprints import fingerprint, named
 from camtrain.evaluation.label_names import Names

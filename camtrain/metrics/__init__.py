@@ -9,6 +9,7 @@
 | `MaskIoU` | `mask_iou` | overlap of attended cells and organ, both ways |
 | `RelevanceRank` | `relevance_rank` | of as many strongest cells as the region has, the share inside |
 | `EmptyMapRate` | `empty_map_rate` | maps without positive evidence |
+| `SamePlace` | `same_place` | maps that all peak at one place outside their regions |
 | `OcclusionCorrelation` | `occlusion_correlation` | does a map rank places as hiding them does? |
 | `ClassSensitivity` | `class_sensitivity` | correlation between the maps of one case's labels |
 | `SumToScore` | `sum_to_score` | does the sum of a map give its logit? |
@@ -43,6 +44,7 @@ from camtrain.metrics.pointing_game import PointingGame, pointing_game
 from camtrain.metrics.pointing_recall import PointingRecall, pointing_recall, rejection_thresholds
 from camtrain.metrics.region_preference import region_preference
 from camtrain.metrics.relevance_rank import RelevanceRank, relevance_rank
+from camtrain.metrics.same_place import SamePlace, same_place
 from camtrain.metrics.shortcut_reliance import Reliance, ShortcutReliance, shortcut_reliance
 from camtrain.metrics.sum_to_score import SumAgreement, SumToScore, sum_to_score
 from camtrain.metrics.wrong_place import WrongPlace, wrong_place
@@ -68,6 +70,7 @@ __all__ = [
     "PointingRecall",
     "RelevanceRank",
     "Reliance",
+    "SamePlace",
     "ShortcutReliance",
     "SumAgreement",
     "SumToScore",
@@ -91,6 +94,7 @@ __all__ = [
     "region_preference",
     "rejection_thresholds",
     "relevance_rank",
+    "same_place",
     "shortcut_reliance",
     "sum_to_score",
     "wrong_place",

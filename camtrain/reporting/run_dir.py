@@ -47,6 +47,7 @@ class RunDir:
 
     ```
     scores.csv                               one row per epoch, step, split, method, label, measure
+    alarms.csv                               one row per alarm raised or cleared (`camtrain.reporting.alarm_log`)
     run.json                                 what ran: labels, methods, layers, organ table, config, command
     panel.json                               which cases, labels, planes and scales the pictures show
     volumes/<case>.npz                       the panel's cases, written once; other splits in volumes/<split>/

@@ -112,7 +112,7 @@ def test_scores_of_every_epoch_of_a_fit_are_those_of_its_weights(kit, tmp_path):
             if not trainer.sanity_checking:
                 seen.append((logged(trainer), expected(kit, net, cases, ["hirescam"])))
 
-    trainer = kit.make_trainer(tmp_path, Follow(kit.LAYER, kit.TABLE, every_n_epochs=0), max_epochs=3)
+    trainer = kit.make_trainer(tmp_path, Follow(kit.LAYER, kit.TABLE, every_n_epochs=0, alarms=[]), max_epochs=3)
     trainer.fit(kit.make_lit(net), kit.loader(cases), kit.loader(cases))
     assert net.calls == 3 * 6
     assert len(seen) == 3

@@ -19,7 +19,7 @@ NAMESPACES = ["pytorch_lightning", LP]
 
 
 def monitor(kit, **options):
-    return ct.AttentionMonitor(**{"layer": kit.LAYER, "table": kit.TABLE, "every_n_epochs": 0, **options})
+    return ct.AttentionMonitor(**{"layer": kit.LAYER, "table": kit.TABLE, "every_n_epochs": 0, "alarms": [], **options})
 
 
 def fit(kit, folder, *callbacks, module=None, namespace="pytorch_lightning", cases=None, ckpt_path=None, **options):

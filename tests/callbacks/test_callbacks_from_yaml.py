@@ -15,10 +15,21 @@ LABELS = ["nodule", "effusion"]
 INLINE = {"organs": {"lung_left": 1, "lung_right": 2}, "labels": {"nodule": ["lung_left"], "effusion": "anywhere"}}
 
 
-def cli(folder, table, namespace="pytorch_lightning", layer="features", methods=("hirescam", "gradcam"), **more):
+def cli(
+    folder,
+    table,
+    namespace="pytorch_lightning",
+    layer="features",
+    methods=("hirescam", "gradcam"),
+    watched=None,
+    **more,
+):
     entries = [
         {"class_path": "camtrain.callbacks.MaskLossCallback", "init_args": {"form": "l2", "scale": 135, **more}},
-        {"class_path": "camtrain.callbacks.AttentionMonitor", "init_args": {"methods": list(methods)}},
+        {
+            "class_path": "camtrain.callbacks.AttentionMonitor",
+            "init_args": {"methods": list(methods), **(watched or {})},
+        },
     ]
     for entry in entries:
         entry["init_args"] |= {"layer": layer} | ({} if table is None else {"table": table})
@@ -74,6 +85,25 @@ def test_several_layers_and_methods_with_options(tmp_path):
     each = [metrics[f"train/mask_loss/{layer}"] for layer in loss.layer]
     assert metrics["train/mask_loss"].item() == pytest.approx(sum(each).item() / 2)
     assert {"val/energy_inside", "val/energy_inside@scorecam", "val/energy_inside@lrp"} <= set(metrics)
+
+
+def test_alarms_with_options(tmp_path):
+    watched = {
+        "alarms": ["drifting", {"name": "reliance", "threshold": 0.6, "replacements": ["blur"], "every_n_epochs": 1}],
+        "stop_on": ["drifting"],
+        "in_bar": ["organ_iou"],
+    }
+    found = cli(tmp_path, "phantom", watched=watched)
+    found.trainer.fit(found.model, datamodule=found.datamodule)
+    _, monitor = callbacks_of(found)
+    rule = monitor.alarms.questions.reliance
+    assert (rule.threshold, rule.replacements, rule.patience) == (0.6, ("blur",), 2)
+    assert monitor.alarms.stop_on == ["drifting"]
+    metrics = {key for key in found.trainer.callback_metrics if "alarm" in key or key == "val/outside_effect"}
+    assert metrics == {"val/alarm/drifting", "val/alarm/reliance", "val/outside_effect"}
+    assert "val/organ_iou" in found.trainer.progress_bar_metrics
+    with pytest.raises(ValueError, match="alarm 'reliance': patience= expects a whole number of at least 1, got 0"):
+        cli(tmp_path, "phantom", watched={"alarms": [{"name": "reliance", "patience": 0}]})
 
 
 def test_a_wrong_option_of_a_method(tmp_path):

@@ -94,7 +94,7 @@ def test_only_epochs_with_pictures_pay(kit, tmp_path):
             calls[-1] = net.calls - calls[-1]
             seen.append({score.method for score in self.scores.get("val", [])} - {None})
 
-    added = Follow(kit.LAYER, kit.TABLE, methods=["hirescam", "lrp"], every_n_epochs=2)
+    added = Follow(kit.LAYER, kit.TABLE, methods=["hirescam", "lrp"], every_n_epochs=2, alarms=[])
     trainer = kit.make_trainer(tmp_path, added, max_epochs=3, num_sanity_val_steps=1)
     data = kit.loader(kit.make_cases())
     trainer.fit(kit.make_lit(net), data, data)

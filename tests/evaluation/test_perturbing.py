@@ -11,8 +11,8 @@ from perturbing_tools import Counting, make_case
 from torch import nn
 from torch.nn import functional
 
+from camtrain.anatomy.baselines import make_baseline
 from camtrain.cam.enlarge import enlarge
-from camtrain.evaluation.baselines import make_baseline
 from camtrain.evaluation.perturbing import Curves, masked_probabilities, perturbation_curves
 from camtrain.metrics import AverageDrop, DeletionAUC, deletion_auc, insertion_auc
 

@@ -12,11 +12,11 @@ from torch.nn import functional
 import camtrain as ct
 from camtrain import InputError
 from camtrain.anatomy import OrganTable
+from camtrain.anatomy.baselines import make_baseline
+from camtrain.anatomy.donors import DonorPool
 from camtrain.anatomy.replacing import replace_inside, replace_outside
 from camtrain.data import PhantomDataModule
 from camtrain.data.phantom import unpack
-from camtrain.evaluation.baselines import make_baseline
-from camtrain.evaluation.donors import DonorPool
 from camtrain.evaluation.predicting import logits_of
 from camtrain.evaluation.reliance import REPLACEMENTS, reliance_probabilities
 from camtrain.metrics import EnergyInside, ShortcutReliance, shortcut_reliance
@@ -264,11 +264,11 @@ def test_memory_is_bounded_at_eighty_labels(chunk):
 
 
 def test_large_images_go_one_by_one(blocks, monkeypatch):
-    monkeypatch.setattr("camtrain.evaluation.reliance.AT_ONCE", 2 * blocks.image[0].nbytes)
+    monkeypatch.setattr("camtrain.anatomy.sides.AT_ONCE", 2 * blocks.image[0].nbytes)
     net = Mixed(blocks.size, 2)
     blocks.changed(net, "air", chunk=4)
     assert (net.forwards, net.largest) == (16, 2)
-    monkeypatch.setattr("camtrain.evaluation.reliance.AT_ONCE", 1)
+    monkeypatch.setattr("camtrain.anatomy.sides.AT_ONCE", 1)
     net.largest = 0
     blocks.changed(net, "air", chunk=4)
     assert net.largest == 1

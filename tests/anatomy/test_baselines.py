@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from camtrain import InputError
-from camtrain.evaluation.baselines import baseline_of, make_baseline
+from camtrain.anatomy.baselines import baseline_of, make_baseline
 
 
 def _image(*shape, dtype=torch.float64):

@@ -140,7 +140,7 @@ class DonorPool:
         for name, one, truth in zip(ids, image, label, strict=True):
             if not self.complete and name not in self.ids:
                 self.seen += 1
-                self._take(Donor(str(name), _small(one), truth.detach().float().cpu().clone()))
+                self._take(Donor(str(name), small_copy(one), truth.detach().float().cpu().clone()))
 
     def belongs(self, case: str, patient: str | None) -> None:
         """Whose scan a case is; None = unknown."""
@@ -160,16 +160,8 @@ class DonorPool:
             donor, and labels of one case share donors where they can.
         """
         own = self._patients.get(case)
-        others = [
-            d
-            for d in self._kept
-            if d.id != case
-            and tuple(d.image.shape) == tuple(shape)
-            and (own is None or self._patients.get(d.id) != own)
-        ]
-        opposite = [d for d in others if float(d.label[column]) == 1 - truth]
-        # An order of the donors that is this case's own, so that not every case gets the first one.
-        return min(opposite or others, key=lambda d: (zlib.crc32(f"{case}\n{d.id}".encode()), d.id), default=None)
+        others = [d for d in self._kept if own is None or self._patients.get(d.id) != own]
+        return choose_donor(others, case, column, truth, shape)
 
     def _take(self, new: Donor) -> None:
         kept = [*self._kept, new]
@@ -178,6 +170,29 @@ class DonorPool:
             worth = [_worth(kept[:i] + kept[i + 1 :]) for i in range(len(kept))]
             kept.pop(max(range(len(kept)), key=lambda i: (worth[i], i)))
         self._kept = kept
+
+
+def choose_donor(donors: Iterable[Donor], case: str, column: int, truth: float, shape: Sequence[int]) -> Donor | None:
+    """The case that lends its image to another one; arguments and result as in `DonorPool.donor`.
+
+    Example:
+        >>> pair = [Donor(name, torch.zeros(1, 4), torch.tensor([truth])) for name, truth in (("a", 1.0), ("b", 0.0))]
+        >>> choose_donor(pair, "new case", 0, 1.0, (1, 4)).id
+        'b'
+    """
+    others = [d for d in donors if d.id != case and tuple(d.image.shape) == tuple(shape)]
+    opposite = [d for d in others if float(d.label[column]) == 1 - truth]
+    # An order of the donors that is this case's own, so that not every case gets the first one.
+    return min(opposite or others, key=lambda d: (zlib.crc32(f"{case}\n{d.id}".encode()), d.id), default=None)
+
+
+def small_copy(image: Tensor) -> Tensor:
+    """A copy on the CPU, as float16 where that changes no voxel by more than 1/1000 of the image's range."""
+    plain = image.detach().as_subclass(Tensor).cpu()
+    half = plain.to(torch.float16)
+    span = plain.max() - plain.min()
+    fits = bool(((half.to(plain.dtype) - plain).abs() <= span / 1000).all())
+    return half if fits and plain.element_size() > half.element_size() else plain.clone()
 
 
 def _worth(donors: list[Donor]) -> tuple[int, float]:
@@ -189,12 +204,3 @@ def _worth(donors: list[Donor]) -> tuple[int, float]:
         covered += int((counts > 0).sum())
         spread += float((1 - 0.5 ** counts.double()).sum())
     return covered, spread
-
-
-def _small(image: Tensor) -> Tensor:
-    """A copy on the CPU, as float16 where that is exact enough."""
-    plain = image.detach().as_subclass(Tensor).cpu()
-    half = plain.to(torch.float16)
-    span = plain.max() - plain.min()
-    fits = bool(((half.to(plain.dtype) - plain).abs() <= span / 1000).all())
-    return half if fits and plain.element_size() > half.element_size() else plain.clone()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from camtrain import InputError
 from camtrain._batch import Batch
-from camtrain.evaluation.donors import DonorPool
+from camtrain.anatomy.donors import DonorPool
 
 
 def _offer(pool, cases, labels=3, size=(4, 3), seed=0, prevalence=0.3, start=0):

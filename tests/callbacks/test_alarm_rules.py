@@ -1,0 +1,163 @@
+"""The rules of the alarms on figures made by hand: from where on, how long, what is undefined, what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from camtrain import InputError
+from camtrain.callbacks import replay_alarms
+from camtrain.callbacks._alarm_board import AlarmBoard
+from camtrain.callbacks._alarm_rules import ALARMS, read_alarms
+from camtrain.callbacks._alarm_seen import ALL
+
+
+def events(history, name, **options):
+    found = replay_alarms(history, [{"name": name, **options}])
+    return [(e.epoch, e.label, e.state) for e in found]
+
+
+def rows(**measures):
+    """measure=[values of `nodule` per epoch], None = undefined; one dict per epoch."""
+    count = max(map(len, measures.values()))
+    return [{m: {"nodule": v[i]} for m, v in measures.items() if v[i] is not None} for i in range(count)]
+
+
+def test_reliance_needs_share_and_effect():
+    share, effect = [0.9, 0.9, 0.9, 0.2], [0.3, 0.05, 0.3, 0.3]
+    history = rows(shortcut_reliance=share, outside_effect=effect)
+    assert events(history, "reliance", patience=1) == [
+        (0, "nodule", "raised"), (1, "nodule", "cleared"), (2, "nodule", "raised"), (3, "nodule", "cleared")
+    ]  # fmt: skip
+    assert events(history, "reliance", patience=2) == []
+    assert events(history, "reliance", patience=1, threshold=0.95) == []
+    assert events(history, "reliance", patience=1, outside=0.01)[:2] == [
+        (0, "nodule", "raised"),
+        (3, "nodule", "cleared"),
+    ]
+
+
+def test_an_epoch_without_figures_changes_nothing():
+    history = rows(shortcut_reliance=[0.9, None, 0.9, None, 0.1], outside_effect=[0.3, None, 0.3, None, 0.3])
+    assert events(history, "reliance", patience=2) == [(2, "nodule", "raised"), (4, "nodule", "cleared")]
+
+
+def test_depth_needs_the_last_layer_inside_and_the_mid_layer_at_chance():
+    history = rows(mid_energy_inside=[0.1, 0.1, 0.3, 0.1], mid_energy_inside_chance=[0.1] * 4,
+                   last_energy_inside=[0.9, 0.3, 0.9, None])  # fmt: skip
+    assert events(history, "depth", patience=1) == [(0, "nodule", "raised"), (1, "nodule", "cleared")]
+
+
+def test_energy_below_chance():
+    history = rows(energy_inside=[0.05, 0.05, 0.2, 0.05], energy_inside_chance=[0.1, 0.1, 0.1, 0.0])
+    assert events(history, "energy_below_chance", patience=2, threshold=0.8) == [
+        (1, "nodule", "raised"),
+        (2, "nodule", "cleared"),
+    ]
+
+
+def test_same_place_of_all_labels_and_same_map_of_one():
+    history = [{"same_place": {ALL: 0.9}, "class_sensitivity": {"nodule": 0.99, "mass": 0.5}}] * 2
+    assert events(history, "same_place", patience=2) == [(1, ALL, "raised"), (1, "nodule", "raised")]
+    assert events(history, "same_place", patience=2, threshold=0.95, correlation=0.999) == []
+
+
+@pytest.mark.parametrize(("name", "measure"), [("empty_maps", "empty_map_rate"), ("bias_share", "bias_share")])
+def test_what_rises_is_compared_with_the_lowest_of_the_window(name, measure):
+    options = {"patience": 1, "threshold": 0.3, "window": 2}
+    assert events(rows(**{measure: [0.9, 0.9, 0.9]}), name, **options) == []
+    assert events(rows(**{measure: [0.1, 0.3, 0.5]}), name, **options) == [(2, "nodule", "raised")]
+    assert events(rows(**{measure: [0.1, 0.3, 0.35, 0.5, 0.5]}), name, **options) == []
+    assert events(rows(**{measure: [0.1, 0.5, 0.5, 0.5]}), name, **options)[-1] == (3, "nodule", "cleared")
+
+
+def test_bias_of_either_sign():
+    assert events(rows(bias_share=[-0.1, -0.9]), "bias_share", patience=1) == [(1, "nodule", "raised")]
+
+
+def test_drifting_needs_a_rise_of_auroc_and_a_fall_of_attention():
+    energy = [0.6, 0.5, 0.3]
+    options = {"patience": 1, "threshold": 0.3, "gain": 0.02}
+    assert events(rows(auroc=[0.7, 0.75, 0.8], energy_inside=energy), "drifting", **options) == [
+        (2, "nodule", "raised")
+    ]
+    assert events(rows(auroc=[0.7, 0.7, 0.7], energy_inside=energy), "drifting", **options) == []
+    assert events(rows(auroc=[0.7, 0.75, 0.8], energy_inside=[0.6, 0.6, 0.6]), "drifting", **options) == []
+    early = rows(auroc=[0.6, 0.75, 0.8], energy_inside=energy)
+    assert events(early, "drifting", **options) == [(2, "nodule", "raised")]
+    assert events(early[:1] + early[2:], "drifting", **options) == []
+    both = rows(auroc=[0.7, 0.8], energy_inside=[0.6, 0.6], organ_iou=[0.5, 0.1])
+    assert events(both, "drifting", **options) == [(1, "nodule", "raised")]
+    assert events(both, "drifting", **(options | {"window": 1})) == [(1, "nodule", "raised")]
+
+
+@pytest.mark.parametrize("name", list(ALARMS))
+def test_no_figures_no_judgement(name):
+    board = AlarmBoard(read_alarms([{"name": name, "patience": 1}]))
+    for epoch in range(3):
+        assert board.take(epoch, "val", {}) == []
+    assert board.by_label("val") == {}
+
+
+def test_told_once_with_five_of_many_labels():
+    board = AlarmBoard(read_alarms([{"name": "empty_maps", "patience": 1}]))
+    names = [f"label{i:03d}" for i in range(120)]
+    said = []
+    for epoch, rate in enumerate((0.0, 0.5, 0.0, 0.5)):
+        said.append(board.news(board.take(epoch, "val", {"empty_map_rate": {n: rate + i / 1e3 for i, n in
+                                                                           enumerate(names)}})))  # fmt: skip
+    assert [len(news) for news in said] == [0, 1, 0, 0]
+    (title, sentence), = said[1]  # fmt: skip
+    assert title == "empty_maps (val)"
+    assert "and 115 more labels" in sentence
+    assert sentence.count("(limit 0.30)") == 5
+    assert len(board.raised("val", "empty_maps")) == 120
+    assert board.raised("val_1", "empty_maps") == []
+
+
+def test_state_goes_on_where_it_was(tmp_path):
+    history = rows(empty_map_rate=[0.0, 0.6, 0.6, 0.6, 0.6])
+    options = [{"name": "empty_maps", "patience": 3}]
+    whole, first = AlarmBoard(read_alarms(options)), AlarmBoard(read_alarms(options))
+    expected = [whole.take(epoch, "val", now) for epoch, now in enumerate(history)]
+    for epoch, now in enumerate(history[:3]):
+        first.take(epoch, "val", now)
+    torch.save(first.state(), tmp_path / "state.pt")
+    second = AlarmBoard(read_alarms(options))
+    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert [second.take(epoch, "val", history[epoch]) for epoch in (3, 4)] == expected[3:]
+    assert expected[3]
+    assert second.state() == whole.state()
+    other = AlarmBoard(read_alarms(["reliance"]))
+    other.load(whole.state())
+    assert other.by_label("val") == {}
+
+
+def test_what_can_be_asked_for():
+    assert [alarm.name for alarm in read_alarms(None)] == list(ALARMS)
+    assert read_alarms([]) == []
+    (alarm,) = read_alarms([{"name": "reliance", "replacements": ["blur"], "patience": 3}])
+    assert (alarm.replacements, alarm.patience) == (("blur",), 3)
+    for kind in ALARMS.values():
+        assert kind.means.endswith(".")
+        assert not kind.tries.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("reliance", "expects a list such as"),
+        (["relianse"], "nearest: reliance"),
+        ([{"threshold": 1}], "names of alarms, got None"),
+        ([{"name": "reliance", "treshold": 1}], "nearest: threshold"),
+        ([{"name": "reliance", "threshold": "high"}], "threshold= expects a number"),
+        ([{"name": "depth", "patience": 0}], "patience= expects a whole number of at least 1"),
+        ([{"name": "depth", "cases": 1}], "at least 2"),
+        ([{"name": "reliance", "replacements": ["water"]}], "expects case, air, blur, mean"),
+        ([{"name": "reliance", "replacements": []}], "at least one word"),
+        (["depth", "depth"], "twice"),
+    ],
+)
+def test_wrong_arguments(given, message):
+    with pytest.raises(InputError, match=message):
+        read_alarms(given)
