@@ -135,11 +135,19 @@ class RunContext:
             )
         return names
 
-    def allowed(self, batch: Batch, size: Sequence[int]) -> Tensor | None:
-        """(B, L, *S') bool on the map's grid, or None when the batch has no organs or there is no table."""
+    def allowed(self, batch: Batch, size: Sequence[int], labels: Sequence[int] | None = None) -> Tensor | None:
+        """(B, L, *S') bool on the map's grid, or None when the batch has no organs or there is no table.
+
+        Args:
+            batch: The batch.
+            size: *S'.
+            labels: Only these columns, in this order: at the image's resolution all of them would not fit.
+        """
         table = self._selected
         if table is None or batch.organs is None:
             return None
+        if labels is not None and self.names is not None:
+            table = table.select([self.names[index] for index in labels])
         if math.prod(size) == 1 and not self._told_one_cell:
             self._told_one_cell = True
             rank_zero_warn(

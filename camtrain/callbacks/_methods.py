@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from camtrain._errors import InputError
@@ -75,3 +76,16 @@ def maps_of_methods(
         elif (own := watch.rerun().maps(each.row, each.options, present, reshape)) is not None:
             maps[each.name] = fused(own)
     return maps
+
+
+def only(maps: Mapping[str, Tensor], present: Tensor, asked: Tensor) -> dict[str, Tensor]:
+    """The maps with NaN for what was asked for besides the present labels.
+
+    Args:
+        maps: Method -> (B, L, *S').
+        present: (B, L) bool.
+        asked: (B, L) bool: which maps were made.
+    """
+    if not bool((asked & ~present).any()):
+        return dict(maps)
+    return {m: torch.where(present[(..., *[None] * (each.ndim - 2))], each, torch.nan) for m, each in maps.items()}

@@ -1,0 +1,213 @@
+"""Everything about W&B: pictures with layers, growing tables, charts, summary, config; within a budget of bytes.
+
+What belongs to one pass goes in one `log` call, under the Trainer's step as the field `trainer/global_step`, which is
+Lightning's x axis. W&B's own step is left alone: nothing of the user's is dropped for coming "too late".
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from camtrain.reporting._files import file_stem
+from camtrain.reporting.case_picture import CasePicture
+from camtrain.reporting.panels import same_size
+
+Pixels = npt.NDArray[np.uint8]
+BUDGET = 8_000_000  # bytes per pass
+_STEP = "trainer/global_step"
+# Quality and chroma subsampling of the JPEGs: as they should be, and where the budget is tight.
+_GOOD: dict[str, int] = {"quality": 90, "subsampling": 0}
+_TIGHT: dict[str, int] = {"quality": 60, "subsampling": 2}
+_AROUND = 200  # bytes of a file besides its pixels
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One picture on its way."""
+
+    key: str
+    picture: CasePicture
+    caption: str
+    jpeg: bytes
+
+    @property
+    def bytes(self) -> int:
+        """What it takes, its masks included."""
+        # W&B writes masks as PNG at level 6, which is never larger than this.
+        masks = sum(len(zlib.compress(mask.tobytes(), 1)) + _AROUND for mask in self.picture.masks.values())
+        return len(self.jpeg) + masks
+
+
+class WandbSink:
+    """Collects what a pass brings and sends it with `flush`.
+
+    Args:
+        logger: Lightning's `WandbLogger`.
+        budget: Bytes of pictures, masks and case rows per pass. Beyond it pictures become coarser, then fewer, which is
+            told once. 0 sends nothing about single cases: no picture, no row.
+    """
+
+    def __init__(self, logger: Any, budget: int = BUDGET) -> None:
+        self.logger, self.budget = logger, budget
+        self._shown: list[_Shown] = []
+        self._fields: dict[str, Any] = {}
+        self._growing: dict[str, Any] = {}
+        self._rows_bytes = 0
+        self._told = False
+
+    def images(
+        self,
+        key: str,
+        pictures: Sequence[Pixels | CasePicture],
+        captions: Sequence[str],
+        step: int,
+        epoch: int,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """Keep pictures for `flush`; see `Sink`."""
+        if not self.budget:
+            return
+        for picture, caption in zip(_same_size(pictures), captions, strict=True):
+            self._shown.append(_Shown(key, picture, caption, _jpeg(picture.pixels, _GOOD)))
+
+    def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
+        """Keep a table for `flush`; it takes the place of an older one."""
+        import wandb
+
+        self._fields[key] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+
+    def rows(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
+        """Add rows to a table that grows over the epochs; each epoch sends its own rows only."""
+        import wandb
+
+        if not self.budget:
+            return
+        if key not in self._growing:
+            self._growing[key] = wandb.Table(columns=list(columns), log_mode="INCREMENTAL")
+        for row in rows:
+            self._growing[key].add_data(*row)
+            self._rows_bytes += len(json.dumps(list(row), default=str)) + 2
+        self._fields[key] = self._growing[key]
+
+    def define(self, keys: Mapping[str, bool]) -> None:
+        """Say how scores are charted, before they are first logged.
+
+        Args:
+            keys: Key -> does it get a chart of its own? All are logged and can be put into any chart.
+        """
+        run = self.logger.experiment
+        for key, charted in keys.items():
+            run.define_metric(self._named(key), step_metric=_STEP, step_sync=True, hidden=not charted)
+
+    def summary(self, values: Mapping[str, float | int]) -> None:
+        """Set fields of the run's summary, such as `best/val/auroc`."""
+        self.logger.experiment.summary.update({self._named(key): value for key, value in values.items()})
+
+    def about(self, facts: Mapping[str, Any], table: Mapping[str, Any] | None) -> None:
+        """The run's config entry `camtrain`, and the artifact `camtrain-<run id>` with config and organ table.
+
+        Args:
+            facts: What camtrain was asked for; plain values.
+            table: The organ table as plain values.
+        """
+        import wandb
+
+        run = self.logger.experiment
+        name = str(facts.get("name") or "")
+        entry = "camtrain" if not name else f"camtrain_{name}"
+        run.config.update({entry: dict(facts)}, allow_val_change=True)
+        artifact = wandb.Artifact(
+            file_stem("-".join(p for p in ("camtrain", name, str(run.id)) if p)), type="camtrain", metadata=dict(facts)
+        )
+        for file, content in (("camtrain.json", facts), ("organ_table.json", table)):
+            if content is not None:
+                with artifact.new_file(file, mode="w", encoding="utf-8") as handle:
+                    json.dump(content, handle, indent=1)
+        run.log_artifact(artifact)
+
+    def flush(self, step: int) -> None:
+        """Send what has come together, in one entry of the run's history."""
+        shown, self._shown = self._shown, []
+        fields, self._fields = self._fields, {}
+        spent, self._rows_bytes = self._rows_bytes, 0
+        if not shown and not fields:
+            return
+        import wandb
+
+        # W&B copies files into the run's folder as it logs them.
+        with tempfile.TemporaryDirectory(prefix="camtrain-") as folder:
+            for number, one in enumerate(self._within(shown, self.budget - spent)):
+                path = Path(folder) / f"{number}.jpg"
+                path.write_bytes(one.jpeg)
+                masks = {
+                    name: {"mask_data": mask, "class_labels": CasePicture.classes_of(name)}
+                    for name, mask in one.picture.masks.items()
+                }
+                fields.setdefault(one.key, []).append(wandb.Image(str(path), caption=one.caption, masks=masks or None))
+            self.logger.log_metrics(fields, step=step)
+
+    def _named(self, key: str) -> str:
+        """The key as Lightning sends it: a logger may have a prefix."""
+        prefix = getattr(self.logger, "_prefix", "")
+        return f"{prefix}{self.logger.LOGGER_JOIN_CHAR}{key}" if prefix else key
+
+    def _within(self, shown: Sequence[_Shown], budget: int) -> list[_Shown]:
+        """As many pictures as the budget allows, coarser ones where that is not all; every key keeps its first ones."""
+        if sum(one.bytes for one in shown) <= budget:
+            return list(shown)
+        coarse = [_Shown(o.key, o.picture, o.caption, _jpeg(o.picture.pixels, _TIGHT)) for o in shown]
+        places: dict[str, int] = {}
+        ranked = []
+        for one in coarse:
+            places[one.key] = places.get(one.key, -1) + 1
+            ranked.append((places[one.key], one))
+        kept, left = [], budget
+        for _, one in sorted(ranked, key=lambda item: item[0]):
+            if (size := one.bytes) <= left:
+                left -= size
+                kept.append(one)
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"camtrain: {len(shown)} pictures are more than the {self.budget / 1e6:g} MB that W&B gets per pass: "
+                f"{len(kept)} of them go there, with less detail; the run folder has all. More with wandb_budget_mb=",
+                stacklevel=2,
+            )
+        return kept
+
+
+def _jpeg(pixels: Pixels, how: Mapping[str, int]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="JPEG", **how)
+    return file.getvalue()
+
+
+def _same_size(pictures: Sequence[Pixels | CasePicture]) -> list[CasePicture]:
+    """W&B shows a list of pictures, and the masks over them, properly only when all have one size."""
+    made = [p if isinstance(p, CasePicture) else CasePicture(p) for p in pictures]
+    if len({p.pixels.shape for p in made}) < 2:
+        return made
+    padded = same_size([p.pixels for p in made])
+    return [
+        CasePicture(pixels, {name: _centred(mask, pixels.shape[:2]) for name, mask in p.masks.items()}, p.tile)
+        for p, pixels in zip(made, padded, strict=True)
+    ]
+
+
+def _centred(mask: Pixels, size: tuple[int, ...]) -> Pixels:
+    page = np.zeros(size, np.uint8)
+    top, left = (size[0] - mask.shape[0]) // 2, (size[1] - mask.shape[1]) // 2
+    page[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+    return page
