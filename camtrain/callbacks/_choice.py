@@ -18,8 +18,8 @@ class Choice:
     * negative: the case with the fewest present labels (none, where there is such a case), with the absent label that
       the network thinks most likely.
 
-    A quarter of the cases are hard ones, and from four cases on one is the negative. Until the pass is over the hard ones and
-    the negative are those so far.
+    A quarter of the cases are hard ones, and from four cases on one is the negative. Until the pass is over the hard
+    ones and the negative are those so far.
 
     Args:
         cases: Cases at most, besides those in `always`.

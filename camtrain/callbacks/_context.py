@@ -156,3 +156,18 @@ class RunContext:
             )
         spacing = spacing_of(batch.affine) if table.needs_spacing and batch.affine is not None else None
         return table.allowed(batch.organs, size=size, mode=self.mode, spacing=spacing)
+
+    def region(self, batch: Batch, row: int, labels: Sequence[int]) -> Tensor | None:
+        """(labels, *S) bool of one case at the image's resolution; None where it is not segmented."""
+        if batch.organs is None or not bool(batch.has_organs[row]):
+            return None
+        one = Batch(
+            image=None,
+            label=None,
+            organs=batch.organs[row : row + 1],
+            has_organs=batch.has_organs[row : row + 1],
+            ids=None,
+            affine=None if batch.affine is None else batch.affine[row : row + 1],
+        )
+        allowed = self.allowed(one, batch.organs.shape[2:], labels)
+        return None if allowed is None else allowed[0]

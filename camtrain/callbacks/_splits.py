@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 
@@ -51,3 +53,23 @@ def is_repeat(loader: Any, start: int, count: int) -> list[bool]:
     total = len(sampler.dataset)  # type: ignore[arg-type]
     # Without shuffling rank r gets the padded positions r, r + world, ...; those past the end are repeats.
     return [(start + k) * sampler.num_replicas + sampler.rank >= total for k in range(count)]
+
+
+class SeenCases:
+    """Counts the cases of each evaluation loader in this pass, to know which ones are repeats."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, int] = {}
+
+    def clear(self) -> None:
+        """A new pass."""
+        self._seen.clear()
+
+    def without_repeats(self, trainer: Any, label: Tensor, dataloader_idx: int) -> Tensor:
+        """(B, L) truths in which cases that only fill up uneven ranks are unknown."""
+        start = self._seen.get(dataloader_idx, 0)
+        self._seen[dataloader_idx] = start + len(label)
+        repeats = is_repeat(loader_of(trainer, dataloader_idx), start, len(label))
+        if not any(repeats):
+            return label
+        return torch.where(torch.tensor(repeats, device=label.device)[:, None], torch.nan, label)

@@ -23,7 +23,7 @@ from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._panel import Panel, asked_too
 from camtrain.callbacks._publish import Publisher
 from camtrain.callbacks._scores import Score, ScoreBook
-from camtrain.callbacks._splits import is_repeat, loader_of, split_name
+from camtrain.callbacks._splits import SeenCases, split_name
 from camtrain.callbacks._steps import WrappedStep, batch_of
 from camtrain.cam.asked import Asked
 from camtrain.cam.engine import Reshape
@@ -140,7 +140,7 @@ class AttentionMonitor(Callback):
         self._new_panel = partial(Panel, panel_cases, labels_per_case, nifti.named)
         self._books: dict[str, ScoreBook] = {}
         self._due: list[Asked] = []
-        self._seen_cases: dict[int, int] = {}
+        self._seen_cases = SeenCases()
         self._at = (0, 0)
         self._wrapped: list[WrappedStep] = []
         self._watch: ModuleWatch | None = None
@@ -282,7 +282,7 @@ class AttentionMonitor(Callback):
                 "AttentionMonitor needs labels, but the batch has no key 'label': name yours with keys={'label': ...}"
             )
         batch_idx, dataloader_idx = self._at
-        label = self._without_repeats(trainer, words.label.to(logits.device), dataloader_idx)
+        label = self._seen_cases.without_repeats(trainer, words.label.to(logits.device), dataloader_idx)
         segmented = words.has_organs if self.context.has_table else torch.ones_like(words.has_organs)
         segmented = segmented.to(logits.device)
         present = (label == 1) & segmented[:, None]
@@ -300,7 +300,7 @@ class AttentionMonitor(Callback):
         # What only the panel shows is not scored.
         self._books[split].update(only(maps, present, asked), allowed, label, segmented, logits)
         if rows:
-            region = partial(self._region, words)
+            region = partial(self.context.region, words)
             self._panel(split).collect(rows, cases, words, maps, logits, names, region, allowed)
 
     def _allowed(self, words: Batch, maps: dict[str, Tensor], present: Tensor) -> dict[str, Tensor] | None:
@@ -328,30 +328,6 @@ class AttentionMonitor(Callback):
         if split not in self.panels:
             self.panels[split] = self._new_panel()
         return self.panels[split]
-
-    def _without_repeats(self, trainer: Any, label: Tensor, dataloader_idx: int) -> Tensor:
-        """Lightning's sampler fills up uneven ranks with cases that were already seen; they become unknown."""
-        start = self._seen_cases.get(dataloader_idx, 0)
-        self._seen_cases[dataloader_idx] = start + len(label)
-        repeats = is_repeat(loader_of(trainer, dataloader_idx), start, len(label))
-        if not any(repeats):
-            return label
-        return torch.where(torch.tensor(repeats, device=label.device)[:, None], torch.nan, label)
-
-    def _region(self, words: Batch, row: int, labels: Sequence[int]) -> Tensor | None:
-        """(labels, *S) bool of one case, at the image's resolution."""
-        if words.organs is None or not bool(words.has_organs[row]):
-            return None
-        one = Batch(
-            image=None,
-            label=None,
-            organs=words.organs[row : row + 1],
-            has_organs=words.has_organs[row : row + 1],
-            ids=None,
-            affine=None if words.affine is None else words.affine[row : row + 1],
-        )
-        allowed = self.context.allowed(one, words.organs.shape[2:], labels)
-        return None if allowed is None else allowed[0]
 
     def _finish(self, trainer: Any, pl_module: Any, original: Callable[..., Any]) -> Any:
         """Log the scores, but not those of the sanity check, which has seen a batch or two.
