@@ -10,9 +10,8 @@ import io
 import json
 import tempfile
 import warnings
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +29,22 @@ _STEP = "trainer/global_step"
 # Quality and chroma subsampling of the JPEGs: as they should be, and where the budget is tight.
 _GOOD: dict[str, int] = {"quality": 90, "subsampling": 0}
 _TIGHT: dict[str, int] = {"quality": 60, "subsampling": 2}
-_AROUND = 200  # bytes of a file besides its pixels
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """One picture on its way."""
+    """One picture on its way, as the bytes that will be stored."""
 
     key: str
     picture: CasePicture
     caption: str
     jpeg: bytes
+    masks: dict[str, bytes]
 
     @property
     def bytes(self) -> int:
         """What it takes, its masks included."""
-        # W&B writes masks as PNG at level 6, which is never larger than this.
-        masks = sum(len(zlib.compress(mask.tobytes(), 1)) + _AROUND for mask in self.picture.masks.values())
-        return len(self.jpeg) + masks
+        return len(self.jpeg) + sum(len(mask) for mask in self.masks.values())
 
 
 class WandbSink:
@@ -65,6 +62,7 @@ class WandbSink:
         self._fields: dict[str, Any] = {}
         self._growing: dict[str, Any] = {}
         self._rows_bytes = 0
+        self._classed: set[tuple[str, str]] = set()
         self._told = False
 
     def images(
@@ -80,7 +78,8 @@ class WandbSink:
         if not self.budget:
             return
         for picture, caption in zip(_same_size(pictures), captions, strict=True):
-            self._shown.append(_Shown(key, picture, caption, _jpeg(picture.pixels, _GOOD)))
+            masks = {name: _encoded(mask, "PNG", compress_level=1) for name, mask in picture.masks.items()}
+            self._shown.append(_Shown(key, picture, caption, _encoded(picture.pixels, "JPEG", **_GOOD), masks))
 
     def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
         """Keep a table for `flush`; it takes the place of an older one."""
@@ -95,7 +94,10 @@ class WandbSink:
         if not self.budget:
             return
         if key not in self._growing:
-            self._growing[key] = wandb.Table(columns=list(columns), log_mode="INCREMENTAL")
+            table = self._growing[key] = wandb.Table(columns=list(columns), log_mode="INCREMENTAL")
+            # W&B 0.31 calls the first part of a new run's table "None", and then cannot read the parts in order.
+            if not self.logger.experiment.resumed and getattr(table, "_increment_num", 0) is None:
+                table._increment_num = 0
         for row in rows:
             self._growing[key].add_data(*row)
             self._rows_bytes += len(json.dumps(list(row), default=str)) + 2
@@ -151,12 +153,18 @@ class WandbSink:
             for number, one in enumerate(self._within(shown, self.budget - spent)):
                 path = Path(folder) / f"{number}.jpg"
                 path.write_bytes(one.jpeg)
-                masks = {
-                    name: {"mask_data": mask, "class_labels": CasePicture.classes_of(name)}
-                    for name, mask in one.picture.masks.items()
-                }
+                masks = {name: self._mask(one, name, path) for name in one.masks}
                 fields.setdefault(one.key, []).append(wandb.Image(str(path), caption=one.caption, masks=masks or None))
             self.logger.log_metrics(fields, step=step)
+
+    def _mask(self, one: _Shown, name: str, picture: Path) -> dict[str, Any]:
+        """A mask as W&B takes it. Each time it is told what the classes mean, it writes its whole config anew."""
+        if (one.key, name) not in self._classed:
+            self._classed.add((one.key, name))
+            return {"mask_data": one.picture.masks[name], "class_labels": CasePicture.classes_of(name)}
+        path = picture.with_name(f"{picture.stem}-{file_stem(name)}.mask.png")
+        path.write_bytes(one.masks[name])
+        return {"path": str(path)}
 
     def _named(self, key: str) -> str:
         """The key as Lightning sends it: a logger may have a prefix."""
@@ -167,7 +175,7 @@ class WandbSink:
         """As many pictures as the budget allows, coarser ones where that is not all; every key keeps its first ones."""
         if sum(one.bytes for one in shown) <= budget:
             return list(shown)
-        coarse = [_Shown(o.key, o.picture, o.caption, _jpeg(o.picture.pixels, _TIGHT)) for o in shown]
+        coarse = [replace(one, jpeg=_encoded(one.picture.pixels, "JPEG", **_TIGHT)) for one in shown]
         places: dict[str, int] = {}
         ranked = []
         for one in coarse:
@@ -188,9 +196,9 @@ class WandbSink:
         return kept
 
 
-def _jpeg(pixels: Pixels, how: Mapping[str, int]) -> bytes:
+def _encoded(pixels: Pixels, kind: str, **how: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="JPEG", **how)
+    Image.fromarray(pixels).save(file, format=kind, **how)
     return file.getvalue()
 
 
