@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,18 @@ def logger_failure(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
 
 
+# One for each logger, so that a dead service is told of once, whoever finds out.
+_patience: weakref.WeakKeyDictionary[Any, Patience] = weakref.WeakKeyDictionary()
+
+
+def patience_with(logger: Any) -> Patience:
+    """The patience that all calls of a logger share."""
+    if logger not in _patience:
+        meanwhile = "scores, cases and pictures are in the run folder all the same"
+        _patience[logger] = Patience(type(logger).__name__, meanwhile, logger_failure)
+    return _patience[logger]
+
+
 class LoggerGuard:
     """Puts a `Patience` around what Lightning itself calls of the Trainer's loggers, on the objects, until `stop()`.
 
@@ -31,15 +44,13 @@ class LoggerGuard:
 
     Args:
         loggers: `trainer.loggers`.
-        meanwhile: What the user has all the same.
     """
 
-    def __init__(self, loggers: Iterable[Any], meanwhile: str) -> None:
+    def __init__(self, loggers: Iterable[Any]) -> None:
         self._covered: list[tuple[Any, str]] = []
         for logger in loggers:
-            patience = Patience(type(logger).__name__, meanwhile, logger_failure)
             for name in _CALLS:
-                self._cover(logger, name, patience)
+                self._cover(logger, name, patience_with(logger))
 
     def _cover(self, logger: Any, name: str, patience: Patience) -> None:
         original = getattr(logger, name, None)
@@ -59,6 +70,7 @@ class LoggerGuard:
     def stop(self) -> None:
         """Give the loggers their own methods back; calling it twice is calling it once."""
         for logger, name in self._covered:
+            _patience.pop(logger, None)
             if name != "finalize":
                 vars(logger).pop(name, None)
         self._covered.clear()

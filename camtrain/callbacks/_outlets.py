@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from camtrain._errors import InputError
+from camtrain.callbacks._logger_guard import patience_with
 from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.reporting import Patience, PatientSink, RunDir, Unwritten, file_failure, sinks_for, write_cases
-from camtrain.reporting.sinks import FolderSink
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
 
@@ -37,10 +37,10 @@ class Outlets:
         self.files = Patience(f"writing to {run_dir.path}", meanwhile, file_failure)
         self.scores = Unwritten(run_dir.write_scores, self.files)
         self.cases = Unwritten(lambda rows: write_cases(run_dir, rows), self.files)
-        self._sinks = [
-            PatientSink(sink, self.files if isinstance(sink, FolderSink) else _patience(sink, run_dir))
-            for sink in sinks_for(loggers, run_dir, wandb_budget)
-        ]
+        self._sinks = []
+        for sink in sinks_for(loggers, run_dir, wandb_budget):
+            logger = getattr(sink, "logger", None)  # none: the folder
+            self._sinks.append(PatientSink(sink, self.files if logger is None else patience_with(logger)))
         self._defined: set[str] = set()
         self._told_nifti = False
 
@@ -72,22 +72,26 @@ class Outlets:
         self.files(write)
 
 
-def _patience(sink: Any, run_dir: RunDir) -> Patience:
-    name = type(getattr(sink, "logger", sink)).__name__
-    return Patience(f"{name} (pictures and tables)", f"they are in {run_dir.path}")
+class Opening:
+    """Makes the outlets of a run when they are first needed.
 
-
-def opened(trainer: Any, root: str, run_id: str | None, wandb_budget: int) -> Outlets | None:
-    """Make the folder and the sinks; None, with a warning, where the disk is full or gone.
-
-    Raises:
-        InputError: The folder cannot be made for another reason.
+    A disk that is full or gone is told of once and tried again later; any other reason why there can be no folder is
+    the user's to mend.
     """
-    try:
-        run_dir = RunDir(root, run_id)
-    except InputError as error:
-        if getattr(error.__cause__, "errno", None) not in _DISK:
-            raise
-        warnings.warn(f"camtrain: {error}. Training goes on, and scores go to the loggers only", stacklevel=2)
-        return None
-    return Outlets(run_dir, trainer.loggers, wandb_budget)
+
+    def __init__(self) -> None:
+        self._patience = Patience("making the run folder", "scores go to the loggers only", _disk_failure)
+
+    def __call__(self, root: str, run_id: str | None, loggers: Sequence[Any], wandb_budget: int) -> Outlets | None:
+        """The outlets, or None.
+
+        Raises:
+            InputError: The folder cannot be made.
+        """
+        made: list[Outlets] = []
+        self._patience(lambda: made.append(Outlets(RunDir(root, run_id), loggers, wandb_budget)))
+        return made[0] if made else None
+
+
+def _disk_failure(error: Exception) -> bool:
+    return isinstance(error, InputError) and getattr(error.__cause__, "errno", None) in _DISK

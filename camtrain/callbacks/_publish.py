@@ -10,7 +10,7 @@ from torch import Tensor
 
 from camtrain._errors import InputError
 from camtrain.callbacks._nifti import NiftiMaps
-from camtrain.callbacks._outlets import Outlets, opened
+from camtrain.callbacks._outlets import Opening, Outlets
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.callbacks._pictures import publish_pictures
 from camtrain.callbacks._scores import MEASURES, Score
@@ -52,6 +52,7 @@ class Publisher:
         self._run_id: str | None = None
         self._root: str | None = None
         self._outlets: Outlets | None = None
+        self._opening = Opening()
         self._scale: dict[str, float] = {}
         self._best: dict[str, float] = {}
         self._due_at: int | None = None
@@ -65,7 +66,7 @@ class Publisher:
         """A fit is a run of its own, unless a checkpoint says which one goes on; validate and test join it."""
         if stage == "fit":
             self._run_id, self._scale, self._best, self._due_at = None, {}, {}, None
-        self._outlets = None
+        self._outlets, self._opening = None, Opening()
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
 
@@ -142,7 +143,7 @@ class Publisher:
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return None
         if self._outlets is None:
-            self._outlets = opened(trainer, self._root or ".", self._run_id, self._wandb_budget)
+            self._outlets = self._opening(self._root or ".", self._run_id, trainer.loggers, self._wandb_budget)
             if self._outlets is not None:
                 self._run_id = self._outlets.run_dir.id
                 self._outlets.send("about", *self._facts())

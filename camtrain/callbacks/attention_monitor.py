@@ -175,7 +175,7 @@ class AttentionMonitor(Callback):
             self.panels.clear()
         self.publisher.setup(trainer, stage)
         if self.guard_loggers:
-            self._guard = LoggerGuard(trainer.loggers, "scores go to scores.csv in the run folder all the same")
+            self._guard = LoggerGuard(trainer.loggers)
         step, end = _HOOKS[stage]
         self._wrapped = [
             WrappedStep(pl_module, step, partial(self._step, trainer, pl_module)),

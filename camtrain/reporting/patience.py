@@ -60,13 +60,19 @@ class Patience:
         Raises:
             Exception: Whatever `catches` says is no failure.
         """
+        return self.attempt(self.catches, action, *args, **kwargs)
+
+    def attempt(
+        self, catches: Callable[[Exception], bool], action: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> bool:
+        """The same, with another idea of what a failure is."""
         if self.waiting:
             return False
         start = time.monotonic()
         try:
             action(*args, **kwargs)
         except Exception as error:
-            if not self.catches(error):
+            if not catches(error):
                 raise
             self._again = time.monotonic() + max(WAIT, _SHARE * (time.monotonic() - start))
             self._tell(error)
@@ -80,12 +86,12 @@ class Patience:
             warnings.warn(
                 f"camtrain: {self.what} failed ({reason}). Training goes on; {self.meanwhile}. It is tried again from "
                 "time to time, without another warning",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
 class PatientSink:
-    """A sink whose failures do not reach the training; it has the methods of its sink.
+    """A sink whose failures, of any kind, do not reach the training; it has the methods of its sink.
 
     Args:
         sink: The sink.
@@ -106,7 +112,7 @@ class PatientSink:
     def send(self, name: str, *args: Any, **kwargs: Any) -> None:
         """Call a method of the sink, where it has such a method."""
         if (method := getattr(self.sink, name, None)) is not None:
-            self._patience(method, *args, **kwargs)
+            self._patience.attempt(any_failure, method, *args, **kwargs)
 
 
 class Unwritten:

@@ -190,7 +190,7 @@ def sinks_for(loggers: Iterable[Any], run_dir: RunDir | None, wandb_budget: int 
         names = [cls.__name__ for cls in type(logger).__mro__]
         known = next((name for name in names if name in _SINKS), None)
         kind = _SINKS[known] if known else None
-        if kind is MLFlowSink and not hasattr(logger.experiment, "log_image"):
+        if kind is MLFlowSink and not _takes_pictures(logger):
             known = kind = None
         if kind is WandbSink:
             sinks.append(WandbSink(logger, wandb_budget))
@@ -205,6 +205,13 @@ def sinks_for(loggers: Iterable[Any], run_dir: RunDir | None, wandb_budget: int 
             stacklevel=2,
         )
     return sinks
+
+
+def _takes_pictures(logger: Any) -> bool:
+    try:
+        return hasattr(logger.experiment, "log_image")
+    except Exception:  # a server that is gone: the first picture will say so
+        return True
 
 
 def _pixels(picture: Pixels | CasePicture) -> Pixels:

@@ -77,6 +77,7 @@ class WandbSink:
         """Keep pictures for `flush`; see `Sink`."""
         if not self.budget:
             return
+        key = _path_safe(key)
         for picture, caption in zip(_same_size(pictures), captions, strict=True):
             masks = {name: _encoded(mask, "PNG", compress_level=1) for name, mask in picture.masks.items()}
             self._shown.append(_Shown(key, picture, caption, _encoded(picture.pixels, "JPEG", **_GOOD), masks))
@@ -85,7 +86,7 @@ class WandbSink:
         """Keep a table for `flush`; it takes the place of an older one."""
         import wandb
 
-        self._fields[key] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        self._fields[_path_safe(key)] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
 
     def rows(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
         """Add rows to a table that grows over the epochs; each epoch sends its own rows only."""
@@ -100,7 +101,7 @@ class WandbSink:
                 table._increment_num = 0
         for row in rows:
             self._growing[key].add_data(*row)
-            self._rows_bytes += len(json.dumps(list(row), default=str)) + 2
+            self._rows_bytes += len(json.dumps(list(row))) + 2
         self._fields[key] = self._growing[key]
 
     def define(self, keys: Mapping[str, bool]) -> None:
@@ -200,6 +201,16 @@ def _encoded(pixels: Pixels, kind: str, **how: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format=kind, **how)
     return file.getvalue()
+
+
+def _path_safe(key: str) -> str:
+    """W&B makes file names of keys; a label called `..` must not lead out of the run's folder.
+
+    Example:
+        >>> _path_safe("val/attention/../../x")
+        'val/attention/__/__/x'
+    """
+    return "/".join("_" * len(part) if part.strip(".") == "" else part for part in key.split("/"))
 
 
 def _same_size(pictures: Sequence[Pixels | CasePicture]) -> list[CasePicture]:
