@@ -71,9 +71,10 @@ class PanelEntry:
 
     @property
     def brief(self) -> str:
-        """A few words for the overview."""
-        inside = next((f" in {v:.2f}" for v in self.energy_inside.values()), "")
-        return f"{'+' if self.present else '-'}{self.label} {self.probability:.2f}{inside} {self.case}"
+        """Two short lines for the overview."""
+        inside = next((f", inside {v:.2f}" for v in self.energy_inside.values()), "")
+        truth = "present" if self.present else "absent"
+        return f"{self.label}\n{truth}, p {self.probability:.2f}{inside}, {self.case}"
 
     def draw(self, scale: Mapping[str, float]) -> CasePicture:
         """The picture, with one colour scale per method."""

@@ -227,7 +227,7 @@ def compose_overview(tiles: Sequence[Pixels], titles: Sequence[str], cell: int =
 
     Args:
         tiles: (h, w, 3) each, such as `CasePicture.tile`.
-        titles: One short line for each.
+        titles: One or two short lines for each.
         cell: Width and height of a tile in pixels.
 
     Returns:
@@ -235,7 +235,7 @@ def compose_overview(tiles: Sequence[Pixels], titles: Sequence[str], cell: int =
 
     Example:
         >>> compose_overview([np.zeros((20, 30, 3), np.uint8)] * 3, ["a", "b", "c"], cell=60).shape
-        (154, 122, 3)
+        (186, 122, 3)
     """
     from PIL import Image
 
@@ -249,6 +249,8 @@ def compose_overview(tiles: Sequence[Pixels], titles: Sequence[str], cell: int =
         page = _draw.sheet(cell, cell)
         top, left = (cell - size[1]) // 2, (cell - size[0]) // 2
         page[top : top + size[1], left : left + size[0]] = np.asarray(Image.fromarray(tile).resize(size))
-        cells.append(_draw.stack([_draw.headline(title, cell, 10), page], 0, down=True))
+        first, _, second = title.partition("\n")
+        lines = [_draw.headline(first, cell, 11), _draw.headline(second, cell, 10, _draw.FAINT)]
+        cells.append(_draw.stack([*lines, page], 0, down=True))
     rows = [_draw.stack(cells[i : i + columns], 2, down=False) for i in range(0, len(cells), columns)]
     return _draw.stack(rows, 4, down=True)

@@ -48,6 +48,9 @@ def test_tensorboard(kit, tmp_path):
     assert [e.step for e in events.Scalars("val/organ_iou")] == [2, 5]
     assert not any(tag.startswith("val/organ_iou/") for tag in tags["scalars"])
     assert "val/scores/text_summary" in tags["tensors"]
+    cases = events.Tensors("val/cases/text_summary")
+    assert [e.step for e in cases] == [3, 6]
+    assert b"| energy_inside |" in cases[-1].tensor_proto.string_val[0]
     pictures = [tag for tag in tags["images"] if tag.startswith("val/attention/stent/")]
     assert pictures
     assert [e.step for e in events.Images(pictures[0])] == [3, 6]
