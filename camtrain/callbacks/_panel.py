@@ -184,6 +184,8 @@ class Panel:
             window, allowed = window_of(image if colours else image[0]), region(row, labels)
             for place, index in enumerate(labels):
                 shown = {m: each[row, index] for m, each in maps.items()}
+                # Methods that cost forwards are not asked about absent labels.
+                shown = {m: one for m, one in shown.items() if not bool(one.isnan().all())} or shown
                 self._kept[cases[row], index] = PanelEntry(
                     case=cases[row],
                     label=names[index],

@@ -53,6 +53,7 @@ class Publisher:
         self._root: str | None = None
         self._outlets: Outlets | None = None
         self._opening = Opening()
+        self._introduced: list[int] = []
         self._scale: dict[str, float] = {}
         self._best: dict[str, float] = {}
         self._due_at: int | None = None
@@ -65,7 +66,7 @@ class Publisher:
     def setup(self, trainer: Any, stage: str) -> None:
         """A fit is a run of its own, unless a checkpoint says which one goes on; validate and test join it."""
         if stage == "fit":
-            self._run_id, self._scale, self._best, self._due_at = None, {}, {}, None
+            self._run_id, self._scale, self._best, self._due_at, self._introduced = None, {}, {}, None, []
         self._outlets, self._opening = None, Opening()
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
@@ -146,7 +147,9 @@ class Publisher:
             self._outlets = self._opening(self._root or ".", self._run_id, trainer.loggers, self._wandb_budget)
             if self._outlets is not None:
                 self._run_id = self._outlets.run_dir.id
-                self._outlets.send("about", *self._facts())
+                if self._introduced != (loggers := [id(logger) for logger in trainer.loggers]):
+                    self._introduced = loggers
+                    self._outlets.send("about", *self._facts())
         return self._outlets
 
     def check_clashes(self, trainer: Any, scores: Mapping[str, Sequence[Score]]) -> None:

@@ -273,7 +273,7 @@ class AttentionMonitor(Callback):
         self,
         trainer: Any,
         words: Batch,
-        maps_of: Callable[[Tensor], dict[str, Tensor]],
+        maps_of: Callable[[Tensor, Tensor], dict[str, Tensor]],
         logits: Tensor,
         names: list[str],
     ) -> None:
@@ -293,7 +293,7 @@ class AttentionMonitor(Callback):
             rows = self._panel(split).wanted(cases, label, segmented, logits.float().sigmoid())
         # The sanity check only shows that a method works here; one map does, and K forwards of a Score-CAM are long.
         asked = _first_only(present) if trainer.sanity_checking else asked_too(rows, present)
-        maps = maps_of(asked)
+        maps = maps_of(present & asked, asked)
         allowed = self._allowed(words, maps, present)
         if split not in self._books:
             self._books[split] = self._book(trainer, split, names, logits.device)
