@@ -61,7 +61,7 @@ def compose_case(
     caption: str = "",
     scale: Mapping[str, float],
     window: tuple[float, float] | None = None,
-    width: int = 960,
+    width: int = 840,
 ) -> CasePicture:
     """Draw one case for one label: on the left planes through the organ, on the right through the first map's peak.
 
@@ -89,7 +89,7 @@ def compose_case(
     Example:
         >>> made = compose_case(np.random.rand(16, 12, 10), {"hirescam": np.ones((4, 4, 4))}, scale={"hirescam": 1.0})
         >>> made.pixels.shape[1], sorted(made.masks)
-        (960, ['attention'])
+        (840, ['attention'])
     """
     if not maps:
         raise InputError("expected at least one map, got none: give {title: array}")
@@ -168,7 +168,7 @@ def _planes(scene: Scene, box: Box, maps: Mapping[str, Map], ends: Mapping[str, 
     index = scene.point[slices.NORMAL[plane]] if scene.rank == 3 else 0
     cut = slices.cut(scene.image, plane, index) if scene.rank == 3 else scene.image
     alone = overlays.grey(cut, scene.window, shape)
-    pixels, masks, rim = [alone if alone.ndim == 3 else np.repeat(alone[..., None], 3, axis=2)], {}, None
+    pixels, masks, rim = [alone if alone.ndim == 3 else np.broadcast_to(alone[..., None], (*shape, 3))], {}, None
     if scene.allowed is not None:
         inside = scene.inside(plane, index, shape)
         masks["allowed region"] = inside.astype(np.uint8)

@@ -91,9 +91,9 @@ def test_no_region_photographs_and_signals(chest):
     image, _ = chest
     assert sorted(compose_case(image, {"m": peaked()}, scale={"m": 1.0}).masks) == ["attention"]
     photo = compose_case(np.random.default_rng(0).random((3, 50, 70)), {"m": np.ones((5, 7))}, scale={"m": 1.0})
-    assert photo.pixels.shape[1] == 960
+    assert photo.pixels.shape[1] == 840
     signal = compose_case(np.ones((1, 300)), {"m": np.arange(20.0)}, np.arange(300) > 100, scale={"m": 19.0})
-    assert signal.pixels.shape[1] == 960
+    assert signal.pixels.shape[1] == 840
     assert (signal.masks["allowed region"] == 1).any()
 
 
