@@ -75,13 +75,14 @@ def write(pixels: Pixels, entries: Sequence[tuple[str, tuple[float, float], str,
         # Words such as R, L and "image" come back in every picture; captions do not, and would only fill the memory.
         stamp = _stamp if len(text) <= _WORD else _stamp.__wrapped__
         left, top, rim, fill = stamp(plain(text), anchor, size)
-        _lay(page, rim, round(row) + top, round(column) + left, (0, 0, 0))  # the dark rim keeps letters legible on bone
+        if rim is not None:
+            _lay(page, rim, round(row) + top, round(column) + left, (0, 0, 0))
         _lay(page, fill, round(row) + top, round(column) + left, colour)
     return page
 
 
 _WORD = 40
-Stamp = tuple[int, int, Pixels, Pixels]
+Stamp = tuple[int, int, Pixels | None, Pixels]
 
 
 @functools.lru_cache(maxsize=512)
@@ -94,12 +95,13 @@ def _stamp(text: str, anchor: str, size: int) -> Stamp:
     left, top = int(box[0]) - 1, int(box[1]) - 1
     shape = max(1, int(box[2]) - left + 1), max(1, int(box[3]) - top + 1)
     cover = []
-    for stroke in (1, 0):
+    # The dark rim keeps letters legible on bone. Lines of text stand beside the pictures and need none.
+    for stroke in (1, 0) if len(text) <= _WORD else (0,):
         picture = Image.new("L", shape)
         draw = ImageDraw.Draw(picture)
         draw.text((-left, -top), text, fill=255, font=font(size), anchor=anchor, stroke_width=stroke)
         cover.append(np.asarray(picture)[..., None])
-    return left, top, cover[0], cover[1]
+    return left, top, cover[0] if len(cover) == 2 else None, cover[-1]
 
 
 def _lay(page: Pixels, cover: Pixels, top: int, left: int, colour: tuple[int, int, int]) -> None:
