@@ -46,6 +46,10 @@ class Publisher:
     ) -> None:
         if every_n_epochs < 0:
             raise InputError(f"every_n_epochs= expects 0 (never) or more, got {every_n_epochs}")
+        if wandb_budget < 0:
+            raise InputError(
+                f"wandb_budget_mb= expects 0 (no single case) or more megabytes, got {wandb_budget / 1e6:g}"
+            )
         self.first_method, self.name = first_method, name
         self.every_n_epochs, self.max_label_keys = every_n_epochs, max_label_keys
         self._facts, self._wandb_budget, self._nifti = facts, wandb_budget, nifti

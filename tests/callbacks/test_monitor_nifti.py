@@ -112,3 +112,5 @@ def test_any_names_and_every_epoch(kit, tmp_path):
 def test_wrong_arguments(kit):
     with pytest.raises(InputError, match="nifti_cases= expects a number"):
         ct.AttentionMonitor(kit.LAYER, nifti_cases=-1)
+    with pytest.raises(InputError, match="wandb_budget_mb= expects 0"):
+        ct.AttentionMonitor(kit.LAYER, wandb_budget_mb=-1)
