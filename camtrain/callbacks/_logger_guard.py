@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Iterable
@@ -30,10 +31,12 @@ _patience: weakref.WeakKeyDictionary[Any, Patience] = weakref.WeakKeyDictionary(
 
 def patience_with(logger: Any) -> Patience:
     """The patience that all calls of a logger share."""
-    if logger not in _patience:
-        meanwhile = "scores, cases and pictures are in the run folder all the same"
-        _patience[logger] = Patience(type(logger).__name__, meanwhile, logger_failure)
-    return _patience[logger]
+    meanwhile = "scores, cases and pictures are in the run folder all the same"
+    own = Patience(type(logger).__name__, meanwhile, logger_failure)
+    try:
+        return _patience.setdefault(logger, own)
+    except TypeError:  # a user's logger without a hash or weak references
+        return own
 
 
 class LoggerGuard:
@@ -49,8 +52,9 @@ class LoggerGuard:
     def __init__(self, loggers: Iterable[Any]) -> None:
         self._covered: list[tuple[Any, str]] = []
         for logger in loggers:
-            for name in _CALLS:
-                self._cover(logger, name, patience_with(logger))
+            patience = patience_with(logger)
+            for name in _CALLS if hasattr(logger, "__dict__") else ():
+                self._cover(logger, name, patience)
 
     def _cover(self, logger: Any, name: str, patience: Patience) -> None:
         original = getattr(logger, name, None)
@@ -70,7 +74,8 @@ class LoggerGuard:
     def stop(self) -> None:
         """Give the loggers their own methods back; calling it twice is calling it once."""
         for logger, name in self._covered:
-            _patience.pop(logger, None)
+            with contextlib.suppress(TypeError):
+                _patience.pop(logger, None)
             if name != "finalize":
                 vars(logger).pop(name, None)
         self._covered.clear()
