@@ -29,7 +29,7 @@ def test_every_method_has_a_section_and_a_picture():
         assert f"](methods/{row.name}.jpg)" in text
 
 
-@pytest.mark.parametrize("page", ["evaluate.md", "metrics.md"])
+@pytest.mark.parametrize("page", ["evaluate.md", "metrics.md", "report.md"])
 def test_examples_run(page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)

@@ -22,7 +22,9 @@ from camtrain.callbacks._methods import maps_of_methods, only, read_methods
 from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._panel import Panel, asked_too
 from camtrain.callbacks._publish import Publisher
+from camtrain.callbacks._recording import Recorder
 from camtrain.callbacks._scores import Score, ScoreBook
+from camtrain.callbacks._side_maps import SideMaps
 from camtrain.callbacks._splits import SeenCases, split_name
 from camtrain.callbacks._steps import WrappedStep, batch_of
 from camtrain.cam.asked import Asked
@@ -50,7 +52,8 @@ class AttentionMonitor(Callback):
     are scored) and frozen for test; a checkpoint carries those of its epoch. Undefined scores are left out.
 
     Pictures go every `every_n_epochs` to every logger of the Trainer and to the run folder
-    `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv` and `cases.csv`: docs/loggers.md. The
+    `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv`, `cases.csv` (docs/loggers.md) and
+    `report.html`, one file that shows all of it (docs/report.md). The
     first scored pass chooses what they show: cases with present labels, the hardest ones, one without any.
 
     Args:
@@ -74,6 +77,8 @@ class AttentionMonitor(Callback):
         names: Label names in the order of the outputs.
         name: Tells two monitors apart; part of the keys.
         call: Which call of the layer counts, where one step runs it several times.
+        report: Keep the panel's raw maps and write `report.html` into the run folder, rewritten every epoch. Once in a
+            fit this runs one case again, to find what share of the image a cell has seen.
         wandb_budget_mb: Megabytes of pictures and case rows that W&B gets per pass; 0: nothing about single cases.
         nifti_cases: Maps as NIfTI files in the scan's geometry: of so many cases of the panel, or of the cases with
             these names, which then join the panel.
@@ -105,6 +110,7 @@ class AttentionMonitor(Callback):
         names: Sequence[str] | None = None,
         name: str | None = None,
         call: int | None = None,
+        report: bool = True,
         wandb_budget_mb: float = 8.0,
         nifti_cases: int | list[str] = 0,
         nifti_epochs: list[int] | None = None,
@@ -122,6 +128,7 @@ class AttentionMonitor(Callback):
         self.logits, self.reshape, self.call = logits, reshape, call
         self.context = RunContext(table, keys, adapter, names, mode)
         self.panels: dict[str, Panel] = {}
+        self.recorder = Recorder(self.context, panel_cases) if report else None
         nifti, budget = NiftiMaps(nifti_cases, nifti_epochs), round(wandb_budget_mb * 1e6)
         self.publisher = Publisher(
             self.methods[0],
@@ -153,13 +160,16 @@ class AttentionMonitor(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Frozen thresholds, the panel, and where the run writes; plain values, so that `weights_only` loads them."""
         panels = {split: panel.state() for split, panel in self.panels.items() if panel.complete}
-        return {"thresholds": dict(self.thresholds), "panels": panels, **self.publisher.state()}
+        shown = [] if self.recorder is None else self.recorder.state()
+        return {"thresholds": dict(self.thresholds), "panels": panels, "shown": shown, **self.publisher.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue an earlier run."""
         self.thresholds = dict(state_dict.get("thresholds", {}))
         for split, state in state_dict.get("panels", {}).items():
             self._panel(split).load(state)
+        if self.recorder is not None:
+            self.recorder.load(state_dict.get("shown", []))
         self.publisher.load(state_dict)
 
     # Lightning's hooks ------------------------------------------------------------------------------------------------
@@ -173,6 +183,8 @@ class AttentionMonitor(Callback):
         check_layers(pl_module, self.layer, self.logits)
         if stage == "fit":
             self.panels.clear()
+            if self.recorder is not None:
+                self.recorder.start()
         self.publisher.setup(trainer, stage)
         if self.guard_loggers:
             self._guard = LoggerGuard(trainer.loggers)
@@ -229,6 +241,8 @@ class AttentionMonitor(Callback):
         self._seen_cases.clear()
         for panel in self.panels.values():
             panel.begin()
+        if self.recorder is not None:
+            self.recorder.begin()
 
     def _stop(self) -> None:
         for wrapped in self._wrapped:
@@ -257,7 +271,9 @@ class AttentionMonitor(Callback):
                 sources, logits = watch.take_all(outputs, self.context.expected(trainer, pl_module))
                 names = self.context.resolve(trainer, pl_module, logits.shape[1])
                 maps = partial(maps_of_methods, self._due, watch, sources, logits, reshape=self.reshape)
-                self._count(trainer, self.context.read(batch, len(names)), maps, logits.detach(), names)
+                free = tuple(asked.name for asked in self._asked if not asked.paid)
+                side = SideMaps(watch, sources, logits, free, self.reshape)
+                self._count(trainer, self.context.read(batch, len(names)), maps, logits.detach(), names, side)
         finally:
             watch.stop()
         return output
@@ -276,6 +292,7 @@ class AttentionMonitor(Callback):
         maps_of: Callable[[Tensor, Tensor], dict[str, Tensor]],
         logits: Tensor,
         names: list[str],
+        side: SideMaps,
     ) -> None:
         if words.label is None:
             raise InputError(
@@ -302,6 +319,9 @@ class AttentionMonitor(Callback):
         if rows:
             region = partial(self.context.region, words)
             self._panel(split).collect(rows, cases, words, maps, logits, names, region, allowed)
+            if self.recorder is not None:
+                paid = {method: each for method, each in maps.items() if method not in side.methods}
+                self.recorder.collect(split, rows, cases, words, logits, paid, side, trainer.state.fn == "fit")
 
     def _allowed(self, words: Batch, maps: dict[str, Tensor], present: Tensor) -> dict[str, Tensor] | None:
         """Method -> (B, L, *S') bool on the grid of its maps; None without a table."""
@@ -356,6 +376,9 @@ class AttentionMonitor(Callback):
         names = self.context.names or []
         entries = {s: scored(panel.entries, self._limits.get(s, {}), names) for s, panel in self.panels.items()}
         self.publisher.write(trainer, self.scores, entries, names)
+        if self.recorder is not None and self.publisher.run_dir is not None:
+            shown = {split: {entry.case for entry in listed} for split, listed in entries.items()}
+            self.recorder.write(trainer, self.publisher.run_dir, self.methods, shown)
         for panel in self.panels.values():
             panel.end()
 

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "measures with intervals; two checkpoints side by side; CSV and page",
     ),
     "explain": ("camtrain.cli.explain:explain", "attention maps of one scan as NIfTI files and a picture"),
+    "report": ("camtrain.cli.report:report", "the page of a run built anew, or two runs side by side on one page"),
     "study": ("camtrain.cli.study:study", "blinded reader study: one offline page for readers, and its analysis"),
     "methods": ("camtrain.cli.tables:methods", "the attention methods: cost, guarantee, blind spot"),
     "layers": ("camtrain.cli.tables:layers", "the layers of a model that a map can be taken of"),

@@ -87,6 +87,8 @@ def _places(trainer: Any, monitors: Iterable[AttentionMonitor], command: str) ->
         if (run := monitor.publisher.run_dir) is not None:
             yield f"run folder: {run.path}"
             yield f"scores: {run.scores_path}"
+            if run.report_path.exists():
+                yield f"report: {run.report_path}"
             if run.panel_path.exists():
                 yield f"pictures: {run.path / 'epochs'}"
     yield from describe_loggers(trainer.loggers)

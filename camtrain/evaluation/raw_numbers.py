@@ -103,11 +103,11 @@ def _of_replacements(
 ) -> Iterator[tuple[Key, Raw]]:
     before = 0.5 * (1 + np.tanh(0.5 * logits))
     for kind in dict.fromkeys(kind for r in records for kind in r.replaced):
-        sides = []
-        for side in ("outside", "inside"):
-            after, _ = _matrix([r.replaced.get(kind, {}).get(side, {}) for r in records], truth.shape[1], _plain)
-            sides.append(np.abs(after - before))
-        outside, inside = sides
+        after = [
+            _matrix([r.replaced.get(kind, {}).get(side, {}) for r in records], truth.shape[1], _plain)[0]
+            for side in ("outside", "inside")
+        ]
+        outside, inside = (np.abs(each - before) for each in after)
         measured = ~np.isnan(outside) & ~np.isnan(inside)
         _, lost = _matrix([r.replaced.get(kind, {}).get("no_donor", {}) for r in records], truth.shape[1], _plain)
         counted = ((measured | lost) & ~np.isnan(truth)).sum(axis=0)
@@ -115,6 +115,7 @@ def _of_replacements(
             "outside_effect": Effect(outside, truth),
             "inside_effect": Effect(inside, truth),
             "shortcut_reliance": EffectShare(outside, inside, truth),
+            "auroc_outside_replaced": AUROC(np.where(measured, after[0], np.nan), truth),
         }
         for name, statistic in made.items():
             if name in measures and counted.any():

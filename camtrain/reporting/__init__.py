@@ -9,6 +9,7 @@ from camtrain.reporting.overlays import shared_scale, window_of
 from camtrain.reporting.panels import compose_grid, compose_panel
 from camtrain.reporting.patience import Patience, PatientSink, Unwritten, file_failure
 from camtrain.reporting.run_dir import RunDir, Score
+from camtrain.reporting.run_report import RunReport, write_run_comparison, write_run_report
 from camtrain.reporting.score_table import as_csv, as_markdown, as_rows, comparison_table, score_table
 from camtrain.reporting.seed_plot import plot_seeds
 from camtrain.reporting.segmenting import dice, segment, segmentation_level
@@ -23,6 +24,7 @@ __all__ = [
     "PatientSink",
     "Row",
     "RunDir",
+    "RunReport",
     "Score",
     "Sink",
     "Unwritten",
@@ -57,4 +59,6 @@ __all__ = [
     "window_of",
     "write_cases",
     "write_error_gallery",
+    "write_run_comparison",
+    "write_run_report",
 ]

@@ -29,6 +29,7 @@ _LOWER: Final = frozenset(
 _NEITHER: Final = frozenset({CHANCE, "bias_share", "channel_sparseness", "inside_effect"})
 _TITLES: Final = {
     "auroc": "AUROC",
+    "auroc_outside_replaced": "AUROC, outside replaced",
     "organ_iou": "OrganIoU",
     "energy_inside": "Energy inside",
     CHANCE: "Chance level of energy inside",

@@ -48,13 +48,16 @@ class RunDir:
     ```
     scores.csv                               one row per epoch, step, split, method, label, measure
     cases.csv                                one row per epoch, step, split, case, label, method of the panel
+    run.json                                 what ran: labels, methods, layers, organ table, config, command
     panel.json                               which cases, labels, planes and scales the pictures show
+    volumes/<case>.npz                       the panel's cases, written once; other splits in volumes/<split>/
+    epochs/<epoch>/maps.npz                  their maps, on the layer's own grid
     epochs/<epoch>/<case>_<label>.png        pictures of the validation; other splits in epochs/<epoch>/<split>/;
                                              .jpg where a pass has more than 24
     epochs/<epoch>/overview.png              all pairs of the panel on one sheet
     nifti/<epoch>/<case>_<label>_<method>.nii.gz   maps of `nifti_cases`; other splits in nifti/<epoch>/<split>/
     tables/<key>.csv                         tables sent to the loggers, newest state
-    report.html                              the report, when one was built
+    report.html                              the report, rewritten every epoch
     ```
 
     Files appear whole or not at all. A new run gets a new folder; a resumed run gives its id and goes on in its folder.
@@ -112,6 +115,20 @@ class RunDir:
         """`report.html`."""
         return self.path / "report.html"
 
+    @property
+    def facts_path(self) -> Path:
+        """`run.json`."""
+        return self.path / "run.json"
+
+    def volume_path(self, case: str, split: str = "val") -> Path:
+        """File of one panel case's volume; it may not exist yet."""
+        folder = self.path / "volumes"
+        return (folder if split == "val" else folder / file_stem(split)) / f"{file_stem(case)}.npz"
+
+    def maps_path(self, epoch: int, split: str = "val") -> Path:
+        """File of one epoch's maps; it may not exist yet."""
+        return self.epoch_path(epoch, split) / "maps.npz"
+
     def epoch_path(self, epoch: int, split: str = "val") -> Path:
         """Folder of one epoch's pictures; it may not exist yet."""
         folder = self.path / "epochs" / f"{epoch:04d}"
@@ -144,19 +161,17 @@ class RunDir:
         Raises:
             InputError: The file was changed into something else.
         """
-        if not self.scores_path.exists():
-            return []
-        with self.scores_path.open(newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if header != list(Score._fields):
-                raise InputError(f"{self.scores_path}: expected the columns {', '.join(Score._fields)}, got {header}")
-            try:
-                return [Score(int(r[0]), int(r[1]), r[2], r[3], r[4], r[5], float(r[6])) for r in reader]
-            except (ValueError, IndexError) as error:
-                raise InputError(
-                    f"{self.scores_path}, line {reader.line_num}: not a row of scores ({error})"
-                ) from error
+        return read_score_rows(self.scores_path)
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Replace `run.json`.
+
+        Args:
+            facts: What ran; plain Python values.
+        """
+        with replacing(self.facts_path) as temporary:
+            text = json.dumps(facts, indent=1, ensure_ascii=False)
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def write_panel(self, panel: Mapping[str, Any]) -> None:
         """Replace `panel.json`.
@@ -228,6 +243,25 @@ class RunDir:
         writer.writerows(rows)
         with replacing(path) as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def read_score_rows(path: Path) -> list[Score]:
+    """All rows of a `scores.csv`, in the order of writing; empty where there is no file.
+
+    Raises:
+        InputError: The file was changed into something else.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if header != list(Score._fields):
+            raise InputError(f"{path}: expected the columns {', '.join(Score._fields)}, got {header}")
+        try:
+            return [Score(int(r[0]), int(r[1]), r[2], r[3], r[4], r[5], float(r[6])) for r in reader]
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{path}, line {reader.line_num}: not a row of scores ({error})") from error
 
 
 def _new_folder(parent: Path) -> Path:

@@ -29,7 +29,7 @@ def test_help_needs_no_library():
 
 
 def test_commands_are_those_of_this_release(run):
-    assert list(COMMANDS) == ["fit", "validate", "test", "evaluate", "explain", "study", "methods", "layers"]
+    assert list(COMMANDS) == ["fit", "validate", "test", "evaluate", "explain", "report", "study", "methods", "layers"]
     shown = run("--help")
     assert shown.code == 0
     assert all(line in shown.out for _, line in COMMANDS.values())
@@ -45,7 +45,7 @@ def test_unknown_command_offers_the_nearest(refused):
     assert "no command 'voyage'" in refused("voyage")
 
 
-@pytest.mark.parametrize("command", ["fit", "evaluate", "explain", "methods", "layers"])
+@pytest.mark.parametrize("command", ["fit", "evaluate", "explain", "report", "methods", "layers"])
 def test_help_of_a_command(run, command):
     shown = run(command, "--help")
     assert shown.code == 0

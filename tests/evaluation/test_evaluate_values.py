@@ -76,7 +76,7 @@ def soft(region):
 def test_reliance_with_air_by_hand(air):
     model, cases = make_model(), make_cases()
     found = ask(model, cases, measures="reliance", replacements=["air"], air=air)
-    changed = {"outside": [[], []], "inside": [[], []]}
+    changed, after = ({"outside": [[], []], "inside": [[], []]} for _ in range(2))
     for case in cases:
         before = p_of(model, case["image"])
         for column, organ in enumerate((1, 2)):
@@ -84,6 +84,7 @@ def test_reliance_with_air_by_hand(air):
             for side, kept in (("outside", soft(region)), ("inside", soft(~region))):
                 image = case["image"] * kept + (air or 0.0) * (1 - kept)
                 changed[side][column].append(abs(p_of(model, image)[column] - before[column]))
+                after[side][column].append(p_of(model, image)[column])
     for column, label in enumerate("ab"):
         truth = np.array([case["label"][column] for case in cases])
         effect = {
@@ -93,6 +94,9 @@ def test_reliance_with_air_by_hand(air):
         assert found.row("inside_effect/air", label).mean == pytest.approx(effect["inside"], abs=1e-6)
         share = effect["outside"] / (effect["outside"] + effect["inside"])
         assert found.row("shortcut_reliance/air", label).mean == pytest.approx(share, abs=1e-6)
+        rest = np.array(after["outside"][column])
+        wins = [(a > b) + 0.5 * (a == b) for a in rest[truth == 1] for b in rest[truth == 0]]
+        assert found.row("auroc_outside_replaced/air", label).mean == pytest.approx(np.mean(wins), abs=1e-6)
 
 
 def test_three_networks_are_told_apart():

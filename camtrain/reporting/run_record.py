@@ -1,0 +1,252 @@
+"""What a run's folder says, read for its report: whatever cannot be read is left out and named."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from camtrain._errors import InputError
+from camtrain.reporting.panel_files import LAYOUT
+from camtrain.reporting.report_blocks import VOLUME_VOXELS, Piece, PieceStore, thinned
+from camtrain.reporting.report_digest import Curves
+from camtrain.reporting.run_dir import Score, read_score_rows
+
+PAGE_BYTES = 18_000_000  # of the volumes and maps of a page
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """An alarm of a label of a split: raised since an epoch, or cleared again."""
+
+    split: str
+    alarm: str
+    label: str
+    raised: bool
+    since: int
+    until: int | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that a report shows of a run.
+
+    Attributes:
+        folder: The run's folder.
+        facts: `run.json`, empty where there is none.
+        curves: Scores.
+        alarms: Raised ones first.
+        volumes: Pieces of the page: the panel's cases.
+        maps: Pieces of the page: maps by split and epoch.
+        scale: Method -> end of the colour scale, as the run's pictures have it.
+        cases: Of `cases.csv`: split, epoch, case, label, method, OrganIoU or None, why the case is shown.
+        notes: What was left out, and why.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    curves: Curves
+    alarms: tuple[Alarm, ...]
+    volumes: tuple[Piece, ...]
+    maps: tuple[Piece, ...]
+    scale: Mapping[str, float]
+    cases: tuple[list[Any], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's id."""
+        return str(self.facts.get("name") or self.folder.name)
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names in the order of the outputs."""
+        return [str(name) for name in self.facts.get("labels") or self.curves.labels]
+
+    @property
+    def methods(self) -> list[str]:
+        """Attention methods, the first with the plain keys first."""
+        return [str(name) for name in self.facts.get("methods") or self.curves.methods]
+
+    @property
+    def free_labels(self) -> list[str]:
+        """Labels that the organ table lets be read from anywhere."""
+        rules = (self.facts.get("table") or {}).get("labels") or {}
+        return [label for label, rule in rules.items() if rule == "anywhere"] if isinstance(rules, dict) else []
+
+
+def is_run(folder: Path) -> bool:
+    """Does this look like the folder of a run?"""
+    return (folder / "run.json").is_file() or (folder / "scores.csv").is_file()
+
+
+def find_run(given: str | Path) -> Path:
+    """The run's folder: the given one, or the only one below it.
+
+    Args:
+        given: Folder of a run, or a folder above one, such as the Trainer's log folder.
+
+    Raises:
+        InputError: There is no run, or there are several.
+    """
+    folder = Path(given)
+    folder = folder.parent if folder.is_file() else folder
+    if is_run(folder):
+        return folder
+    if not folder.is_dir():
+        raise InputError(f"expected the folder of a run, got {folder}: there is no such folder")
+    found = sorted(path.parent for path in folder.glob("**/camtrain/*/scores.csv"))
+    found += sorted(path.parent for path in folder.glob("*/scores.csv") if path.parent not in found)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(str(path.relative_to(folder)) for path in found[-4:])
+        raise InputError(f"{folder} holds {len(found)} runs: name one of them, such as {listed}")
+    raise InputError(f"{folder} holds no run: expected scores.csv or run.json, as AttentionMonitor writes them")
+
+
+def read_run(
+    folder: Path,
+    store: PieceStore | None = None,
+    budget: int = PAGE_BYTES,
+    voxels: int = VOLUME_VOXELS,
+) -> RunRecord:
+    """Read a run's folder; nothing in it can make this fail.
+
+    Args:
+        folder: The run's folder.
+        store: Keeps pieces between calls.
+        budget: Bytes that volumes and maps may take of the page.
+        voxels: Voxels of all volumes together.
+    """
+    store = store or PieceStore()
+    notes: list[str] = []
+    facts = _facts(folder, notes)
+    volume_files = sorted(folder.glob("volumes/*.npz")) + sorted(folder.glob("volumes/*/*.npz"))
+    volumes, more = store.volumes(volume_files, voxels)
+    notes += more
+    left = budget - sum(piece.size for piece in volumes)
+    maps, more = store.maps(_map_files(folder, left, notes), volumes)
+    curves, alarms, cases = Curves(_scores(folder, notes)), _alarms(folder, notes), _cases(folder, notes)
+    return RunRecord(
+        folder=folder,
+        facts=facts,
+        curves=curves,
+        alarms=tuple(alarms),
+        volumes=tuple(volumes),
+        maps=tuple(sorted(maps, key=lambda piece: (piece.split, piece.epoch))),
+        scale=_scale(folder),
+        cases=tuple(cases),
+        notes=(*notes, *more),
+    )
+
+
+def _facts(folder: Path, notes: list[str]) -> dict[str, Any]:
+    facts = _json(folder / "run.json", notes)
+    if not facts:
+        notes.append("run.json: not there, so labels, config and command are not known")
+    elif facts.get("layout") != LAYOUT:
+        notes.append(
+            f"run.json: written in layout {facts.get('layout')}, this version reads {LAYOUT}: what it understands is "
+            "shown"
+        )
+    broken = [k for k, kind in _KINDS.items() if not isinstance(facts.get(k, kind()), kind | None)]
+    if broken:
+        notes.append(f"run.json: {', '.join(broken)} not as expected: left out")
+    return {key: value for key, value in facts.items() if key not in broken}
+
+
+# What the report relies on; a file that somebody has changed may hold anything.
+_KINDS: dict[str, type] = {
+    "labels": list,
+    "methods": list,
+    "layers": list,
+    "table": dict,
+    "config": dict,
+    "versions": dict,
+}
+
+
+def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name}: not readable ({type(error).__name__}): left out")
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _scale(folder: Path) -> dict[str, float]:
+    scale = _json(folder / "panel.json", []).get("scale")
+    return {str(k): float(v) for k, v in scale.items()} if isinstance(scale, dict) else {}
+
+
+def _scores(folder: Path, notes: list[str]) -> list[Score]:
+    try:
+        return read_score_rows(folder / "scores.csv")
+    except (InputError, OSError, ValueError) as error:
+        notes.append(f"scores.csv: {str(error).rpartition(': ')[2]}: no scores are shown")
+        return []
+
+
+def _map_files(folder: Path, budget: int, notes: list[str]) -> list[Path]:
+    """The maps that a page can hold: of every split its first and last epoch, and evenly some between them."""
+    splits: dict[str, dict[int, Path]] = {}
+    for path in [*folder.glob("epochs/*/maps.npz"), *folder.glob("epochs/*/*/maps.npz")]:
+        place = path.relative_to(folder).parts
+        if place[1].isdecimal():
+            splits.setdefault(place[2] if len(place) == 4 else "", {})[int(place[1])] = path
+    chosen: list[Path] = []
+    for split, files in sorted(splits.items()):
+        kept = thinned(files, max(0, budget) // len(splits))
+        if len(kept) < len(files):
+            notes.append(
+                f"{split or 'val'}: maps of {len(kept)} of {len(files)} epochs are shown, to keep this page small; all "
+                "are in the run's folder"
+            )
+        chosen += [files[epoch] for epoch in kept]
+    return chosen
+
+
+def _cases(folder: Path, notes: list[str]) -> list[list[Any]]:
+    """What `cases.csv` knows of the panel beyond the maps."""
+    found: list[list[Any]] = []
+    try:
+        with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                score = round(float(row["organ_iou"]), 3) if row.get("organ_iou") else None
+                score = score if score is None or score == score else None
+                names = [row["case"], row["label"], row["method"]]
+                found.append([row["split"], int(row["epoch"]), *names, score, row.get("kind") or ""])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        notes.append(
+            f"cases.csv: not readable ({type(error).__name__}): OrganIoU of the cases after that place is left out"
+        )
+    return found
+
+
+def _alarms(folder: Path, notes: list[str]) -> list[Alarm]:
+    """The last state of every alarm, raised ones first."""
+    last: dict[tuple[str, str, str], Alarm] = {}
+    try:
+        with (folder / "alarms.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                key, epoch = (row["split"], row["alarm"], row["label"]), int(row["epoch"])
+                known, raised = last.get(key), row["state"] == "raised"
+                going_on = known is not None and known.raised
+                since = known.since if known is not None and going_on else epoch
+                until = None if raised else epoch
+                last[key] = Alarm(*key, raised, since, until, row.get("sentence") or "")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        notes.append(f"alarms.csv: not readable ({type(error).__name__}): the alarms after that place are left out")
+    return sorted(last.values(), key=lambda alarm: (not alarm.raised, alarm.since))
