@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camtrain._errors import InputError, nearest
 
-KEYS = ("image", "label", "organs", "has_organs", "id", "affine")
+KEYS = ("image", "label", "organs", "has_organs", "id", "affine", "original_shape", "original_affine")
 Adapter = Callable[[Any], Mapping[str, Any]]
 
 
@@ -27,6 +27,8 @@ class Batch:
         has_organs: (B,) bool; derived when the batch has no such key: organs present and not all zero.
         ids: Case names, or None.
         affine: (B, 4, 4) voxel to world in mm, or None.
+        original_shape: (B, 3) shape of the scan before the transforms, or None.
+        original_affine: (B, 4, 4) voxel to world of the scan before the transforms, or None.
     """
 
     image: Tensor | None
@@ -35,6 +37,8 @@ class Batch:
     has_organs: Tensor
     ids: list[str] | None
     affine: Tensor | None
+    original_shape: Tensor | None = None
+    original_affine: Tensor | None = None
 
 
 def read_batch(
@@ -71,6 +75,8 @@ def read_batch(
         has_organs=has_organs,
         ids=None if ids is None else [str(i) for i in ([ids] if isinstance(ids, str) else ids)],
         affine=_affine(_plain(words.get("affine")), words.get("image"), size),
+        original_shape=_of_shape(words.get("original_shape"), (size, 3)),
+        original_affine=_of_shape(words.get("original_affine"), (size, 4, 4)),
     )
 
 
@@ -177,3 +183,14 @@ def _affine(affine: Tensor | None, image: Any, size: int) -> Tensor | None:
         stacklevel=2,
     )
     return None
+
+
+def _of_shape(value: Any, shape: tuple[int, ...]) -> Tensor | None:
+    """What says something about each case, else None: torch's default collate turns triples inside out."""
+    if value is None:
+        return None
+    try:
+        tensor = _plain(value)
+    except (TypeError, ValueError):
+        return None
+    return tensor if tensor is not None and tuple(tensor.shape) == shape else None

@@ -135,11 +135,19 @@ class RunContext:
             )
         return names
 
-    def allowed(self, batch: Batch, size: Sequence[int]) -> Tensor | None:
-        """(B, L, *S') bool on the map's grid, or None when the batch has no organs or there is no table."""
+    def allowed(self, batch: Batch, size: Sequence[int], labels: Sequence[int] | None = None) -> Tensor | None:
+        """(B, L, *S') bool on the map's grid, or None when the batch has no organs or there is no table.
+
+        Args:
+            batch: The batch.
+            size: *S'.
+            labels: Only these columns, in this order: at the image's resolution all of them would not fit.
+        """
         table = self._selected
         if table is None or batch.organs is None:
             return None
+        if labels is not None and self.names is not None:
+            table = table.select([self.names[index] for index in labels])
         if math.prod(size) == 1 and not self._told_one_cell:
             self._told_one_cell = True
             rank_zero_warn(
@@ -148,3 +156,18 @@ class RunContext:
             )
         spacing = spacing_of(batch.affine) if table.needs_spacing and batch.affine is not None else None
         return table.allowed(batch.organs, size=size, mode=self.mode, spacing=spacing)
+
+    def region(self, batch: Batch, row: int, labels: Sequence[int]) -> Tensor | None:
+        """(labels, *S) bool of one case at the image's resolution; None where it is not segmented."""
+        if batch.organs is None or not bool(batch.has_organs[row]):
+            return None
+        one = Batch(
+            image=None,
+            label=None,
+            organs=batch.organs[row : row + 1],
+            has_organs=batch.has_organs[row : row + 1],
+            ids=None,
+            affine=None if batch.affine is None else batch.affine[row : row + 1],
+        )
+        allowed = self.allowed(one, batch.organs.shape[2:], labels)
+        return None if allowed is None else allowed[0]

@@ -37,6 +37,17 @@ def needs_image(layer: LayerSpec | Layers) -> bool:
     return None in listed(layer)
 
 
+def layer_names(layer: LayerSpec | Layers) -> list[str]:
+    """The layers in words.
+
+    Example:
+        >>> layer_names(["layer3", None])
+        ['layer3', 'last feature map']
+    """
+    named = ["last feature map" if one is None else one for one in listed(layer)]
+    return [one if isinstance(one, str) else type(one).__name__ for one in named]
+
+
 def resolve_layers(
     trainer: Any, pl_module: nn.Module, layer: LayerSpec | Layers, image: Tensor | None
 ) -> list[LayerSpec]:

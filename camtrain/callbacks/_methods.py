@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from camtrain._errors import InputError
@@ -49,9 +50,12 @@ def maps_of_methods(
     sources: Mapping[str, Tensor],
     logits: Tensor,
     present: Tensor,
+    shown: Tensor,
     reshape: Reshape | None,
 ) -> dict[str, Tensor]:
     """Maps of the present labels, one per method: of several layers their mean on the finest grid.
+
+    Absent labels that are shown get maps of the methods that cost no forward.
 
     Args:
         asked: The methods.
@@ -59,10 +63,11 @@ def maps_of_methods(
         sources: What it took of the layers.
         logits: (B, L), with a graph down to the sources.
         present: (B, L) bool.
+        shown: (B, L) bool: the present labels, and others that pictures show.
         reshape: Makes (B, K, *S') of a layer's output.
 
     Returns:
-        Method -> (B, L, *S') with NaN where not present; a paid method is left out where no label is.
+        Method -> (B, L, *S') with NaN for the other labels; a paid method is left out where no label is.
 
     Raises:
         InputError: What a method refuses, and for paid ones a step that does not run the network as one.
@@ -70,8 +75,21 @@ def maps_of_methods(
     maps = {}
     for each in asked:
         if not each.paid:
-            found = maps_of_layers(sources, logits, each.name, present, False, reshape)
+            found = maps_of_layers(sources, logits, each.name, shown, False, reshape)
             maps[each.name] = fused(list(found.values()))
         elif (own := watch.rerun().maps(each.row, each.options, present, reshape)) is not None:
             maps[each.name] = fused(own)
     return maps
+
+
+def only(maps: Mapping[str, Tensor], present: Tensor, asked: Tensor) -> dict[str, Tensor]:
+    """The maps with NaN for what was asked for besides the present labels.
+
+    Args:
+        maps: Method -> (B, L, *S').
+        present: (B, L) bool.
+        asked: (B, L) bool: which maps were made.
+    """
+    if not bool((asked & ~present).any()):
+        return dict(maps)
+    return {m: torch.where(present[(..., *[None] * (each.ndim - 2))], each, torch.nan) for m, each in maps.items()}

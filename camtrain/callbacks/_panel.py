@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,31 @@ import torch
 from torch import Tensor
 
 from camtrain._batch import Batch
-from camtrain.reporting import compose_panel, geometry
+from camtrain.callbacks._choice import Choice
+from camtrain.reporting import CasePicture, compose_case, geometry, window_of
 
 
 @dataclass(frozen=True)
 class PanelEntry:
-    """One case and one label of the panel, copied off the device."""
+    """One case and one label of the panel, copied off the device.
+
+    Attributes:
+        case: Name of the case.
+        label: Name of the label.
+        present: The truth.
+        probability: What the network says.
+        image: (C, *S).
+        maps: Method -> (*S').
+        allowed: (*S), or None where there is nothing to compare with.
+        affine: (4, 4) voxel to world in mm, or None.
+        kind: Why it was chosen: `positive`, `hard` or `negative`.
+        cells: Method -> (*S') allowed cells, as the scores see them.
+        window: Image values shown as black and white.
+        scan: Shape and affine of the scan before the transforms, where the batch tells them.
+        organ_iou: Method -> score of this very map at `threshold`, undefined ones left out.
+        energy_inside: Method -> score of this very map, undefined ones left out.
+        threshold: Method -> the label's threshold of OrganIoU.
+    """
 
     case: str
     label: str
@@ -28,16 +46,40 @@ class PanelEntry:
     maps: dict[str, npt.NDArray[np.float32]]
     allowed: npt.NDArray[np.bool_] | None
     affine: npt.NDArray[np.float64] | None
+    kind: str = "positive"
+    cells: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    window: tuple[float, float] | None = None
+    scan: tuple[tuple[int, ...], npt.NDArray[np.float64]] | None = None
+    organ_iou: dict[str, float] = field(default_factory=dict)
+    energy_inside: dict[str, float] = field(default_factory=dict)
+    threshold: dict[str, float] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
-        """Case, label, truth and what the network says."""
-        return f"{self.case}  {self.label}: {'present' if self.present else 'absent'}, p = {self.probability:.2f}"
+        """Case, label, truth, what the network says, and the scores of these very maps."""
+        truth = "present" if self.present else "absent"
+        scores = []
+        for method in self.maps:
+            found = []
+            if method in self.organ_iou:
+                found.append(f"OrganIoU {self.organ_iou[method]:.2f} (above {self.threshold[method]:.2g})")
+            if method in self.energy_inside:
+                found.append(f"energy inside {self.energy_inside[method]:.2f}")
+            if found:
+                scores.append(", ".join(found) + (f" ({method})" if len(self.maps) > 1 else ""))
+        return "  ·  ".join([f"{self.case}", f"{self.label}: {truth}, p = {self.probability:.2f}", *scores])
 
-    def draw(self, scale: Mapping[str, float]) -> npt.NDArray[np.uint8]:
+    @property
+    def brief(self) -> str:
+        """Two short lines for the overview."""
+        inside = next((f", inside {v:.2f}" for v in self.energy_inside.values()), "")
+        truth = "present" if self.present else "absent"
+        return f"{self.label}\n{truth}, p {self.probability:.2f}{inside}, {self.case}"
+
+    def draw(self, scale: Mapping[str, float]) -> CasePicture:
         """The picture, with one colour scale per method."""
         axes, spacing = (None, None) if self.affine is None else geometry(self.affine)
-        return compose_panel(
+        return compose_case(
             self.image,
             self.maps,
             self.allowed,
@@ -45,64 +87,69 @@ class PanelEntry:
             axes=axes,
             caption=self.caption,
             scale=scale,
-            marked=True,
+            window=self.window,
         )
 
 
 class Panel:
-    """Chooses cases of one split once, then collects them every time.
+    """Lets the first pass over a split choose (see `Choice`), then collects the same pairs every time.
 
-    Cases are taken greedily in the order of the split: a case joins when it shows a label that does not have its share
-    of cases yet. They are known by their `id`, or by their place where the batch has no ids.
+    Cases are known by their `id`, or by their place where the batch has no ids.
 
     Args:
         cases: Cases at most.
         labels_per_case: Labels drawn of each case at most.
+        always: Cases that are shown besides.
     """
 
-    def __init__(self, cases: int, labels_per_case: int) -> None:
-        self.cases = cases
-        self.labels_per_case = labels_per_case
-        self.chosen: dict[str, list[int]] = {}
-        self.complete = False
-        self.entries: list[PanelEntry] = []
+    def __init__(self, cases: int, labels_per_case: int, always: Collection[str] = ()) -> None:
+        self.choice = Choice(cases, labels_per_case, always)
+        self._kept: dict[tuple[str, int], PanelEntry] = {}
         self._drawn: set[str] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Is the choice made?"""
+        return self.choice.fixed
+
+    @property
+    def entries(self) -> list[PanelEntry]:
+        """What this pass has collected, in the order of the choice, whatever the order of the split."""
+        pairs = [(case, index, kind) for case, kinds in self.choice.pairs.items() for index, kind in kinds.items()]
+        return [replace(self._kept[case, i], kind=kind) for case, i, kind in pairs if (case, i) in self._kept]
 
     def begin(self) -> None:
         """A new pass over the split."""
-        self.entries.clear()
+        self._kept.clear()
         self._drawn.clear()
 
     def end(self) -> None:
         """The pass is over; what it chose stays."""
-        self.complete = self.complete or bool(self.chosen)
+        self.choice.fix()
         self.begin()
 
-    def wanted(self, cases: Sequence[str], label: Tensor, segmented: Tensor) -> dict[int, list[int]]:
+    def wanted(
+        self, cases: Sequence[str], label: Tensor, segmented: Tensor, probability: Tensor
+    ) -> dict[int, list[int]]:
         """Rows of this batch to draw, with their labels; the first pass chooses them.
 
         Args:
             cases: B names.
             label: (B, L), NaN = unknown.
             segmented: (B,) bool.
+            probability: (B, L).
         """
-        positive = ((label == 1) & segmented[:, None]).tolist()
-        rows: dict[int, list[int]] = {}
-        for row, (case, marks) in enumerate(zip(cases, positive, strict=True)):
-            if not self.complete and case not in self.chosen:
-                self._choose(case, [index for index, mark in enumerate(marks) if mark], len(marks))
+        if not self.complete:
+            shown = zip(cases, label.tolist(), probability.tolist(), segmented.tolist(), strict=True)
+            for case, truth, found, known in shown:
+                self.choice.see(case, truth, found, known)
+        pairs, rows = self.choice.pairs, {}
+        for row, case in enumerate(cases):
             # Patches of one scan share its id: the first one stands for it.
-            if case in self.chosen and case not in self._drawn:
+            if case in pairs and case not in self._drawn:
                 self._drawn.add(case)
-                rows[row] = [index for index in self.chosen[case] if index < len(marks) and marks[index]]
+                rows[row] = [index for index in pairs[case] if index < label.shape[1]]
         return rows
-
-    def _choose(self, case: str, present: list[int], labels: int) -> None:
-        shown = Counter(index for chosen in self.chosen.values() for index in chosen)
-        share = max(1, self.cases // labels)
-        fresh = sorted((index for index in present if shown[index] < share), key=lambda index: shown[index])
-        if fresh and len(self.chosen) < self.cases:
-            self.chosen[case] = fresh[: self.labels_per_case]
 
     def collect(
         self,
@@ -112,32 +159,76 @@ class Panel:
         maps: Mapping[str, Tensor],
         logits: Tensor,
         names: Sequence[str],
-        region: Callable[[int], Tensor | None],
+        region: Callable[[int, Sequence[int]], Tensor | None],
+        cells: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Copy the wanted rows to the host; `region(row)` gives (L, *S) bool at the image's resolution."""
+        """Copy the wanted rows to the host.
+
+        Args:
+            rows: Row -> labels, from `wanted`.
+            cases: B names.
+            batch: The batch.
+            maps: Method -> (B, L, *S').
+            logits: (B, L).
+            names: L names.
+            region: `region(row, labels)` gives (labels, *S) bool at the image's resolution, or None.
+            cells: Method -> (B, L, *S') bool.
+        """
         for row, labels in rows.items():
             if batch.image is None:
                 return
-            allowed = region(row)
-            for index in labels:
-                self.entries.append(
-                    PanelEntry(
-                        case=cases[row],
-                        label=names[index],
-                        present=batch.label is not None and bool(batch.label[row, index] == 1),
-                        probability=float(torch.sigmoid(logits[row, index].float())),
-                        image=batch.image[row].float().cpu().numpy(),
-                        maps={method: m[row, index].float().cpu().numpy() for method, m in maps.items()},
-                        allowed=None if allowed is None else allowed[index].cpu().numpy(),
-                        affine=None if batch.affine is None else batch.affine[row].double().cpu().numpy(),
-                    )
+            if not labels:
+                continue
+            image = batch.image[row].float().cpu().numpy()  # one copy for all labels of the case
+            colours = image.ndim == 3 and len(image) == 3
+            window, allowed = window_of(image if colours else image[0]), region(row, labels)
+            for place, index in enumerate(labels):
+                shown = {m: each[row, index] for m, each in maps.items()}
+                # Methods that cost forwards are not asked about absent labels.
+                shown = {m: one for m, one in shown.items() if not bool(one.isnan().all())} or shown
+                self._kept[cases[row], index] = PanelEntry(
+                    case=cases[row],
+                    label=names[index],
+                    present=batch.label is not None and bool(batch.label[row, index] == 1),
+                    probability=float(torch.sigmoid(logits[row, index].float())),
+                    image=image,
+                    maps={m: one.float().cpu().numpy() for m, one in shown.items()},
+                    allowed=None if allowed is None else allowed[place].cpu().numpy(),
+                    affine=None if batch.affine is None else batch.affine[row].double().cpu().numpy(),
+                    cells={} if cells is None else {m: each[row, index].cpu().numpy() for m, each in cells.items()},
+                    window=window,
+                    scan=_scan(batch, row),
                 )
+        # What was among the hardest for a while and is no more.
+        pairs = self.choice.pairs
+        for case, index in [key for key in self._kept if key[1] not in pairs.get(key[0], {})]:
+            del self._kept[case, index]
 
     def state(self) -> list[Any]:
-        """What a checkpoint keeps: plain lists and numbers."""
-        return [[case, list(labels)] for case, labels in self.chosen.items()] if self.complete else []
+        """What a checkpoint keeps: plain lists, numbers and words."""
+        return self.choice.state()
 
     def load(self, state: Sequence[Any]) -> None:
         """Take the choice of an earlier run."""
-        self.chosen = {str(case): [int(index) for index in labels] for case, labels in state}
-        self.complete = bool(state)
+        self.choice.load(state)
+
+
+def asked_too(rows: Mapping[int, Sequence[int]], present: Tensor) -> Tensor:
+    """(B, L) bool: the present labels, and the labels of the panel that are absent.
+
+    Example:
+        >>> asked_too({0: [1]}, torch.tensor([[True, False], [False, False]]))
+        tensor([[ True,  True],
+                [False, False]])
+    """
+    asked = present.clone()
+    for row, labels in rows.items():
+        asked[row, list(labels)] = True
+    return asked
+
+
+def _scan(batch: Batch, row: int) -> tuple[tuple[int, ...], npt.NDArray[np.float64]] | None:
+    if batch.original_shape is None or batch.original_affine is None:
+        return None
+    shape = tuple(int(n) for n in batch.original_shape[row])
+    return shape, batch.original_affine[row].double().cpu().numpy()

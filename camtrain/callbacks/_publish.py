@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from camtrain._errors import InputError
+from camtrain.callbacks._nifti import NiftiMaps
+from camtrain.callbacks._outlets import Opening, Outlets
 from camtrain.callbacks._panel import PanelEntry
-from camtrain.callbacks._scores import Score
-from camtrain.reporting import RunDir, Sink, shared_scale, sinks_for
+from camtrain.callbacks._pictures import publish_pictures
+from camtrain.callbacks._scores import MEASURES, Score
+from camtrain.reporting import RunDir
 from camtrain.reporting import Score as Row
+
+# Measures whose curves per label are worth a chart each; the others are logged too, and can be put into any chart.
+_CHARTED = ("auroc", "organ_iou", "energy_inside")
 
 
 class Publisher:
@@ -24,6 +29,9 @@ class Publisher:
         name: Name of the monitor, part of the keys.
         every_n_epochs: Pictures every so many epochs, 0 = never.
         max_label_keys: Above so many labels the loggers get one table instead of a chart per label.
+        facts: Gives what a logger keeps as config, and the organ table as plain values or None.
+        wandb_budget: Bytes per pass for W&B.
+        nifti: Which maps become NIfTI files.
         in_bar: Scores whose means over labels stand in the progress bar.
     """
 
@@ -33,36 +41,52 @@ class Publisher:
         name: str | None,
         every_n_epochs: int,
         max_label_keys: int,
+        facts: Callable[[], tuple[dict[str, Any], dict[str, Any] | None]],
+        wandb_budget: int,
+        nifti: NiftiMaps,
         in_bar: Sequence[str] = (),
     ) -> None:
         if every_n_epochs < 0:
             raise InputError(f"every_n_epochs= expects 0 (never) or more, got {every_n_epochs}")
+        if wandb_budget < 0:
+            raise InputError(
+                f"wandb_budget_mb= expects 0 (no single case) or more megabytes, got {wandb_budget / 1e6:g}"
+            )
         self.first_method, self.name = first_method, name
         self.every_n_epochs, self.max_label_keys = every_n_epochs, max_label_keys
         self.in_bar = frozenset(in_bar)
-        self.run_dir: RunDir | None = None
+        self._facts, self._wandb_budget, self._nifti = facts, wandb_budget, nifti
         self._run_id: str | None = None
         self._root: str | None = None
-        self._sinks: list[Sink] | None = None
+        self._outlets: Outlets | None = None
+        self._opening = Opening()
+        self._introduced: list[int] = []
         self._scale: dict[str, float] = {}
+        self._best: dict[str, float] = {}
         self._due_at: int | None = None
+
+    @property
+    def run_dir(self) -> RunDir | None:
+        """The run's folder, once something was written."""
+        return self._outlets.run_dir if self._outlets is not None else None
 
     def setup(self, trainer: Any, stage: str) -> None:
         """A fit is a run of its own, unless a checkpoint says which one goes on; validate and test join it."""
         if stage == "fit":
-            self._run_id, self._scale, self._due_at = None, {}, None
-        self.run_dir, self._sinks = None, None
+            self._run_id, self._scale, self._best, self._due_at, self._introduced = None, {}, {}, None, []
+        self._outlets, self._opening = None, Opening()
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which run this is, and its colour scale per method."""
-        return {"run_id": self._run_id, "scale": dict(self._scale)}
+        """What a checkpoint keeps: which run this is, its colour scale per method, and its best scores."""
+        return {"run_id": self._run_id, "scale": dict(self._scale), "best": dict(self._best)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with an earlier run, as far as it had begun."""
         self._run_id = state.get("run_id") or self._run_id
         self._scale = dict(state.get("scale") or self._scale)
+        self._best = dict(state.get("best") or self._best)
 
     def due(self, trainer: Any) -> bool:
         """Is this a pass with pictures? Once in every n epochs of a fit, always otherwise; the same on every process.
@@ -92,6 +116,7 @@ class Publisher:
         """
         keys = [score.key(split, self.first_method, self.name) for score in scores]
         refuse_taken(trainer, keys)
+        self._announce(trainer, keys, scores, labels)
         quiet: dict[str, Tensor] = {}
         for key, score in zip(keys, scores, strict=True):
             if score.label is not None and labels > self.max_label_keys:
@@ -103,6 +128,37 @@ class Publisher:
             in_bar = score.label is None and score.heading(self.first_method) in self.in_bar
             pl_module.log(key, score.value, batch_size=1, sync_dist=True, prog_bar=in_bar)
         trainer.callback_metrics.update(quiet)
+
+    def _announce(self, trainer: Any, keys: Sequence[str], scores: Sequence[Score], labels: int) -> None:
+        """Before the loggers see them: which scores get a chart, and which are the best so far."""
+        if (outlets := self._opened(trainer)) is None:
+            return
+        shown = [
+            (key, score)
+            for key, score in zip(keys, scores, strict=True)
+            if score.label is None or labels <= self.max_label_keys
+        ]
+        outlets.define({key: score.label is None or score.measure in _CHARTED for key, score in shown})
+        if trainer.state.fn != "fit":
+            return
+        for key, score in shown:
+            if (more := MEASURES.get(score.measure.removesuffix("_micro"))) is not None:
+                best = self._best.get(key, score.value)
+                self._best[key] = max(best, score.value) if more else min(best, score.value)
+        outlets.send("summary", {f"best/{key}": self._best[key] for key, _ in shown if key in self._best})
+
+    def _opened(self, trainer: Any) -> Outlets | None:
+        """Folder and sinks, made when they are first needed; None where nothing may be written."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return None
+        if self._outlets is None:
+            self._outlets = self._opening(self._root or ".", self._run_id, trainer.loggers, self._wandb_budget)
+            if self._outlets is not None:
+                self._run_id = self._outlets.run_dir.id
+                if self._introduced != (loggers := [id(logger) for logger in trainer.loggers]):
+                    self._introduced = loggers
+                    self._outlets.send("about", *self._facts())
+        return self._outlets
 
     def check_clashes(self, trainer: Any, scores: Mapping[str, Sequence[Score]]) -> None:
         """Lightning silently averages two values that were logged under one key: find out and say so.
@@ -134,62 +190,25 @@ class Publisher:
             entries: Split -> what to draw of it.
             names: Label names.
         """
-        if not trainer.is_global_zero or trainer.fast_dev_run or not scores:
+        outlets = self._opened(trainer) if scores else None
+        if outlets is None:
             return
-        if self.run_dir is None or self._sinks is None:
-            self.run_dir = RunDir(self._root or ".", self._run_id)
-            self._run_id = self.run_dir.id
-            self._sinks = sinks_for(trainer.loggers, self.run_dir)
         epoch, step = int(trainer.current_epoch), int(trainer.global_step)
-        self.run_dir.write_scores(_rows(scores, epoch, step))
+        outlets.scores.add(_rows(scores, epoch, step))
         for split, rows in scores.items():
             if len(names) > self.max_label_keys:
-                self._table(self._sinks, split, rows, names, step)
+                self._table(outlets, split, rows, names, step)
         if drawn := {split: listed for split, listed in entries.items() if listed}:
-            self._pictures(self.run_dir, self._sinks, drawn, epoch, step)
+            publish_pictures(outlets, drawn, self._scale, self.name, epoch, step)
+            if self._nifti.due(epoch):
+                outlets.nifti(self._nifti, drawn, epoch)
+        outlets.send("flush", step)
 
-    def _table(
-        self, sinks: Iterable[Sink], split: str, scores: Sequence[Score], names: Sequence[str], step: int
-    ) -> None:
+    def _table(self, outlets: Outlets, split: str, scores: Sequence[Score], names: Sequence[str], step: int) -> None:
         values = {(s.label, s.heading(self.first_method)): s.value for s in scores if s.label}
         columns = list(dict.fromkeys(heading for _, heading in values))
         rows = [[label, *(values.get((label, column)) for column in columns)] for label in names]
-        for sink in sinks:
-            sink.table(_key(split, self.name, "scores"), ["label", *columns], rows, step)
-
-    def _pictures(
-        self,
-        run_dir: RunDir,
-        sinks: Iterable[Sink],
-        entries: Mapping[str, Sequence[PanelEntry]],
-        epoch: int,
-        step: int,
-    ) -> None:
-        # One colour scale per method (Grad-CAM behind a flatten head is a hundredth of HiResCAM), in powers of two. It
-        # only grows: a scale fixed on the maps of an untrained net would show nothing but saturated colours later.
-        every = [entry for listed in entries.values() for entry in listed]
-        for method in every[0].maps if every else ():
-            needed = shared_scale(entry.maps[method] for entry in every)
-            self._scale[method] = max(self._scale.get(method, 0.0), 2.0 ** math.ceil(math.log2(needed)))
-        for split, listed in entries.items():
-            for label in dict.fromkeys(entry.label for entry in listed):
-                chosen = [entry for entry in listed if entry.label == label]
-                pictures = [entry.draw(self._scale) for entry in chosen]
-                captions, names = [e.caption for e in chosen], [f"{e.case}_{e.label}" for e in chosen]
-                for sink in sinks:
-                    sink.images(_key(split, self.name, "attention", label), pictures, captions, step, epoch, names)
-        cases = [
-            {"split": split, "case": e.case, "label": e.label, "present": e.present}
-            for split, listed in entries.items()
-            for e in listed
-        ]
-        known = run_dir.read_panel() or {}
-        kept = [case for case in known.get("cases", []) if case.get("split") not in entries]
-        run_dir.write_panel({"scale": dict(self._scale), "cases": kept + cases})
-
-
-def _key(*parts: str | None) -> str:
-    return "/".join(part for part in parts if part)
+        outlets.send("table", "/".join(p for p in (split, self.name, "scores") if p), ["label", *columns], rows, step)
 
 
 def _rows(scores: Mapping[str, Sequence[Score]], epoch: int, step: int) -> list[Row]:

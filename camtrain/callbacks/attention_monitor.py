@@ -15,10 +15,14 @@ from camtrain._errors import InputError
 from camtrain._lightning import Callback
 from camtrain.callbacks._after_fit import print_table, table_of
 from camtrain.callbacks._alarms import Alarms
+from camtrain.callbacks._case_scores import scored
 from camtrain.callbacks._context import RunContext
+from camtrain.callbacks._facts import facts_of
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
-from camtrain.callbacks._methods import maps_of_methods, read_methods
-from camtrain.callbacks._panel import Panel
+from camtrain.callbacks._logger_guard import LoggerGuard
+from camtrain.callbacks._methods import maps_of_methods, only, read_methods
+from camtrain.callbacks._nifti import NiftiMaps
+from camtrain.callbacks._panel import Panel, asked_too
 from camtrain.callbacks._publish import Publisher
 from camtrain.callbacks._recording import Recorder
 from camtrain.callbacks._scores import Score, ScoreBook
@@ -51,8 +55,9 @@ class AttentionMonitor(Callback):
     carries those of its epoch. Undefined scores are left out.
 
     Pictures go every `every_n_epochs` to every logger of the Trainer and to the run folder
-    `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv` and `report.html`, one file that shows
-    all of it (docs/report.md).
+    `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv`, `cases.csv` (docs/loggers.md) and
+    `report.html`, one file that shows all of it (docs/report.md). The
+    first scored pass chooses what they show: cases with present labels, the hardest ones, one without any.
 
     Args:
         layer: Tapped layer: dotted name, module, or None for the last feature map; or a list of them.
@@ -63,8 +68,8 @@ class AttentionMonitor(Callback):
             (guided: the image's) is compared with the regions on that grid.
         every_n_epochs: Draw pictures and score paid methods every so many epochs (0 = never). Scores of the others are
             computed every epoch.
-        panel_cases: Cases of the panel.
-        labels_per_case: Labels drawn of each panel case.
+        panel_cases: Cases of the panel; a quarter are hard ones, one is a negative.
+        labels_per_case: Labels drawn of each positive case.
         max_label_keys: Up to so many labels the per-label scores go to the loggers one by one; beyond, as one table.
         mode: How regions come down to the map's grid: "fill", "nearest", "trilinear", "any".
         keys: Contract word -> key in the user's batch.
@@ -83,6 +88,11 @@ class AttentionMonitor(Callback):
         stop_on: Alarms that end the training when they are raised.
         in_bar: Scores whose means stand in the progress bar, as `<score>` or `<score>@<method>`.
         table_after_fit: Print a table of the labels, the neediest first, when a fit ends (`camtrain fit` always does).
+        wandb_budget_mb: Megabytes of pictures and case rows that W&B gets per pass; 0: nothing about single cases.
+        nifti_cases: Maps as NIfTI files in the scan's geometry: of so many cases of the panel, or of the cases with
+            these names, which then join the panel.
+        nifti_epochs: Only in these epochs; None: in every pass with pictures.
+        guard_loggers: A logger that fails (disk, network, service) gives one warning instead of ending the run.
 
     Raises:
         InputError: Unknown layer, method or option, batches that break the contract, a key that the module logs too.
@@ -114,6 +124,10 @@ class AttentionMonitor(Callback):
         stop_on: Sequence[str] = (),
         in_bar: Sequence[str] = ("organ_iou", "energy_inside"),
         table_after_fit: bool = False,
+        wandb_budget_mb: float = 8.0,
+        nifti_cases: int | list[str] = 0,
+        nifti_epochs: list[int] | None = None,
+        guard_loggers: bool = True,
     ) -> None:
         self._asked = read_methods(methods)
         self.methods = [asked.name for asked in self._asked]
@@ -128,12 +142,25 @@ class AttentionMonitor(Callback):
         self.context = RunContext(table, keys, adapter, names, mode)
         self.panels: dict[str, Panel] = {}
         self.recorder = Recorder(self.context, panel_cases) if report else None
-        self.publisher = Publisher(self.methods[0], name, every_n_epochs, max_label_keys, in_bar)
+        nifti, budget = NiftiMaps(nifti_cases, nifti_epochs), round(wandb_budget_mb * 1e6)
+        self.publisher = Publisher(
+            self.methods[0],
+            name,
+            every_n_epochs,
+            max_label_keys,
+            partial(facts_of, self.context, layer, self._asked, name),
+            budget,
+            nifti,
+            in_bar,
+        )
+        self.guard_loggers = guard_loggers
+        self._guard: LoggerGuard | None = None
         self.alarms = Alarms(alarms, stop_on, self._asked[0], reshape)
         self.table_after_fit = table_after_fit
         self.scores: dict[str, list[Score]] = {}
         self.thresholds: dict[str, Tensor] = {}
-        self._new_panel = partial(Panel, panel_cases, labels_per_case)
+        self._limits: dict[str, dict[str, Tensor]] = {}
+        self._new_panel = partial(Panel, panel_cases, labels_per_case, nifti.named)
         self._books: dict[str, ScoreBook] = {}
         self._due: list[Asked] = []
         self._repeats = Repeats()
@@ -178,6 +205,8 @@ class AttentionMonitor(Callback):
             if self.recorder is not None:
                 self.recorder.start()
         self.publisher.setup(trainer, stage)
+        if self.guard_loggers:
+            self._guard = LoggerGuard(trainer.loggers)
         step, end = _HOOKS[stage]
         self._wrapped = [
             WrappedStep(pl_module, step, partial(self._step, trainer, pl_module)),
@@ -247,6 +276,9 @@ class AttentionMonitor(Callback):
         for wrapped in self._wrapped:
             wrapped.undo()
         self._wrapped.clear()
+        if self._guard is not None:
+            self._guard.stop()
+            self._guard = None
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
@@ -288,7 +320,7 @@ class AttentionMonitor(Callback):
         trainer: Any,
         watch: ModuleWatch,
         words: Batch,
-        maps_of: Callable[[Tensor], dict[str, Tensor]],
+        maps_of: Callable[[Tensor, Tensor], dict[str, Tensor]],
         logits: Tensor,
         names: list[str],
         side: SideMaps,
@@ -302,18 +334,23 @@ class AttentionMonitor(Callback):
         segmented = words.has_organs if self.context.has_table else torch.ones_like(words.has_organs)
         segmented = segmented.to(logits.device)
         present = (label == 1) & segmented[:, None]
-        # The sanity check only shows that a method works here; one map does, and K forwards of a Score-CAM are long.
-        maps = maps_of(_first_only(present) if trainer.sanity_checking else present)
         split = split_name(trainer, dataloader_idx)
+        cases = words.ids or [f"case_{batch_idx}_{row}" for row in range(len(label))]
+        rows: dict[int, list[int]] = {}
+        if self.publisher.draws(trainer):
+            rows = self._panel(split).wanted(cases, label, segmented, logits.float().sigmoid())
+        # The sanity check only shows that a method works here; one map does, and K forwards of a Score-CAM are long.
+        asked = _first_only(present) if trainer.sanity_checking else asked_too(rows, present)
+        maps = maps_of(present & asked, asked)
+        allowed = self._allowed(words, maps, present)
         if split not in self._books:
             self._books[split] = self._book(trainer, split, names, logits.device)
-        self._books[split].update(maps, self._allowed(words, maps, present), label, segmented, logits)
-        cases = words.ids or [f"case_{batch_idx}_{row}" for row in range(len(label))]
         self.alarms.questions.collect(watch, words, label, segmented, cases, dataloader_idx)
-        if self.publisher.draws(trainer):
-            panel = self._panel(split)
-            rows = panel.wanted(cases, label, segmented)
-            panel.collect(rows, cases, words, maps, logits, names, partial(self._region, words))
+        # What only the panel shows is not scored.
+        self._books[split].update(only(maps, present, asked), allowed, label, segmented, logits)
+        if rows:
+            region = partial(self.context.region, words)
+            self._panel(split).collect(rows, cases, words, maps, logits, names, region, allowed)
             if self.recorder is not None:
                 paid = {method: each for method, each in maps.items() if method not in side.methods}
                 self.recorder.collect(split, rows, cases, words, logits, paid, side, trainer.state.fn == "fit")
@@ -344,21 +381,6 @@ class AttentionMonitor(Callback):
             self.panels[split] = self._new_panel()
         return self.panels[split]
 
-    def _region(self, words: Batch, row: int) -> Tensor | None:
-        """(L, *S) bool of one case, at the image's resolution."""
-        if words.organs is None or not bool(words.has_organs[row]):
-            return None
-        one = Batch(
-            image=None,
-            label=None,
-            organs=words.organs[row : row + 1],
-            has_organs=words.has_organs[row : row + 1],
-            ids=None,
-            affine=None if words.affine is None else words.affine[row : row + 1],
-        )
-        allowed = self.context.allowed(one, words.organs.shape[2:])
-        return None if allowed is None else allowed[0]
-
     def _finish(self, trainer: Any, pl_module: Any, original: Callable[..., Any]) -> Any:
         """Log the scores, but not those of the sanity check, which has seen a batch or two.
 
@@ -374,9 +396,10 @@ class AttentionMonitor(Callback):
             if "val" in self.scores:
                 self.scores["val"] += self.alarms.questions.measure(trainer, self.context, pl_module.device)
             counts = {s: self.alarms.judge(trainer, s, self.scores[s], book) for s, book in self._books.items()}
+            self._limits = {split: book.thresholds(due) for split, book in self._books.items()}
             if "val" in self._books:
                 kept = {method: values for method, values in self.thresholds.items() if method in self.methods}
-                self.thresholds = kept | self._books["val"].thresholds(due)
+                self.thresholds = kept | self._limits["val"]
         for split, scores in self.scores.items():
             labels = len(self.context.names or [])
             self.publisher.log_scores(trainer, pl_module, split, [*scores, *counts[split]], labels)
@@ -386,10 +409,11 @@ class AttentionMonitor(Callback):
         if trainer.sanity_checking:
             return
         self.publisher.check_clashes(trainer, self.scores)
-        entries = {split: panel.entries for split, panel in self.panels.items()}
-        self.publisher.write(trainer, self.scores, entries, self.context.names or [])
+        names = self.context.names or []
+        entries = {s: scored(panel.entries, self._limits.get(s, {}), names) for s, panel in self.panels.items()}
+        self.publisher.write(trainer, self.scores, entries, names)
         self.alarms.publish(trainer, self.publisher.run_dir, self.name)
-        if self.recorder is not None:
+        if self.recorder is not None and self.publisher.run_dir is not None:
             shown = {split: {entry.case for entry in listed} for split, listed in entries.items()}
             self.recorder.write(trainer, self.publisher.run_dir, self.methods, shown)
         for panel in self.panels.values():

@@ -31,7 +31,7 @@ class ManifestDataModule(LightningDataModule):
     Every volume is turned to RAS, resampled to `spacing` (image linearly, organs nearest), windowed to [0, 1], and
     cropped or padded with air around its centre to `size`. A batch is a dict: image (B, 1, *S) float32, label (B, L)
     float32 with NaN = unknown, organs (B, 1, *S) int32, has_organs (B,) bool, id, patient (empty = unknown), affine
-    (B, 4, 4) voxel-to-world of the very grid the network sees.
+    (B, 4, 4) voxel-to-world of the very grid the network sees, original_shape and original_affine of the files.
 
     Args:
         manifest: CSV file with `id, image, organs, split`, optional `patient`, and one column per label.

@@ -191,7 +191,8 @@ def collate(cases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         image (B, 1, *S) float32, label (B, L) float32, organs (B, 1, *S) int32, has_organs (B,) bool, id and patient
-        (empty = unknown) lists of str, affine (B, 4, 4) float32.
+        (empty = unknown) lists of str, affine (B, 4, 4) float32, and original_shape (B, 3) and original_affine
+        (B, 4, 4) float32 of the files.
 
     Raises:
         InputError: The cases differ in size.
@@ -212,6 +213,8 @@ def collate(cases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "id": [case["id"] for case in cases],
         "patient": [case["patient"] for case in cases],
         "affine": torch.stack([torch.as_tensor(case["image"].affine, dtype=torch.float32) for case in cases]),
+        "original_shape": torch.tensor([case["original_shape"] for case in cases]),
+        "original_affine": torch.stack([case["original_affine"].float() for case in cases]),
     }
 
 

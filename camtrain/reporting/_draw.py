@@ -39,6 +39,7 @@ def plain(text: str) -> str:
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def text_width(text: str, size: int) -> int:
     """Width in pixels."""
     return round(font(size).getlength(text))
@@ -69,14 +70,51 @@ def write(pixels: Pixels, entries: Sequence[tuple[str, tuple[float, float], str,
     Returns:
         A new picture.
     """
-    picture = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(picture)
-    for text, place, anchor, size, colour in entries:
-        # The dark rim keeps letters legible on bone.
-        draw.text(
-            place, plain(text), fill=colour, font=font(size), anchor=anchor, stroke_width=1, stroke_fill=(0, 0, 0)
-        )
-    return np.array(picture)
+    page = pixels.copy()
+    for text, (column, row), anchor, size, colour in entries:
+        # Words such as R, L and "image" come back in every picture; captions do not, and would only fill the memory.
+        stamp = _stamp if len(text) <= _WORD else _stamp.__wrapped__
+        left, top, rim, fill = stamp(plain(text), anchor, size)
+        if rim is not None:
+            _lay(page, rim, round(row) + top, round(column) + left, (0, 0, 0))
+        _lay(page, fill, round(row) + top, round(column) + left, colour)
+    return page
+
+
+_WORD = 40
+Stamp = tuple[int, int, Pixels | None, Pixels]
+
+
+@functools.lru_cache(maxsize=512)
+def _stamp(text: str, anchor: str, size: int) -> Stamp:
+    """Where a text lies beside its anchor (left, top), and how much its rim and its letters cover.
+
+    Rendering is most of what a picture costs, and nearly all words are those of the picture before.
+    """
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=font(size), anchor=anchor, stroke_width=1)
+    left, top = int(box[0]) - 1, int(box[1]) - 1
+    shape = max(1, int(box[2]) - left + 1), max(1, int(box[3]) - top + 1)
+    cover = []
+    # The dark rim keeps letters legible on bone. Lines of text stand beside the pictures and need none.
+    for stroke in (1, 0) if len(text) <= _WORD else (0,):
+        picture = Image.new("L", shape)
+        draw = ImageDraw.Draw(picture)
+        draw.text((-left, -top), text, fill=255, font=font(size), anchor=anchor, stroke_width=stroke)
+        cover.append(np.asarray(picture)[..., None])
+    return left, top, cover[0] if len(cover) == 2 else None, cover[-1]
+
+
+def _lay(page: Pixels, cover: Pixels, top: int, left: int, colour: tuple[int, int, int]) -> None:
+    """Lay a colour on a page through a stencil, as far as the stencil lies on it."""
+    height, width = page.shape[:2]
+    rows = slice(max(0, top), min(height, top + cover.shape[0]))
+    columns = slice(max(0, left), min(width, left + cover.shape[1]))
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        return
+    part = cover[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    below = page[rows, columns]
+    share = part * np.float32(1 / 255)
+    page[rows, columns] = np.rint(below + share * (np.asarray(colour, np.float32) - below))
 
 
 def stack(blocks: Sequence[Pixels], gap: int, down: bool, centre: bool = False) -> Pixels:
@@ -113,6 +151,7 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+@functools.lru_cache(maxsize=64)
 def legend(
     width: int, scale: float | None, region: str | None, size: int = 12, own: str = "each map at its own maximum"
 ) -> Pixels:
@@ -153,4 +192,6 @@ def legend(
         page[top : top + thick, box] = OUTLINE
         page[top + 1 : top + thick - 1, box.start + 1 : box.stop - 1] = GROUND
         entries.append((region, (float(width), height / 2), "rm", size, FAINT))
-    return write(page, entries)
+    strip = write(page, entries)
+    strip.setflags(write=False)  # it is kept for the next picture
+    return strip

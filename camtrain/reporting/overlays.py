@@ -178,7 +178,7 @@ def blend(base: Pixels, values: npt.NDArray[np.floating], scale: float) -> Pixel
     share = np.asarray(values, dtype=np.float32).clip(-scale, scale) * np.float32(_HALF / scale)
     index = np.rint(np.nan_to_num(share, nan=0.0, copy=False)).astype(np.intp) + _HALF
     if base.ndim == 2:
-        laid: Pixels = _grey_table().reshape(-1, 3)[index * 256 + base]
+        laid: Pixels = np.take(_grey_table().reshape(-1, 3), index * 256 + base, axis=0)
         return laid
     colour, rest = _table()
     mixed: Floats = colour[index] + base * rest[index]

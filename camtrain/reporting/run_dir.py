@@ -48,11 +48,15 @@ class RunDir:
     ```
     scores.csv                               one row per epoch, step, split, method, label, measure
     alarms.csv                               one row per alarm raised or cleared (`camtrain.reporting.alarm_log`)
+    cases.csv                                one row per epoch, step, split, case, label, method of the panel
     run.json                                 what ran: labels, methods, layers, organ table, config, command
     panel.json                               which cases, labels, planes and scales the pictures show
     volumes/<case>.npz                       the panel's cases, written once; other splits in volumes/<split>/
     epochs/<epoch>/maps.npz                  their maps, on the layer's own grid
-    epochs/<epoch>/<case>_<label>.png        pictures of the validation; other splits in epochs/<epoch>/<split>/
+    epochs/<epoch>/<case>_<label>.png        pictures of the validation; other splits in epochs/<epoch>/<split>/;
+                                             .jpg where a pass has more than 24
+    epochs/<epoch>/overview.png              all pairs of the panel on one sheet
+    nifti/<epoch>/<case>_<label>_<method>.nii.gz   maps of `nifti_cases`; other splits in nifti/<epoch>/<split>/
     tables/<key>.csv                         tables sent to the loggers, newest state
     report.html                              the report, rewritten every epoch
     ```
@@ -98,6 +102,11 @@ class RunDir:
         return self.path / "scores.csv"
 
     @property
+    def cases_path(self) -> Path:
+        """`cases.csv`."""
+        return self.path / "cases.csv"
+
+    @property
     def panel_path(self) -> Path:
         """`panel.json`."""
         return self.path / "panel.json"
@@ -126,6 +135,11 @@ class RunDir:
         folder = self.path / "epochs" / f"{epoch:04d}"
         return folder if split == "val" else folder / file_stem(split)
 
+    def nifti_path(self, epoch: int, split: str = "val") -> Path:
+        """Folder of one epoch's NIfTI maps; it may not exist yet."""
+        folder = self.path / "nifti" / f"{epoch:04d}"
+        return folder if split == "val" else folder / file_stem(split)
+
     def write_scores(self, rows: Iterable[Score]) -> None:
         """Add rows to `scores.csv`; a row of the same epoch, step, split, method, label and measure is replaced.
 
@@ -140,7 +154,7 @@ class RunDir:
             merged.pop(score[:-1], None)
             if math.isfinite(score.value):
                 merged[score[:-1]] = score
-        self._write_csv(self.scores_path, Score._fields, merged.values())
+        self.write_csv(self.scores_path, Score._fields, merged.values())
 
     def read_scores(self) -> list[Score]:
         """All rows of `scores.csv`, in the order of writing; empty before the first epoch.
@@ -200,12 +214,15 @@ class RunDir:
         """
         return self.save_named(picture, f"{file_stem(case)}_{file_stem(label)}", epoch=epoch, split=split)
 
-    def save_named(self, picture: npt.NDArray[np.uint8], name: str, *, epoch: int, split: str = "val") -> Path:
-        """Write one picture of an epoch under a name of the caller's choice (without an ending)."""
-        path = self.epoch_path(epoch, split) / f"{file_stem(name, limit=200)}.png"
+    def save_named(
+        self, picture: npt.NDArray[np.uint8], name: str, *, epoch: int, split: str = "val", ending: str = "png"
+    ) -> Path:
+        """Write one picture of an epoch under a name of the caller's choice, as `png` or `jpg`."""
+        path = self.epoch_path(epoch, split) / f"{file_stem(name, limit=200)}.{ending}"
+        # Level 1 is three times as fast as the default and costs a few per cent of size.
+        how: dict[str, int] = {"compress_level": 1} if ending == "png" else {"quality": 90, "subsampling": 0}
         with replacing(path) as temporary:
-            # Level 1 is three times as fast as the default and costs a few per cent of size.
-            Image.fromarray(picture).save(temporary, format="PNG", compress_level=1)
+            Image.fromarray(picture).save(temporary, **how)  # type: ignore[arg-type]
         return path
 
     def save_table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
@@ -215,11 +232,12 @@ class RunDir:
             The file.
         """
         path = self.path / "tables" / f"{file_stem(key.replace('/', '_'))}.csv"
-        self._write_csv(path, columns, rows)
+        self.write_csv(path, columns, rows)
         return path
 
     @staticmethod
-    def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Replace a CSV file as a whole."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)

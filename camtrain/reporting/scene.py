@@ -154,19 +154,20 @@ class Scene:
             slices.cut(self.image, plane, index) if self.rank == 3 else self.image, self.window, size
         )
         if values is not None:
-            pixels = overlays.blend(pixels, self._enlarged(values, plane, index, size), scale)
+            pixels = overlays.blend(pixels, self.enlarged(values, plane, index, size), scale)
         elif pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         if outlined and self.allowed is not None and not self.allowed.all():
             pixels = pixels.copy()
-            pixels[overlays.outline(self._inside(plane, index, size), width=1 + size[1] // 400)] = overlays.OUTLINE
+            pixels[overlays.outline(self.inside(plane, index, size), width=1 + size[1] // 400)] = overlays.OUTLINE
         if marked and values is not None:
-            pixels = self._cross(pixels, values, plane, index)
+            pixels = self.crossed(pixels, values, plane, index)
         return pixels
 
-    def _enlarged(
+    def enlarged(
         self, values: npt.NDArray[np.floating], plane: str, index: int, size: tuple[int, int]
     ) -> npt.NDArray[np.float32]:
+        """A map (in screen order) on one plane, at the size of the picture; undefined cells are zero."""
         values = np.nan_to_num(values.astype(np.float32), nan=0.0)
         if self.rank == 2:
             return overlays.enlarge(values, size)
@@ -174,7 +175,8 @@ class Scene:
         flat = overlays.section(values, axis, (index + 0.5) / self.image.shape[axis])
         return overlays.enlarge(flat.T[::-1, ::-1], size)
 
-    def _inside(self, plane: str, index: int, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    def inside(self, plane: str, index: int, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """The allowed region on one plane, at the size of the picture."""
         allowed = self.allowed
         if allowed is None:
             return np.zeros(size, dtype=bool)
@@ -185,7 +187,8 @@ class Scene:
             allowed = slices.cut(allowed, plane, at).astype(bool)
         return overlays.region(allowed, size, smooth=smooth)
 
-    def _cross(self, pixels: Pixels, values: npt.NDArray[np.floating], plane: str, index: int) -> Pixels:
+    def crossed(self, pixels: Pixels, values: npt.NDArray[np.floating], plane: str, index: int) -> Pixels:
+        """The tile with a cross at the map's peak, where the plane cuts the peak's cell."""
         shape = self.image.shape[: self.rank]
         top = slices.peak(values, shape)
         if top is None:

@@ -19,20 +19,27 @@ from PIL import Image
 
 from camtrain._errors import InputError
 from camtrain.reporting._files import distinct, file_stem
-from camtrain.reporting.panels import same_size
+from camtrain.reporting.case_picture import CasePicture
 from camtrain.reporting.run_dir import RunDir
 from camtrain.reporting.score_table import rows_as_markdown
+from camtrain.reporting.wandb_sink import BUDGET, WandbSink
 
 Pixels = npt.NDArray[np.uint8]
+LOSSLESS = 24
 
 
 class Sink(Protocol):
-    """A place for pictures and tables."""
+    """A place for pictures and tables.
+
+    A sink may also have `begin(pictures)` (a pass with so many is coming), `rows(key, columns, rows, step)` (add to a
+    table that grows over the epochs), `define(keys)`, `summary(values)`, `about(facts, table)` and `flush(step)` (the
+    pass is over); see `WandbSink`.
+    """
 
     def images(
         self,
         key: str,
-        pictures: Sequence[Pixels],
+        pictures: Sequence[Pixels | CasePicture],
         captions: Sequence[str],
         step: int,
         epoch: int,
@@ -42,7 +49,7 @@ class Sink(Protocol):
 
         Args:
             key: Such as `val/attention/nodule`; the first part is the split.
-            pictures: (H, W, 3) uint8 each.
+            pictures: (H, W, 3) uint8 each, or composed with masks, which are shown where a logger can.
             captions: One line for each picture.
             step: Global step of the Trainer.
             epoch: Epoch of the Trainer.
@@ -60,55 +67,38 @@ class Sink(Protocol):
         """
 
 
-@dataclass(frozen=True)
 class FolderSink:
-    """Writes into the run's folder; pictures of `val/...` to `epochs/<epoch>/`, of other splits one level below."""
+    """Writes into the run's folder; pictures of `val/...` to `epochs/<epoch>/`, of other splits one level below.
 
-    run_dir: RunDir
+    PNG, or JPEG where a pass has more than `LOSSLESS` pictures: a PNG of a scan takes twenty times as long.
+
+    Args:
+        run_dir: The folder.
+    """
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self.run_dir = run_dir
+        self._ending = "png"
+
+    def begin(self, pictures: int) -> None:
+        """A pass with so many pictures is coming."""
+        self._ending = "png" if pictures <= LOSSLESS else "jpg"
 
     def images(  # noqa: D102
         self,
         key: str,
-        pictures: Sequence[Pixels],
+        pictures: Sequence[Pixels | CasePicture],
         captions: Sequence[str],
         step: int,
         epoch: int,
         names: Sequence[str] | None = None,
     ) -> None:
         split = key.split("/", 1)[0] if "/" in key else "val"
-        for name, picture in zip(_names(key, pictures, captions, names), pictures, strict=True):
-            self.run_dir.save_named(picture, name, epoch=epoch, split=split)
+        for name, picture in zip(_names(key, pictures, captions, names), map(_pixels, pictures), strict=True):
+            self.run_dir.save_named(picture, name, epoch=epoch, split=split, ending=self._ending)
 
     def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:  # noqa: D102
         self.run_dir.save_table(key, columns, rows)
-
-
-@dataclass(frozen=True)
-class WandbSink:
-    """Logs through `WandbLogger.log_image` and `log_table`.
-
-    These send the step as the field `trainer/global_step`, which Lightning makes the x axis, and leave W&B's own step
-    alone, so that nothing of the user's is dropped for coming "too late".
-    """
-
-    logger: Any
-
-    def images(  # noqa: D102
-        self,
-        key: str,
-        pictures: Sequence[Pixels],
-        captions: Sequence[str],
-        step: int,
-        epoch: int,
-        names: Sequence[str] | None = None,
-    ) -> None:
-        if pictures:
-            # W&B shows a list of pictures properly only when all have one size.
-            ready = [Image.fromarray(p) for p in same_size(pictures)]
-            self.logger.log_image(key=key, images=ready, step=step, caption=list(captions))
-
-    def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:  # noqa: D102
-        self.logger.log_table(key=key, columns=list(columns), data=[list(row) for row in rows], step=step)
 
 
 @dataclass(frozen=True)
@@ -120,17 +110,21 @@ class TensorBoardSink:
     def images(  # noqa: D102
         self,
         key: str,
-        pictures: Sequence[Pixels],
+        pictures: Sequence[Pixels | CasePicture],
         captions: Sequence[str],
         step: int,
         epoch: int,
         names: Sequence[str] | None = None,
     ) -> None:
-        for name, picture in zip(_names(key, pictures, captions, names), pictures, strict=True):
+        for name, picture in zip(_names(key, pictures, captions, names), map(_pixels, pictures), strict=True):
             self.logger.experiment.add_image(f"{key}/{name}", picture, global_step=step, dataformats="HWC")
 
     def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:  # noqa: D102
         self.logger.experiment.add_text(key, rows_as_markdown(columns, rows), global_step=step)
+
+    def rows(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
+        """The rows of this pass as text; the slider of the tag goes back to earlier ones."""
+        self.table(key, columns, rows, step)
 
 
 @dataclass(frozen=True)
@@ -142,7 +136,7 @@ class MLFlowSink:
     def images(  # noqa: D102
         self,
         key: str,
-        pictures: Sequence[Pixels],
+        pictures: Sequence[Pixels | CasePicture],
         captions: Sequence[str],
         step: int,
         epoch: int,
@@ -150,7 +144,7 @@ class MLFlowSink:
     ) -> None:
         log_image = self.logger.experiment.log_image
         by_step = "step" in inspect.signature(log_image).parameters
-        for name, picture in zip(_names(key, pictures, captions, names), pictures, strict=True):
+        for name, picture in zip(_names(key, pictures, captions, names), map(_pixels, pictures), strict=True):
             place: dict[str, Any] = {"artifact_file": f"{key}/{epoch:04d}/{name}.png"}
             if by_step:  # MLflow 2.11 and later: a series over the steps
                 place = {"key": f"{key}/{name}", "step": step}
@@ -172,14 +166,15 @@ _SINKS: dict[str, type[WandbSink] | type[TensorBoardSink] | type[MLFlowSink] | N
 }
 
 
-def sinks_for(loggers: Iterable[Any], run_dir: RunDir | None) -> list[Sink]:
+def sinks_for(loggers: Iterable[Any], run_dir: RunDir | None, wandb_budget: int = BUDGET) -> list[Sink]:
     """One sink per logger that can take pictures, and one for the run's folder.
 
-    A logger of another kind keeps its scalars, which Lightning sends by itself; a warning says so once.
+    A logger of another kind keeps its scalars, which Lightning sends by itself; a warning says once what it misses.
 
     Args:
         loggers: `trainer.loggers`, of either Lightning package; may be empty.
         run_dir: The run's folder; None (as under `fast_dev_run`) writes no files.
+        wandb_budget: Bytes per pass that go to W&B.
 
     Returns:
         The sinks, the folder first.
@@ -195,18 +190,32 @@ def sinks_for(loggers: Iterable[Any], run_dir: RunDir | None) -> list[Sink]:
         names = [cls.__name__ for cls in type(logger).__mro__]
         known = next((name for name in names if name in _SINKS), None)
         kind = _SINKS[known] if known else None
-        if kind is MLFlowSink and not hasattr(logger.experiment, "log_image"):
+        if kind is MLFlowSink and not _takes_pictures(logger):
             known = kind = None
-        if kind is not None:
+        if kind is WandbSink:
+            sinks.append(WandbSink(logger, wandb_budget))
+        elif kind is not None:
             sinks.append(kind(logger))
         elif known is None:
             unknown.append(names[0])
     if unknown:
-        where = f"; the pictures are in {run_dir.path}" if run_dir is not None else ""
+        where = f"; they are in {run_dir.path}" if run_dir is not None else ""
         warnings.warn(
-            f"{', '.join(dict.fromkeys(unknown))} gets scores but no pictures from camtrain{where}", stacklevel=2
+            f"{', '.join(dict.fromkeys(unknown))} gets scores but no pictures and no tables from camtrain{where}",
+            stacklevel=2,
         )
     return sinks
+
+
+def _takes_pictures(logger: Any) -> bool:
+    try:
+        return hasattr(logger.experiment, "log_image")
+    except Exception:  # a server that is gone: the first picture will say so
+        return True
+
+
+def _pixels(picture: Pixels | CasePicture) -> Pixels:
+    return picture.pixels if isinstance(picture, CasePicture) else picture
 
 
 def describe_loggers(loggers: Iterable[Any]) -> list[str]:
@@ -242,7 +251,9 @@ def _describe_wandb(run: Any) -> str:
     return f"W&B: {getattr(run, 'url', None) or folder}"
 
 
-def _names(key: str, pictures: Sequence[Pixels], captions: Sequence[str], names: Sequence[str] | None) -> list[str]:
+def _names(
+    key: str, pictures: Sequence[Pixels | CasePicture], captions: Sequence[str], names: Sequence[str] | None
+) -> list[str]:
     chosen = list(captions if names is None else names)
     if len(chosen) != len(pictures) or len(captions) != len(pictures):
         raise InputError(

@@ -145,13 +145,17 @@ def largest_section(region: npt.NDArray[np.bool_]) -> tuple[int, ...]:
     """The point whose planes cut the most of a region: along each axis the index with the largest section.
 
     A centre of mass would fall between the two lungs; this point lies in the larger one. Of several equal sections the
-    middle one counts. An empty region gives the middle of the volume.
+    middle one counts. An empty region gives the middle of the volume. Of a large volume every second voxel or fewer are
+    looked at.
 
     Example:
         >>> region = np.zeros((4, 5, 6), bool); region[2, 1:3, 4] = True; region[2, 1, 3] = True
         >>> largest_section(region)
         (2, 1, 4)
     """
+    step = max(1, min(region.shape, default=1) // 96)
+    if step > 1 and (thinned := region[(slice(None, None, step),) * region.ndim]).any():
+        return tuple(step * index for index in largest_section(thinned))
     if not region.any():
         return tuple(n // 2 for n in region.shape)
     point = []

@@ -237,37 +237,44 @@ def test_the_panel_is_the_same_every_epoch(kit, tmp_path, monkeypatch):
     from camtrain.callbacks import _panel
 
     drawn, cases = [], kit.make_cases()
+    cases[7]["label"] = torch.zeros(3)  # a case without any finding
     original = _panel.PanelEntry.draw
-    monkeypatch.setattr(_panel.PanelEntry, "draw", lambda e, scale: drawn.append((e, scale)) or original(e, scale))
-    fit(kit, tmp_path, monitor(kit, every_n_epochs=1, panel_cases=4, labels_per_case=1), max_epochs=3, cases=cases)
+    monkeypatch.setattr(
+        _panel.PanelEntry, "draw", lambda e, scale: drawn.append((e, dict(scale))) or original(e, scale)
+    )
+    fit(kit, tmp_path, monitor(kit, every_n_epochs=1, panel_cases=6, labels_per_case=1), max_epochs=3, cases=cases)
     per_epoch = len(drawn) // 3
-    epochs = [[(e.case, e.label) for e, _ in drawn[i * per_epoch : (i + 1) * per_epoch]] for i in range(3)]
+    epochs = [[(e.case, e.label, e.kind) for e, _ in drawn[i * per_epoch : (i + 1) * per_epoch]] for i in range(3)]
     assert epochs[0] == epochs[1] == epochs[2]
-    assert len(epochs[0]) == 3
-    assert {label for _, label in epochs[0]} == set(kit.LABELS)
+    positive = {label for _, label, kind in epochs[0] if kind == "positive"}
+    assert positive == set(kit.LABELS)
+    (negative,) = [case for case, _, kind in epochs[0] if kind == "negative"]
+    assert not next(case for case in cases if case["id"] == negative)["label"].any()
+    assert sum(kind == "hard" for *_, kind in epochs[0]) == 1
     assert len({tuple(scale.items()) for _, scale in drawn}) == 1
     for entry, _ in drawn:
         case = next(c for c in cases if c["id"] == entry.case)
-        assert case["label"][kit.LABELS.index(entry.label)] == 1
+        assert case["label"][kit.LABELS.index(entry.label)] == entry.present
+        assert entry.kind != "positive" or entry.present
         assert torch.equal(torch.from_numpy(entry.image), case["image"])
         assert entry.allowed.shape == kit.SIZE
+        assert not torch.from_numpy(entry.maps["hirescam"]).isnan().any()
     # The maps are those of the epoch.
     assert not torch.equal(*(torch.from_numpy(drawn[i][0].maps["hirescam"]) for i in (0, per_epoch)))
     names = [name for name in files_in(runs_in(tmp_path)[0]) if name.startswith("epochs/0002/") and ".png" in name]
-    assert sorted(f"epochs/0002/{case}_{label}.png" for case, label in epochs[0]) == names
+    assert sorted(["epochs/0002/overview.png", *(f"epochs/0002/{c}_{label}.png" for c, label, _ in epochs[0])]) == names
 
 
-def test_the_first_pass_chooses_the_panel():
-    from camtrain.callbacks._panel import Panel
-
-    panel, all_segmented = Panel(cases=3, labels_per_case=1), torch.ones(3, dtype=torch.bool)
-    label = torch.tensor([[1.0, 0.0, torch.nan], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
-    panel.begin()
-    assert panel.wanted(["a", "a", "b"], label, all_segmented) == {0: [0], 2: [1]}
-    assert panel.wanted(["c", "d", "e"], label.roll(1, 1), torch.zeros(3, dtype=torch.bool)) == {}
-    panel.end()
-    # A label that the first pass did not show joins no more; the chosen cases are found wherever they come.
-    assert panel.wanted(["e", "b", "a"], torch.ones(3, 3), all_segmented) == {1: [1], 2: [0]}
+def test_what_only_the_panel_shows_is_not_scored(kit, tmp_path):
+    """Scores with pictures, whose panel asks for maps of absent labels too, equal scores without."""
+    both = []
+    for every in (0, 1):
+        added = monitor(kit, every_n_epochs=every, panel_cases=12, methods=["hirescam", "gradcam"])
+        fit(kit, tmp_path / str(every), added, module=kit.make_lit(kit.make_net("mlp")))
+        both.append({(s.measure, s.method, s.label): s.value for s in added.scores["val"]})
+    assert both[0] == pytest.approx(both[1])
+    shown = json.loads((runs_in(tmp_path / "1")[0] / "panel.json").read_text())["cases"]
+    assert any(not case["present"] for case in shown)
 
 
 def test_a_shuffled_validation_set_keeps_its_panel(kit, tmp_path):
@@ -293,6 +300,7 @@ def test_resume_keeps_run_folder_panel_and_scale(kit, tmp_path):
     (other,) = runs_in(tmp_path / "straight")
     assert files_in(run) == files_in(other)
     assert [r["epoch"] for r in scores_in(run)] == [r["epoch"] for r in scores_in(other)]
+    assert (run / "cases.csv").read_text().count("\n") == (other / "cases.csv").read_text().count("\n")
     panels = [json.loads((folder / "panel.json").read_text()) for folder in (run, other)]
     assert panels[0]["cases"] == panels[1]["cases"]
     assert panels[0]["scale"] == pytest.approx(panels[1]["scale"])

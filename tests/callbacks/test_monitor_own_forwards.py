@@ -56,7 +56,7 @@ def test_scores_are_those_of_explain(kit, tmp_path, stage):
     assert found[f"{split}/energy_inside_chance@guided_backprop"] == pytest.approx(chance)
     assert found[f"{split}/energy_inside_chance"] != pytest.approx(chance)
     assert kit.hooks_of(module) == {}
-    assert len(list(tmp_path.rglob("*.png"))) == 2
+    assert len(list(tmp_path.rglob("case*.png"))) == 2
 
 
 def test_of_several_layers_the_mean_on_the_finest_grid(kit, tmp_path):

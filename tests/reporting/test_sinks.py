@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import json
-import struct
-import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from wandb_files import OfflineRun, offline_logger
 
 from camtrain._errors import InputError
 from camtrain.reporting import RunDir, describe_loggers, sinks_for
@@ -22,6 +19,8 @@ def log(sinks, step=7, epoch=2):
     for sink in sinks:
         sink.images("val/attention/nodule", PICTURES, CAPTIONS, step=step, epoch=epoch, names=NAMES)
         sink.table("val/scores", ["label", "auroc"], [["nodule", 0.5], ["effusion", None]], step=step)
+        if hasattr(sink, "flush"):
+            sink.flush(step)
 
 
 def pictures_of(run):
@@ -31,59 +30,10 @@ def pictures_of(run):
 FILES = [f"epochs/0002/{name}.png" for name in NAMES]
 
 
-def wandb_records(path: Path):
-    """What an offline run holds: a LevelDB log of protobuf records."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, place, parts = path.read_bytes(), 7, b""
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
-        if left < 7:
-            place += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        parts += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):
-            record = Record()
-            record.ParseFromString(parts)
-            yield record
-            parts = b""
-
-
-def history(path: Path):
-    # W&B's background process may still be writing when finish() returns; its last record is of the kind "exit".
-    end = time.monotonic() + 60
-    while not any(r.WhichOneof("record_type") == "exit" for r in wandb_records(path)) and time.monotonic() < end:
-        time.sleep(0.1)
-    for record in wandb_records(path):
-        if record.WhichOneof("record_type") == "history":
-            entry = {}
-            for item in record.history.item:
-                *outer, last = [item.key] if item.key else item.nested_key
-                place = entry
-                for key in outer:
-                    place = place.setdefault(key, {})
-                place[last] = json.loads(item.value_json)
-            yield entry
-
-
-def wandb_logger(tmp_path, monkeypatch, namespace="pytorch_lightning"):
-    module = pytest.importorskip(f"{namespace}.loggers")
-    for name in ("WANDB_API_KEY", "WANDB_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    return module.WandbLogger(offline=True, save_dir=str(tmp_path), project="camtrain-test")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("namespace", ["pytorch_lightning", "lightning.pytorch"])
 def test_wandb_offline_is_read_back(tmp_path, monkeypatch, namespace):
-    logger, run = wandb_logger(tmp_path, monkeypatch, namespace), RunDir(tmp_path)
+    logger, run = offline_logger(tmp_path, monkeypatch, namespace), RunDir(tmp_path)
     sinks = sinks_for([logger], run)
     # The user's own step of W&B lies far ahead of the Trainer's; ours must not be dropped for coming too late.
     logger.experiment.log({"mine": 1.0}, step=100)
@@ -93,23 +43,20 @@ def test_wandb_offline_is_read_back(tmp_path, monkeypatch, namespace):
     lines = describe_loggers([logger])
     logger.experiment.finish()
 
-    file = next(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert f"wandb sync {file.parent}" in lines[0]
-    entries = list(history(file))
-    ours = [e for e in entries if "val/attention/nodule" in e]
+    (read,) = OfflineRun.in_folder(tmp_path)
+    assert f"wandb sync {read.media.parents[1]}" in lines[0]
+    ours = [e for e in read.history if "val/attention/nodule" in e]
     assert [e["trainer/global_step"] for e in ours] == [7, 9]
+    assert all("val/scores" in e for e in ours)  # one entry per pass
     picture = ours[0]["val/attention/nodule"]
     assert picture["_type"] == "images/separated"
     assert picture["captions"] == CAPTIONS
     assert (picture["height"], picture["width"], picture["count"]) == (24, 30, 2)
-    assert sum("val/scores" in e for e in entries) == 2
-    assert [e["mine"] for e in entries if "mine" in e] == [1.0, 2.0]
-    stored = sorted((file.parent / "files" / "media" / "images").rglob("*.png"))
+    assert [e["mine"] for e in read.history if "mine" in e] == [1.0, 2.0]
+    stored = sorted((read.media / "images").rglob("*.jpg"))
     assert len(stored) == 4
     assert {Image.open(p).size for p in stored} == {(30, 24)}
-    tables = [json.loads(p.read_text()) for p in (file.parent / "files" / "media" / "table").rglob("*.json")]
-    assert tables[0]["columns"] == ["label", "auroc"]
-    assert tables[0]["data"] == [["nodule", 0.5], ["effusion", None]]
+    assert read.table(ours[0]["val/scores"])["data"] == [["nodule", 0.5], ["effusion", None]]
     assert pictures_of(run) == sorted(FILES + [f.replace("0002", "0003") for f in FILES])
 
 
@@ -195,7 +142,7 @@ def test_mlflow_as_far_as_it_can(tmp_path):
 
 def test_unknown_loggers_get_one_notice(tmp_path):
     run = RunDir(tmp_path)
-    with pytest.warns(UserWarning, match="MyWandbLogger gets scores but no pictures") as seen:
+    with pytest.warns(UserWarning, match="MyWandbLogger gets scores but no pictures and no tables") as seen:
         sinks = sinks_for([MyWandbLogger(), MyWandbLogger()], run)
     assert len(seen) == 1
     assert str(run.path) in str(seen[0].message)

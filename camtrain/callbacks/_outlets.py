@@ -1,0 +1,97 @@
+"""Where one run's numbers and pictures go: its folder and its loggers, none of which can stop the training."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from camtrain._errors import InputError
+from camtrain.callbacks._logger_guard import patience_with
+from camtrain.callbacks._nifti import NiftiMaps
+from camtrain.callbacks._panel import PanelEntry
+from camtrain.reporting import Patience, PatientSink, RunDir, Unwritten, file_failure, sinks_for, write_cases
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
+
+
+class Outlets:
+    """The run's folder and one sink per logger.
+
+    Args:
+        run_dir: The folder.
+        loggers: `trainer.loggers`.
+        wandb_budget: Bytes per pass for W&B.
+
+    Attributes:
+        run_dir: The folder.
+        files: What every write to it goes through.
+        scores: Takes rows of `scores.csv`.
+        cases: Takes rows of `cases.csv`.
+    """
+
+    def __init__(self, run_dir: RunDir, loggers: Sequence[Any], wandb_budget: int) -> None:
+        self.run_dir = run_dir
+        meanwhile = "scores stay in memory until they can be written, and go to the loggers"
+        self.files = Patience(f"writing to {run_dir.path}", meanwhile, file_failure)
+        self.scores = Unwritten(run_dir.write_scores, self.files)
+        self.cases = Unwritten(lambda rows: write_cases(run_dir, rows), self.files)
+        self._sinks = []
+        for sink in sinks_for(loggers, run_dir, wandb_budget):
+            logger = getattr(sink, "logger", None)  # none: the folder
+            self._sinks.append(PatientSink(sink, self.files if logger is None else patience_with(logger)))
+        self._defined: set[str] = set()
+        self._told_nifti = False
+
+    def send(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Call a method of every sink that has it."""
+        for sink in self._sinks:
+            sink.send(name, *args, **kwargs)
+
+    def define(self, keys: Mapping[str, bool]) -> None:
+        """Say of new keys whether they get a chart."""
+        if fresh := {key: charted for key, charted in keys.items() if key not in self._defined}:
+            self._defined |= set(fresh)
+            self.send("define", fresh)
+
+    def nifti(self, maps: NiftiMaps, entries: Mapping[str, Sequence[PanelEntry]], epoch: int) -> None:
+        """Write maps of the chosen cases, and tell once of which the geometry is unknown."""
+
+        def write() -> None:
+            for split, listed in entries.items():
+                missed = maps.write(self.run_dir.nifti_path(epoch, split), listed)
+                if missed and not self._told_nifti:
+                    self._told_nifti = True
+                    warnings.warn(
+                        f"camtrain: no NIfTI map of {', '.join(missed)}: the batch has no affine of shape (B, 4, 4) "
+                        "for them, or they are not 3D",
+                        stacklevel=2,
+                    )
+
+        self.files(write)
+
+
+class Opening:
+    """Makes the outlets of a run when they are first needed.
+
+    A disk that is full or gone is told of once and tried again later; any other reason why there can be no folder is
+    the user's to mend.
+    """
+
+    def __init__(self) -> None:
+        self._patience = Patience("making the run folder", "scores go to the loggers only", _disk_failure)
+
+    def __call__(self, root: str, run_id: str | None, loggers: Sequence[Any], wandb_budget: int) -> Outlets | None:
+        """The outlets, or None.
+
+        Raises:
+            InputError: The folder cannot be made.
+        """
+        made: list[Outlets] = []
+        self._patience(lambda: made.append(Outlets(RunDir(root, run_id), loggers, wandb_budget)))
+        return made[0] if made else None
+
+
+def _disk_failure(error: Exception) -> bool:
+    return isinstance(error, InputError) and getattr(error.__cause__, "errno", None) in _DISK

@@ -1,0 +1,88 @@
+"""The pictures of one pass: drawn once on one colour scale, then handed to every sink."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+from camtrain.callbacks._case_scores import rows_of
+from camtrain.callbacks._outlets import Outlets
+from camtrain.callbacks._panel import PanelEntry
+from camtrain.reporting import CasePicture, CaseRow, RunDir, compose_overview, shared_scale
+
+_COLUMNS = (
+    *("epoch", "case", "label", "kind", "truth", "probability", "error"),
+    *("method", "organ_iou", "energy_inside", "threshold"),
+)
+
+
+def publish_pictures(
+    outlets: Outlets,
+    entries: Mapping[str, Sequence[PanelEntry]],
+    scale: MutableMapping[str, float],
+    name: str | None,
+    epoch: int,
+    step: int,
+) -> None:
+    """Draw the panel and hand on its pictures, an overview, and a row for each pair.
+
+    Args:
+        outlets: Where they go.
+        entries: Split -> its pairs, with scores.
+        scale: Method -> end of the colour scale; grows here where it is too small.
+        name: Name of the monitor, part of the keys.
+        epoch: Epoch of the Trainer.
+        step: Global step of the Trainer.
+    """
+    grow(scale, [entry for listed in entries.values() for entry in listed])
+    outlets.send("begin", sum(len(listed) for listed in entries.values()))
+    for split, listed in entries.items():
+        rows = rows_of(listed, split, epoch, step)
+        outlets.cases.add(rows)
+        outlets.send("rows", _key(split, name, "cases"), _COLUMNS, _worst_first(rows), step)
+        drawn = [entry.draw(scale) for entry in listed]
+        for label in dict.fromkeys(entry.label for entry in listed):
+            chosen = [place for place, entry in enumerate(listed) if entry.label == label]
+            captions, names = zip(*((listed[i].caption, f"{listed[i].case}_{label}") for i in chosen), strict=True)
+            pictures = [drawn[i] for i in chosen]
+            outlets.send("images", _key(split, name, "attention", label), pictures, captions, step, epoch, names)
+        outlets.files(_save_overview, outlets.run_dir, listed, drawn, epoch, split)
+    outlets.files(_save_panel, outlets.run_dir, entries, dict(scale))
+
+
+def grow(scale: MutableMapping[str, float], entries: Sequence[PanelEntry]) -> None:
+    """One colour scale per method (Grad-CAM behind a flatten head is a hundredth of HiResCAM), in powers of two.
+
+    It only grows: a scale fixed on the maps of an untrained net would show nothing but saturated colours later.
+    """
+    for method in dict.fromkeys(method for entry in entries for method in entry.maps):
+        needed = shared_scale(entry.maps[method] for entry in entries if method in entry.maps)
+        scale[method] = max(scale.get(method, 0.0), 2.0 ** math.ceil(math.log2(needed)))
+
+
+def _key(*parts: str | None) -> str:
+    return "/".join(part for part in parts if part)
+
+
+def _worst_first(rows: Sequence[CaseRow]) -> list[list[Any]]:
+    worst = sorted(rows, key=lambda row: (-row.error if row.error == row.error else 0.0, row.case, row.label))
+    return [[getattr(row, column) for column in _COLUMNS] for row in worst]
+
+
+def _save_overview(
+    run_dir: RunDir, entries: Sequence[PanelEntry], drawn: Sequence[CasePicture], epoch: int, split: str
+) -> None:
+    sheet = compose_overview([picture.tile for picture in drawn], [entry.brief for entry in entries])
+    run_dir.save_named(sheet, "overview", epoch=epoch, split=split)
+
+
+def _save_panel(run_dir: RunDir, entries: Mapping[str, Sequence[PanelEntry]], scale: dict[str, float]) -> None:
+    cases = [
+        {"split": split, "case": e.case, "label": e.label, "present": e.present, "kind": e.kind}
+        for split, listed in entries.items()
+        for e in listed
+    ]
+    known = run_dir.read_panel() or {}
+    kept = [case for case in known.get("cases", []) if case.get("split") not in entries]
+    run_dir.write_panel({**known, "scale": scale, "cases": kept + cases})

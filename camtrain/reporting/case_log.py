@@ -1,0 +1,105 @@
+"""`cases.csv`: how every panel case fared in every epoch."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from camtrain._errors import InputError
+from camtrain.reporting.run_dir import RunDir
+
+
+class CaseRow(NamedTuple):
+    """One row of `cases.csv`.
+
+    Attributes:
+        epoch: Epoch of the Trainer.
+        step: Global step of the Trainer.
+        split: `val`, `test`, or a split's own name.
+        case: Name of the case.
+        label: Label name.
+        truth: 1 or 0.
+        probability: What the network says.
+        method: Attention method.
+        organ_iou: OrganIoU of this very map, or None where it is undefined.
+        energy_inside: Energy inside of this very map, or None where it is undefined.
+        threshold: The label's threshold of OrganIoU, or None.
+        kind: Why the panel shows it: `positive`, `hard` or `negative`.
+    """
+
+    epoch: int
+    step: int
+    split: str
+    case: str
+    label: str
+    truth: int
+    probability: float
+    method: str
+    organ_iou: float | None
+    energy_inside: float | None
+    threshold: float | None
+    kind: str
+
+    @property
+    def error(self) -> float:
+        """|truth - probability|: sort by it to see the worst."""
+        return abs(self.truth - self.probability)
+
+
+_KEY = ("epoch", "step", "split", "case", "label", "method")
+
+
+def write_cases(run_dir: RunDir, rows: Iterable[CaseRow]) -> None:
+    """Add rows to `cases.csv`; a row of the same epoch, step, split, case, label and method is replaced.
+
+    Args:
+        run_dir: The run's folder.
+        rows: Rows of any epoch and split.
+
+    Example:
+        >>> import tempfile
+        >>> run = RunDir(tempfile.mkdtemp())
+        >>> write_cases(run, [CaseRow(0, 9, "val", "a", "nodule", 1, 0.25, "hirescam", None, 0.5, None, "hard")])
+        >>> read_cases(run)[0].error
+        0.75
+    """
+    merged = {_key(row): row for row in read_cases(run_dir)}
+    for row in rows:
+        merged.pop(_key(row), None)
+        merged[_key(row)] = row
+    run_dir.write_csv(run_dir.cases_path, CaseRow._fields, (_cells(row) for row in merged.values()))
+
+
+def read_cases(run_dir: RunDir) -> list[CaseRow]:
+    """All rows of `cases.csv`, in the order of writing; empty before the first pass with pictures.
+
+    Raises:
+        InputError: The file was changed into something else.
+    """
+    path = run_dir.cases_path
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        if (header := next(reader, [])) != list(CaseRow._fields):
+            raise InputError(f"{path}: expected the columns {', '.join(CaseRow._fields)}, got {header}")
+        try:
+            return [_row(cells) for cells in reader]
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{path}, line {reader.line_num}: not a row of cases ({error})") from error
+
+
+def _key(row: CaseRow) -> tuple[object, ...]:
+    return tuple(getattr(row, name) for name in _KEY)
+
+
+def _cells(row: CaseRow) -> list[object]:
+    return ["" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value for value in row]
+
+
+def _row(c: list[str]) -> CaseRow:
+    iou, inside, threshold = (float(text) if text else None for text in c[8:11])
+    probability = float(c[6]) if c[6] else math.nan
+    return CaseRow(int(c[0]), int(c[1]), c[2], c[3], c[4], int(c[5]), probability, c[7], iou, inside, threshold, c[11])

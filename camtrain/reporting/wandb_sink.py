@@ -1,0 +1,232 @@
+"""Everything about W&B: pictures with layers, growing tables, charts, summary, config; within a budget of bytes.
+
+What belongs to one pass goes in one `log` call, under the Trainer's step as the field `trainer/global_step`, which is
+Lightning's x axis. W&B's own step is left alone: nothing of the user's is dropped for coming "too late".
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from camtrain.reporting._files import file_stem
+from camtrain.reporting.case_picture import CasePicture
+from camtrain.reporting.panels import same_size
+
+Pixels = npt.NDArray[np.uint8]
+BUDGET = 8_000_000  # bytes per pass
+_STEP = "trainer/global_step"
+# Quality and chroma subsampling of the JPEGs: as they should be, and where the budget is tight.
+_GOOD: dict[str, int] = {"quality": 90, "subsampling": 0}
+_TIGHT: dict[str, int] = {"quality": 60, "subsampling": 2}
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One picture on its way, as the bytes that will be stored."""
+
+    key: str
+    picture: CasePicture
+    caption: str
+    jpeg: bytes
+    masks: dict[str, bytes]
+
+    @property
+    def bytes(self) -> int:
+        """What it takes, its masks included."""
+        return len(self.jpeg) + sum(len(mask) for mask in self.masks.values())
+
+
+class WandbSink:
+    """Collects what a pass brings and sends it with `flush`.
+
+    Args:
+        logger: Lightning's `WandbLogger`.
+        budget: Bytes of pictures, masks and case rows per pass. Beyond it pictures become coarser, then fewer, which is
+            told once. 0 sends nothing about single cases: no picture, no row.
+    """
+
+    def __init__(self, logger: Any, budget: int = BUDGET) -> None:
+        self.logger, self.budget = logger, budget
+        self._shown: list[_Shown] = []
+        self._fields: dict[str, Any] = {}
+        self._growing: dict[str, Any] = {}
+        self._rows_bytes = 0
+        self._classed: set[tuple[str, str]] = set()
+        self._told = False
+
+    def images(
+        self,
+        key: str,
+        pictures: Sequence[Pixels | CasePicture],
+        captions: Sequence[str],
+        step: int,
+        epoch: int,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """Keep pictures for `flush`; see `Sink`."""
+        if not self.budget:
+            return
+        key = _path_safe(key)
+        for picture, caption in zip(_same_size(pictures), captions, strict=True):
+            masks = {name: _encoded(mask, "PNG", compress_level=1) for name, mask in picture.masks.items()}
+            self._shown.append(_Shown(key, picture, caption, _encoded(picture.pixels, "JPEG", **_GOOD), masks))
+
+    def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
+        """Keep a table for `flush`; it takes the place of an older one."""
+        import wandb
+
+        self._fields[_path_safe(key)] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+
+    def rows(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
+        """Add rows to a table that grows over the epochs; each epoch sends its own rows only."""
+        import wandb
+
+        if not self.budget:
+            return
+        if key not in self._growing:
+            table = self._growing[key] = wandb.Table(columns=list(columns), log_mode="INCREMENTAL")
+            # W&B 0.31 calls the first part of a new run's table "None", and then cannot read the parts in order.
+            if not self.logger.experiment.resumed and getattr(table, "_increment_num", 0) is None:
+                table._increment_num = 0
+        for row in rows:
+            self._growing[key].add_data(*row)
+            self._rows_bytes += len(json.dumps(list(row))) + 2
+        self._fields[key] = self._growing[key]
+
+    def define(self, keys: Mapping[str, bool]) -> None:
+        """Say how scores are charted, before they are first logged.
+
+        Args:
+            keys: Key -> does it get a chart of its own? All are logged and can be put into any chart.
+        """
+        run = self.logger.experiment
+        for key, charted in keys.items():
+            run.define_metric(self._named(key), step_metric=_STEP, step_sync=True, hidden=not charted)
+
+    def summary(self, values: Mapping[str, float | int]) -> None:
+        """Set fields of the run's summary, such as `best/val/auroc`."""
+        self.logger.experiment.summary.update({self._named(key): value for key, value in values.items()})
+
+    def about(self, facts: Mapping[str, Any], table: Mapping[str, Any] | None) -> None:
+        """The run's config entry `camtrain`, and the artifact `camtrain-<run id>` with config and organ table.
+
+        Args:
+            facts: What camtrain was asked for; plain values.
+            table: The organ table as plain values.
+        """
+        import wandb
+
+        run = self.logger.experiment
+        name = str(facts.get("name") or "")
+        entry = "camtrain" if not name else f"camtrain_{name}"
+        run.config.update({entry: dict(facts)}, allow_val_change=True)
+        artifact = wandb.Artifact(
+            file_stem("-".join(p for p in ("camtrain", name, str(run.id)) if p)), type="camtrain", metadata=dict(facts)
+        )
+        for file, content in (("camtrain.json", facts), ("organ_table.json", table)):
+            if content is not None:
+                with artifact.new_file(file, mode="w", encoding="utf-8") as handle:
+                    json.dump(content, handle, indent=1)
+        run.log_artifact(artifact)
+
+    def flush(self, step: int) -> None:
+        """Send what has come together, in one entry of the run's history."""
+        shown, self._shown = self._shown, []
+        fields, self._fields = self._fields, {}
+        spent, self._rows_bytes = self._rows_bytes, 0
+        if not shown and not fields:
+            return
+        import wandb
+
+        # W&B copies files into the run's folder as it logs them.
+        with tempfile.TemporaryDirectory(prefix="camtrain-") as folder:
+            for number, one in enumerate(self._within(shown, self.budget - spent)):
+                path = Path(folder) / f"{number}.jpg"
+                path.write_bytes(one.jpeg)
+                masks = {name: self._mask(one, name, path) for name in one.masks}
+                fields.setdefault(one.key, []).append(wandb.Image(str(path), caption=one.caption, masks=masks or None))
+            self.logger.log_metrics(fields, step=step)
+
+    def _mask(self, one: _Shown, name: str, picture: Path) -> dict[str, Any]:
+        """A mask as W&B takes it. Each time it is told what the classes mean, it writes its whole config anew."""
+        if (one.key, name) not in self._classed:
+            self._classed.add((one.key, name))
+            return {"mask_data": one.picture.masks[name], "class_labels": CasePicture.classes_of(name)}
+        path = picture.with_name(f"{picture.stem}-{file_stem(name)}.mask.png")
+        path.write_bytes(one.masks[name])
+        return {"path": str(path)}
+
+    def _named(self, key: str) -> str:
+        """The key as Lightning sends it: a logger may have a prefix."""
+        prefix = getattr(self.logger, "_prefix", "")
+        return f"{prefix}{self.logger.LOGGER_JOIN_CHAR}{key}" if prefix else key
+
+    def _within(self, shown: Sequence[_Shown], budget: int) -> list[_Shown]:
+        """As many pictures as the budget allows, coarser ones where that is not all; every key keeps its first ones."""
+        if sum(one.bytes for one in shown) <= budget:
+            return list(shown)
+        coarse = [replace(one, jpeg=_encoded(one.picture.pixels, "JPEG", **_TIGHT)) for one in shown]
+        places: dict[str, int] = {}
+        ranked = []
+        for one in coarse:
+            places[one.key] = places.get(one.key, -1) + 1
+            ranked.append((places[one.key], one))
+        kept, left = [], budget
+        for _, one in sorted(ranked, key=lambda item: item[0]):
+            if (size := one.bytes) <= left:
+                left -= size
+                kept.append(one)
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"camtrain: {len(shown)} pictures are more than the {self.budget / 1e6:g} MB that W&B gets per pass: "
+                f"{len(kept)} of them go there, with less detail; the run folder has all. More with wandb_budget_mb=",
+                stacklevel=2,
+            )
+        return kept
+
+
+def _encoded(pixels: Pixels, kind: str, **how: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format=kind, **how)
+    return file.getvalue()
+
+
+def _path_safe(key: str) -> str:
+    """W&B makes file names of keys; a label called `..` must not lead out of the run's folder.
+
+    Example:
+        >>> _path_safe("val/attention/../../x")
+        'val/attention/__/__/x'
+    """
+    return "/".join("_" * len(part) if part.strip(".") == "" else part for part in key.split("/"))
+
+
+def _same_size(pictures: Sequence[Pixels | CasePicture]) -> list[CasePicture]:
+    """W&B shows a list of pictures, and the masks over them, properly only when all have one size."""
+    made = [p if isinstance(p, CasePicture) else CasePicture(p) for p in pictures]
+    if len({p.pixels.shape for p in made}) < 2:
+        return made
+    padded = same_size([p.pixels for p in made])
+    return [
+        CasePicture(pixels, {name: _centred(mask, pixels.shape[:2]) for name, mask in p.masks.items()}, p.tile)
+        for p, pixels in zip(made, padded, strict=True)
+    ]
+
+
+def _centred(mask: Pixels, size: tuple[int, ...]) -> Pixels:
+    page = np.zeros(size, np.uint8)
+    top, left = (size[0] - mask.shape[0]) // 2, (size[1] - mask.shape[1]) // 2
+    page[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+    return page

@@ -1,0 +1,123 @@
+"""Which pairs a panel shows: positives per label, the hardest, a negative; the same whatever comes later."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from camtrain.callbacks._choice import Choice
+from camtrain.callbacks._panel import Panel, asked_too
+
+NAN = float("nan")
+
+
+def kinds(choice):
+    return {(case, index): kind for case, found in choice.pairs.items() for index, kind in found.items()}
+
+
+def hardest_by_hand(cases, number, taken):
+    """All pairs, sorted; the first pair of each case."""
+    pairs = sorted(
+        (-abs(t - p), name, index)
+        for name, truth, probability in cases
+        for index, (t, p) in enumerate(zip(truth, probability, strict=True))
+        if t == t and p == p and (name, index) not in taken
+    )
+    first = {}
+    for _, name, index in pairs:
+        first.setdefault(name, index)
+    return list(itertools.islice(first.items(), number))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hard_cases_are_those_of_a_sorted_list(seed):
+    rng = random.Random(seed)
+    cases = [
+        (f"case{i:02d}", [rng.choice([0.0, 1.0, NAN]) for _ in range(4)], [rng.random() for _ in range(4)])
+        for i in range(40)
+    ]
+    choice = Choice(cases=16, labels_per_case=2)
+    for name, truth, probability in cases:
+        choice.see(name, truth, probability)
+    found = kinds(choice)
+    taken = {pair for pair, kind in found.items() if kind == "positive"}
+    hard = [pair for pair, kind in found.items() if kind == "hard"]
+    assert hard == hardest_by_hand(cases, 4, taken)
+    assert sum(kind == "negative" for kind in found.values()) <= 1
+
+
+def test_ties_go_to_the_first_name_in_any_order():
+    wrong = [("d", [0.0], [1.0]), ("b", [0.0], [1.0]), ("a", [0.0], [0.2]), ("c", [0.0], [1.0])]
+    for order in itertools.permutations(wrong):
+        choice = Choice(cases=8, labels_per_case=1)
+        for name, truth, probability in order:
+            choice.see(name, truth, probability)
+        assert [pair for pair, kind in kinds(choice).items() if kind == "hard"] == [("b", 0), ("c", 0)]
+
+
+def test_the_negative_is_the_case_with_the_fewest_findings():
+    choice = Choice(cases=4, labels_per_case=3)
+    for name, truth in (("a", [1.0, 1.0, 0.0]), ("b", [1.0, 0.0, NAN]), ("c", [0.0, 0.0, NAN]), ("d", [0.0, 0.0, 0.0])):
+        choice.see(name, truth, [0.5, 0.6, 0.9])
+    assert kinds(choice)["c", 1] == "negative"  # its likeliest absent label, not the unknown one
+
+
+def test_cases_without_organs_unknown_truths_and_broken_probabilities_are_not_chosen():
+    choice = Choice(cases=8, labels_per_case=1)
+    choice.see("bare", [1.0, 0.0], [0.0, 1.0], segmented=False)
+    choice.see("unknown", [NAN, NAN], [0.0, 1.0])
+    choice.see("broken", [0.0, 0.0], [NAN, NAN])
+    assert set(choice.pairs) == {"broken"}  # as the negative
+    assert kinds(choice) == {("broken", 0): "negative"}
+    empty = Choice(cases=4, labels_per_case=1)
+    empty.fix()
+    assert not empty.fixed
+
+
+def test_named_cases_are_always_there():
+    choice = Choice(cases=1, labels_per_case=2, always=["x", "y"])
+    choice.see("a", [1.0, 1.0, 1.0], [0.5] * 3)
+    choice.see("x", [1.0, 0.0, 1.0], [0.5] * 3)
+    choice.see("y", [0.0, 0.0, NAN], [0.5, 0.7, 0.9])
+    assert choice.pairs == {
+        "x": {0: "positive", 2: "positive"},
+        "y": {1: "negative"},
+        "a": {0: "positive", 1: "positive"},
+    }
+
+
+def test_a_choice_survives_a_checkpoint_and_one_without_kinds_is_read():
+    choice = Choice(cases=4, labels_per_case=1)
+    for name, truth in (("a", [1.0, 0.0]), ("b", [0.0, 0.0])):
+        choice.see(name, truth, [0.4, 0.6])
+    choice.fix()
+    other = Choice(cases=9, labels_per_case=9)
+    other.load(choice.state())
+    assert other.pairs == choice.pairs
+    other.see("z", [1.0, 1.0], [0.0, 0.0])
+    assert other.pairs == choice.pairs
+    other.load([["case", [2, 0]]])
+    assert other.pairs == {"case": {2: "positive", 0: "positive"}}
+
+
+def test_the_first_pass_chooses_the_panel():
+    panel, segmented = Panel(cases=3, labels_per_case=1), torch.ones(3, dtype=torch.bool)
+    label = torch.tensor([[1.0, 0.0, torch.nan], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    probability = torch.full((3, 3), 0.5)
+    panel.begin()
+    # Patches of one scan share its id: the first one stands for it.
+    assert panel.wanted(["a", "a", "b"], label, segmented, probability) == {0: [0], 2: [1]}
+    assert panel.wanted(["c", "d", "e"], label.roll(1, 1), ~segmented, probability) == {}
+    panel.end()
+    # A label that the first pass did not show joins no more; the chosen cases are found wherever they come.
+    assert panel.wanted(["e", "b", "a"], torch.ones(3, 3), segmented, probability) == {1: [1], 2: [0]}
+
+
+def test_maps_are_asked_for_absent_labels_of_the_panel_only():
+    present = torch.tensor([[True, False, False], [False, True, False]])
+    asked = asked_too({1: [0, 1]}, present)
+    assert asked.tolist() == [[True, False, False], [True, True, False]]
+    assert present.sum() == 2

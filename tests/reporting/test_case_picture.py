@@ -1,0 +1,114 @@
+"""The picture of a case and label: planes through the organ and through the peak, with masks over the image alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from camtrain._errors import InputError
+from camtrain.reporting import CasePicture, compose_case, compose_overview
+from camtrain.reporting.overlays import OUTLINE
+
+
+def peaked(shape=(5, 4, 3), at=(3, 2, 1), below=(0, 1, 1)):
+    values = np.zeros(shape)
+    values[at], values[below] = 1.0, -1.0
+    return values
+
+
+def halves(picture):
+    """(left, right) of the pixels and of the masks."""
+    middle = picture.pixels.shape[1] // 2
+    return [(half(picture.pixels), {name: half(m) for name, m in picture.masks.items()})
+            for half in (lambda a: a[:, :middle], lambda a: a[:, middle:])]  # fmt: skip
+
+
+def coloured(pixels):
+    return (np.ptp(pixels.astype(int), axis=-1) > 30) & ~(pixels == OUTLINE).all(-1)
+
+
+def test_one_side_stays_with_the_organ_the_other_follows_the_peak(chest):
+    image, lungs = chest
+    first, second = (
+        compose_case(image, {"hirescam": peaked(at=at)}, lungs, scale={"hirescam": 1.0}, axes="RAS")
+        for at in ((3, 2, 1), (1, 1, 2))
+    )
+    assert first.pixels.shape == second.pixels.shape
+    (left, masks_left), (right, masks_right) = halves(first)
+    (left2, masks_left2), (_, masks_right2) = halves(second)
+    np.testing.assert_array_equal(masks_left["allowed region"], masks_left2["allowed region"])
+    assert (masks_right["allowed region"] != masks_right2["allowed region"]).any()
+    # The peak is seen at full strength on the side that goes through it, and perhaps nowhere on the other.
+    for masks in (masks_right, masks_right2):
+        assert (masks["attention"] == 4).any()
+    assert coloured(right).any()
+    assert (left != left2).any()  # the map itself moved
+
+
+def test_masks_agree_with_the_colours_below_them(chest):
+    image, lungs = chest
+    picture = compose_case(np.full_like(image, 0.5), {"m": peaked()}, lungs, scale={"m": 1.0}, window=(0, 1))
+    attention, region = picture.masks["attention"], picture.masks["allowed region"]
+    assert attention.shape == region.shape == picture.pixels.shape[:2]
+    rows = np.nonzero(region.any(1))[0]
+    high = rows[-1] - rows[0] + 1
+    below = slice(rows[0] + high, None)
+    # Every pixel under a mask is the plain image; the same planes stand below, warm for the label and cool against it.
+    assert not coloured(picture.pixels[rows[0] : rows[-1] + 1]).any()
+    warm = picture.pixels[below].astype(int)[..., 0] - picture.pixels[below].astype(int)[..., 2]
+    assert (warm > 60).any()
+    assert set(np.unique(attention)) >= {0, 3, 4}
+    strong = compose_case(image, {"m": peaked() * 0.05}, lungs, scale={"m": 1.0}).masks["attention"]
+    assert not strong.any()  # below a seventh of the scale nothing is marked
+
+
+def test_a_map_against_the_label_has_its_own_classes(chest):
+    image, lungs = chest
+    picture = compose_case(image, {"m": np.minimum(-peaked(), 0) - 0.3}, lungs, scale={"m": 1.0})
+    assert set(np.unique(picture.masks["attention"])) <= {0, 1, 2}
+    assert (picture.masks["attention"] == 2).any()
+    assert CasePicture.classes_of("attention")[1] == "against, strong"
+
+
+def test_without_a_positive_cell_the_right_side_goes_through_the_organ(chest):
+    image, lungs = chest
+    for values in (-np.ones((5, 4, 3)), np.full((5, 4, 3), np.nan), np.zeros((5, 4, 3))):
+        picture = compose_case(image, {"m": values}, lungs, scale={"m": 1.0})
+        (_, left), (_, right) = halves(picture)
+        assert np.count_nonzero(left["allowed region"]) == np.count_nonzero(right["allowed region"]) > 0
+
+
+def test_several_methods_have_a_mask_and_a_row_each(chest):
+    image, lungs = chest
+    one = compose_case(image, {"a": peaked()}, lungs, scale={"a": 1.0})
+    two = compose_case(image, {"a": peaked(), "b": peaked() / 100}, lungs, scale={"a": 1.0, "b": 0.01})
+    assert sorted(two.masks) == ["allowed region", "attention a", "attention b"]
+    np.testing.assert_array_equal(two.masks["attention a"], two.masks["attention b"])
+    assert two.pixels.shape[0] > one.pixels.shape[0]
+
+
+def test_no_region_photographs_and_signals(chest):
+    image, _ = chest
+    assert sorted(compose_case(image, {"m": peaked()}, scale={"m": 1.0}).masks) == ["attention"]
+    photo = compose_case(np.random.default_rng(0).random((3, 50, 70)), {"m": np.ones((5, 7))}, scale={"m": 1.0})
+    assert photo.pixels.shape[1] == 840
+    signal = compose_case(np.ones((1, 300)), {"m": np.arange(20.0)}, np.arange(300) > 100, scale={"m": 19.0})
+    assert signal.pixels.shape[1] == 840
+    assert (signal.masks["allowed region"] == 1).any()
+
+
+def test_errors(chest):
+    with pytest.raises(InputError, match="at least one map"):
+        compose_case(chest[0], {}, scale={})
+    with pytest.raises(InputError, match="positive finite scale"):
+        compose_case(chest[0], {"m": peaked()}, scale={"m": 0.0})
+    with pytest.raises(InputError, match="a title for each"):
+        compose_overview([], [])
+
+
+def test_overview(chest):
+    image, lungs = chest
+    tile = compose_case(image, {"m": peaked()}, lungs, scale={"m": 1.0}).tile
+    sheet = compose_overview([tile] * 5, [f"case {i}" for i in range(5)], cell=100)
+    assert sheet.shape[1] == 3 * 100 + 2 * 2
+    assert coloured(sheet).any()
