@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from camtrain.callbacks._alarms import Alarms
 from camtrain.callbacks._scores import Score
+from camtrain.reporting import RunDir
 from camtrain.reporting.need_table import chosen, need_table
 
 COLUMNS = ("auroc", "organ_iou", "energy_inside", "pointing_game", "empty_map_rate", "shortcut_reliance")
@@ -39,3 +41,10 @@ def print_table(table: Table | None) -> None:
         console = Console()
         console = console if console.is_terminal else Console(width=max(console.width, 160))
         console.print(table)
+
+
+def print_need(scores: Sequence[Score], first_method: str, alarms: Alarms, run_dir: RunDir | None) -> None:
+    """The table of a validation, with the alarms that stand."""
+    raised = alarms.board.by_label("val") if alarms.active else None
+    full = "scores.csv" if run_dir is None else str(run_dir.scores_path)
+    print_table(table_of(scores, first_method, raised, "val, the neediest label first", full))

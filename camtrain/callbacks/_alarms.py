@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_warn
@@ -15,8 +15,7 @@ from camtrain.callbacks._alarm_seen import Values
 from camtrain.callbacks._scores import Score, ScoreBook
 from camtrain.cam.asked import Asked
 from camtrain.cam.engine import Reshape
-from camtrain.reporting import RunDir
-from camtrain.reporting.alarm_log import AlarmEvent, alert, write_alarms
+from camtrain.reporting.alarm_log import AlarmEvent, alert
 
 
 class Alarms:
@@ -104,8 +103,8 @@ class Alarms:
         counts = [(alarm.name, len(self.board.raised(split, alarm.name))) for alarm in self.board.alarms]
         return [Score(f"alarm/{name}", None, None, float(count)) for name, count in counts]
 
-    def publish(self, trainer: Any, run_dir: RunDir | None, name: str | None) -> None:
-        """Tell what is new, once; write `alarms.csv` (rank zero)."""
+    def publish(self, trainer: Any, write: Callable[[Sequence[AlarmEvent]], None], name: str | None) -> None:
+        """Tell what is new, once, and hand it on to be written (rank zero)."""
         if not self.active or trainer.state.fn != "fit":
             return
         for title, sentence in self.board.news(self.events):
@@ -114,5 +113,4 @@ class Alarms:
             rank_zero_warn(f"camtrain: alarm {title}, epoch {trainer.current_epoch}: {sentence}.{tail}")
             if trainer.is_global_zero and not trainer.fast_dev_run:
                 alert(trainer.loggers, f"camtrain{f' {name}' if name else ''}: {title}", sentence)
-        if run_dir is not None and trainer.is_global_zero:
-            write_alarms(run_dir.path, self.events)
+        write(self.events)

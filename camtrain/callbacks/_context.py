@@ -157,6 +157,16 @@ class RunContext:
         spacing = spacing_of(batch.affine) if table.needs_spacing and batch.affine is not None else None
         return table.allowed(batch.organs, size=size, mode=self.mode, spacing=spacing)
 
+    def allowed_on_grids(self, batch: Batch, maps: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor] | None:
+        """Method -> (B, L, *S') bool on the grid of its maps; None without a table."""
+        if not self.has_table:
+            return None
+        on_grid: dict[tuple[int, ...], Tensor] = {}
+        for grid in {tuple(each.shape[2:]) for each in maps.values()}:
+            allowed = self.allowed(batch, grid)
+            on_grid[grid] = present.new_zeros(*present.shape, *grid) if allowed is None else allowed.to(present.device)
+        return {method: on_grid[tuple(each.shape[2:])] for method, each in maps.items()}
+
     def region(self, batch: Batch, row: int, labels: Sequence[int]) -> Tensor | None:
         """(labels, *S) bool of one case at the image's resolution; None where it is not segmented."""
         if batch.organs is None or not bool(batch.has_organs[row]):

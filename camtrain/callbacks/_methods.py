@@ -82,6 +82,25 @@ def maps_of_methods(
     return maps
 
 
+def refuse_never(asked: Sequence[Asked], every_n_epochs: int) -> None:
+    """Methods that are scored with pictures only need pictures.
+
+    Raises:
+        InputError: There never are any.
+    """
+    paid = next((each.name for each in asked if each.paid), None)
+    if paid is not None and not every_n_epochs:
+        raise InputError(
+            f"method {paid!r} needs forwards of its own and is scored only in epochs with pictures, but "
+            "every_n_epochs=0 means never: set it to 1 or more"
+        )
+
+
+def first_only(present: Tensor) -> Tensor:
+    """Of (B, L) bool all but the first True made False."""
+    return present & (present.flatten().cumsum(0).view_as(present) == 1)
+
+
 def only(maps: Mapping[str, Tensor], present: Tensor, asked: Tensor) -> dict[str, Tensor]:
     """The maps with NaN for what was asked for besides the present labels.
 

@@ -12,6 +12,7 @@ from camtrain.callbacks._logger_guard import patience_with
 from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.reporting import Patience, PatientSink, RunDir, Unwritten, file_failure, sinks_for, write_cases
+from camtrain.reporting.alarm_log import write_alarms
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
 
@@ -29,6 +30,7 @@ class Outlets:
         files: What every write to it goes through.
         scores: Takes rows of `scores.csv`.
         cases: Takes rows of `cases.csv`.
+        alarms: Takes rows of `alarms.csv`.
     """
 
     def __init__(self, run_dir: RunDir, loggers: Sequence[Any], wandb_budget: int) -> None:
@@ -37,6 +39,7 @@ class Outlets:
         self.files = Patience(f"writing to {run_dir.path}", meanwhile, file_failure)
         self.scores = Unwritten(run_dir.write_scores, self.files)
         self.cases = Unwritten(lambda rows: write_cases(run_dir, rows), self.files)
+        self.alarms = Unwritten(lambda rows: write_alarms(run_dir.path, rows), self.files)
         self._sinks = []
         for sink in sinks_for(loggers, run_dir, wandb_budget):
             logger = getattr(sink, "logger", None)  # none: the folder

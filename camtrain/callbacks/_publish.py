@@ -14,8 +14,9 @@ from camtrain.callbacks._outlets import Opening, Outlets
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.callbacks._pictures import publish_pictures
 from camtrain.callbacks._scores import MEASURES, Score
-from camtrain.reporting import RunDir
+from camtrain.reporting import Patience, RunDir
 from camtrain.reporting import Score as Row
+from camtrain.reporting.alarm_log import AlarmEvent
 
 # Measures whose curves per label are worth a chart each; the others are logged too, and can be put into any chart.
 _CHARTED = ("auroc", "organ_iou", "energy_inside")
@@ -69,6 +70,11 @@ class Publisher:
     def run_dir(self) -> RunDir | None:
         """The run's folder, once something was written."""
         return self._outlets.run_dir if self._outlets is not None else None
+
+    @property
+    def files(self) -> Patience | None:
+        """What every write to the run's folder goes through."""
+        return self._outlets.files if self._outlets is not None else None
 
     def setup(self, trainer: Any, stage: str) -> None:
         """A fit is a run of its own, unless a checkpoint says which one goes on; validate and test join it."""
@@ -159,6 +165,11 @@ class Publisher:
                     self._introduced = loggers
                     self._outlets.send("about", *self._facts())
         return self._outlets
+
+    def write_alarms(self, events: Sequence[AlarmEvent]) -> None:
+        """Rows of `alarms.csv`, where anything is written at all."""
+        if self._outlets is not None:
+            self._outlets.alarms.add(events)
 
     def check_clashes(self, trainer: Any, scores: Mapping[str, Sequence[Score]]) -> None:
         """Lightning silently averages two values that were logged under one key: find out and say so.

@@ -20,7 +20,7 @@ from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._run_facts import run_facts
 from camtrain.callbacks._side_maps import SideMaps
 from camtrain.metrics import energy_inside
-from camtrain.reporting import RunDir, geometry
+from camtrain.reporting import Patience, RunDir, geometry
 from camtrain.reporting.panel_files import CaseMap, PanelVolume, write_maps, write_volume
 from camtrain.reporting.run_report import RunReport
 
@@ -119,7 +119,12 @@ class Recorder:
             self._facts = {"layers": side.layers(), "seen": side.seen() if fitting else {}}
 
     def write(
-        self, trainer: Any, run_dir: RunDir | None, methods: Sequence[str], shown: Mapping[str, Collection[str]]
+        self,
+        trainer: Any,
+        run_dir: RunDir | None,
+        methods: Sequence[str],
+        shown: Mapping[str, Collection[str]],
+        files: Patience | None = None,
     ) -> None:
         """Write what was collected, and the report.
 
@@ -128,12 +133,16 @@ class Recorder:
             run_dir: The run's folder.
             methods: Attention methods, the first with the plain keys first.
             shown: Split -> cases of its panel; others were wanted for a while only, and are dropped.
+            files: What every write to the folder goes through; a full disk is told of once, whoever finds out.
         """
         if run_dir is None or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         with self._harmless():
             self._drop_others(shown)
-            self._write(trainer, run_dir, methods)
+            if files is None:
+                self._write(trainer, run_dir, methods)
+            else:
+                files(self._write, trainer, run_dir, methods)
         self.begin()
 
     @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from camtrain.callbacks._alarm_seen import ALL
@@ -194,3 +195,12 @@ class ScoreBook:
         number = float(value)
         if number == number:
             yield Score(measure, method, None, number)
+
+
+def warn_of_thresholds(split: str, methods: Sequence[str], known: Mapping[str, Tensor]) -> None:
+    """Say of which methods a test must choose OrganIoU's thresholds on the very cases that it scores."""
+    missing = [name for name in methods if name not in known]
+    if missing:
+        which = "" if len(missing) == len(methods) else f" of {', '.join(missing)}"
+        ran = "no validation has run" if not which else "no validation has scored them"
+        rank_zero_warn(f"camtrain: {ran}, so OrganIoU thresholds{which} are chosen on {split!r} itself")

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+# Stage of the Trainer -> the module's step to watch, and the hook in which an epoch's scores are logged.
+HOOKS = {
+    "fit": ("validation_step", "on_validation_epoch_end"),
+    "validate": ("validation_step", "on_validation_epoch_end"),
+    "test": ("test_step", "on_test_epoch_end"),
+}
+
 
 def split_name(trainer: Any, dataloader_idx: int) -> str:
     """`val` or `test`, or the data module's own word for this loader.

@@ -7,27 +7,26 @@ from functools import partial
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from camtrain._batch import Adapter, Batch
 from camtrain._errors import InputError
 from camtrain._lightning import Callback
-from camtrain.callbacks._after_fit import print_table, table_of
+from camtrain.callbacks._after_fit import print_need
 from camtrain.callbacks._alarms import Alarms
 from camtrain.callbacks._case_scores import scored
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._facts import facts_of
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
 from camtrain.callbacks._logger_guard import LoggerGuard
-from camtrain.callbacks._methods import maps_of_methods, only, read_methods
+from camtrain.callbacks._methods import first_only, maps_of_methods, only, read_methods, refuse_never
 from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._panel import Panel, asked_too
 from camtrain.callbacks._publish import Publisher
 from camtrain.callbacks._recording import Recorder
-from camtrain.callbacks._scores import Score, ScoreBook
+from camtrain.callbacks._scores import Score, ScoreBook, warn_of_thresholds
 from camtrain.callbacks._side_maps import SideMaps
-from camtrain.callbacks._splits import Repeats, split_name
+from camtrain.callbacks._splits import HOOKS, Repeats, split_name
 from camtrain.callbacks._steps import WrappedStep, batch_of
 from camtrain.cam.asked import Asked
 from camtrain.cam.engine import Reshape
@@ -131,12 +130,7 @@ class AttentionMonitor(Callback):
     ) -> None:
         self._asked = read_methods(methods)
         self.methods = [asked.name for asked in self._asked]
-        paid = next((asked.name for asked in self._asked if asked.paid), None)
-        if paid is not None and not every_n_epochs:
-            raise InputError(
-                f"method {paid!r} needs forwards of its own and is scored only in epochs with pictures, but "
-                "every_n_epochs=0 means never: set it to 1 or more"
-            )
+        refuse_never(self._asked, every_n_epochs)
         self.layer, self.name = layer, name
         self.logits, self.reshape, self.call = logits, reshape, call
         self.context = RunContext(table, keys, adapter, names, mode)
@@ -195,7 +189,7 @@ class AttentionMonitor(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check layer and table before anything is computed, then hook into the evaluation steps."""
         self._stop()
-        if stage not in _HOOKS:
+        if stage not in HOOKS:
             return
         self.context.setup(trainer)
         check_layers(pl_module, self.layer, self.logits)
@@ -207,7 +201,7 @@ class AttentionMonitor(Callback):
         self.publisher.setup(trainer, stage)
         if self.guard_loggers:
             self._guard = LoggerGuard(trainer.loggers)
-        step, end = _HOOKS[stage]
+        step, end = HOOKS[stage]
         self._wrapped = [
             WrappedStep(pl_module, step, partial(self._step, trainer, pl_module)),
             WrappedStep(pl_module, end, partial(self._finish, trainer, pl_module)),
@@ -252,10 +246,7 @@ class AttentionMonitor(Callback):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """The table of the labels, where it is wanted."""
         if self.table_after_fit and trainer.is_global_zero and "val" in self.scores:
-            run = self.publisher.run_dir
-            alarms = self.alarms.board.by_label("val") if self.alarms.active else None
-            full = "scores.csv" if run is None else str(run.scores_path)
-            print_table(table_of(self.scores["val"], self.methods[0], alarms, "val, the neediest label first", full))
+            print_need(self.scores["val"], self.methods[0], self.alarms, self.publisher.run_dir)
 
     # What they do -----------------------------------------------------------------------------------------------------
 
@@ -340,9 +331,9 @@ class AttentionMonitor(Callback):
         if self.publisher.draws(trainer):
             rows = self._panel(split).wanted(cases, label, segmented, logits.float().sigmoid())
         # The sanity check only shows that a method works here; one map does, and K forwards of a Score-CAM are long.
-        asked = _first_only(present) if trainer.sanity_checking else asked_too(rows, present)
+        asked = first_only(present) if trainer.sanity_checking else asked_too(rows, present)
         maps = maps_of(present & asked, asked)
-        allowed = self._allowed(words, maps, present)
+        allowed = self.context.allowed_on_grids(words, maps, present)
         if split not in self._books:
             self._books[split] = self._book(trainer, split, names, logits.device)
         self.alarms.questions.collect(watch, words, label, segmented, cases, dataloader_idx)
@@ -355,24 +346,11 @@ class AttentionMonitor(Callback):
                 paid = {method: each for method, each in maps.items() if method not in side.methods}
                 self.recorder.collect(split, rows, cases, words, logits, paid, side, trainer.state.fn == "fit")
 
-    def _allowed(self, words: Batch, maps: dict[str, Tensor], present: Tensor) -> dict[str, Tensor] | None:
-        """Method -> (B, L, *S') bool on the grid of its maps; None without a table."""
-        if not self.context.has_table:
-            return None
-        on_grid: dict[tuple[int, ...], Tensor] = {}
-        for grid in {tuple(each.shape[2:]) for each in maps.values()}:
-            allowed = self.context.allowed(words, grid)
-            on_grid[grid] = present.new_zeros(*present.shape, *grid) if allowed is None else allowed.to(present.device)
-        return {method: on_grid[tuple(each.shape[2:])] for method, each in maps.items()}
-
     def _book(self, trainer: Any, split: str, names: list[str], device: torch.device) -> ScoreBook:
         """Validation chooses thresholds on its own cases, each loader for itself; test takes those of `val`."""
         frozen = self.thresholds if trainer.testing else None
-        missing = [asked.name for asked in self._due if asked.name not in self.thresholds]
-        if trainer.testing and self.context.has_table and missing:
-            which = "" if len(missing) == len(self._due) else f" of {', '.join(missing)}"
-            ran = "no validation has run" if not which else "no validation has scored them"
-            rank_zero_warn(f"camtrain: {ran}, so OrganIoU thresholds{which} are chosen on {split!r} itself")
+        if trainer.testing and self.context.has_table:
+            warn_of_thresholds(split, [asked.name for asked in self._due], self.thresholds)
         one_layer = not isinstance(self.layer, list | tuple)
         return ScoreBook(names, self.methods, self.context.has_table, device, frozen, one_layer)
 
@@ -412,22 +390,9 @@ class AttentionMonitor(Callback):
         names = self.context.names or []
         entries = {s: scored(panel.entries, self._limits.get(s, {}), names) for s, panel in self.panels.items()}
         self.publisher.write(trainer, self.scores, entries, names)
-        self.alarms.publish(trainer, self.publisher.run_dir, self.name)
-        if self.recorder is not None and self.publisher.run_dir is not None:
+        self.alarms.publish(trainer, self.publisher.write_alarms, self.name)
+        if self.recorder is not None:
             shown = {split: {entry.case for entry in listed} for split, listed in entries.items()}
-            self.recorder.write(trainer, self.publisher.run_dir, self.methods, shown)
+            self.recorder.write(trainer, self.publisher.run_dir, self.methods, shown, self.publisher.files)
         for panel in self.panels.values():
             panel.end()
-
-
-def _first_only(present: Tensor) -> Tensor:
-    """Of (B, L) bool all but the first True made False."""
-    return present & (present.flatten().cumsum(0).view_as(present) == 1)
-
-
-# Stage of the Trainer -> the module's step to watch, and the hook in which an epoch's scores are logged.
-_HOOKS = {
-    "fit": ("validation_step", "on_validation_epoch_end"),
-    "validate": ("validation_step", "on_validation_epoch_end"),
-    "test": ("test_step", "on_test_epoch_end"),
-}

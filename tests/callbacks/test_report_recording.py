@@ -37,7 +37,7 @@ def test_maps_are_those_of_explain_for_every_label(kit, tmp_path, head):
     about, maps = stored(added)
     assert about == {"epoch": 0, "step": 3, "split": "val"}
     shown = {case for case, *_ in maps}
-    assert shown == set(added.panels["val"].chosen) or shown == {
+    assert shown == set(added.panels["val"].choice.pairs) or shown == {
         e["case"] for e in added.publisher.run_dir.read_panel()["cases"]
     }
     assert {(method, layer) for *_, method, layer in maps} == {("hirescam", ""), ("layercam", ""), ("gradcam", "")}
