@@ -185,16 +185,23 @@ def test_without_organs_and_without_ids(kit, tmp_path):
     assert "The run has no organ table" in text
 
 
-def test_what_goes_wrong_is_said_once_and_stops_nothing(kit, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("odd"), "the report is not complete (ValueError: odd)"),
+        (OSError(28, "No space left on device"), "failed (OSError: [Errno 28] No space left on device)"),
+    ],
+)
+def test_what_goes_wrong_is_said_once_and_stops_nothing(kit, tmp_path, monkeypatch, error, says):
+    def fail(*_, **__):
+        raise error
 
-    monkeypatch.setattr(_recording, "write_maps", full)
+    monkeypatch.setattr(_recording, "write_maps", fail)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         added, trainer = fit(kit, tmp_path, kit.make_net(), epochs=3)
-    said = [str(w.message) for w in caught if "report is not complete" in str(w.message)]
-    assert said == ["camtrain: the report is not complete (OSError: [Errno 28] No space left on device)"]
+    (said,) = [str(w.message) for w in caught if type(error).__name__ in str(w.message)]
+    assert says in said
     assert trainer.current_epoch == 3
     rows = list(csv.DictReader(added.publisher.run_dir.scores_path.open()))
     assert {row["epoch"] for row in rows} == {"0", "1", "2"}
