@@ -133,16 +133,14 @@ class Recorder:
             run_dir: The run's folder.
             methods: Attention methods, the first with the plain keys first.
             shown: Split -> cases of its panel; others were wanted for a while only, and are dropped.
-            files: What every write to the folder goes through; a full disk is told of once, whoever finds out.
+            files: What scores and pictures go through: while that fails, of which it has told, nothing is tried here.
         """
         if run_dir is None or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         with self._harmless():
             self._drop_others(shown)
-            if files is None:
+            if files is None or not files.failing:
                 self._write(trainer, run_dir, methods)
-            else:
-                files(self._write, trainer, run_dir, methods)
         self.begin()
 
     @contextmanager

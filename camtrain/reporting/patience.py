@@ -45,6 +45,8 @@ class Patience:
         self.what, self.meanwhile, self.catches = what, meanwhile, catches
         self._told = False
         self._again = 0.0
+        self.failing = False
+        """Did the last try fail?"""
 
     @property
     def waiting(self) -> bool:
@@ -75,8 +77,10 @@ class Patience:
             if not catches(error):
                 raise
             self._again = time.monotonic() + max(WAIT, _SHARE * (time.monotonic() - start))
+            self.failing = True
             self._tell(error)
             return False
+        self.failing = False
         return True
 
     def _tell(self, error: Exception) -> None:

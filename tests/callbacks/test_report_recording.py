@@ -189,7 +189,7 @@ def test_without_organs_and_without_ids(kit, tmp_path):
     ("error", "says"),
     [
         (ValueError("odd"), "the report is not complete (ValueError: odd)"),
-        (OSError(28, "No space left on device"), "failed (OSError: [Errno 28] No space left on device)"),
+        (OSError(28, "No space left"), "the report is not complete (OSError: [Errno 28] No space left)"),
     ],
 )
 def test_what_goes_wrong_is_said_once_and_stops_nothing(kit, tmp_path, monkeypatch, error, says):
