@@ -147,4 +147,4 @@ class RunContext:
                 "earlier layer (camtrain layers, or ct.layers, lists them) or larger images"
             )
         spacing = spacing_of(batch.affine) if table.needs_spacing and batch.affine is not None else None
-        return table.allowed(batch.organs, size=size, mode=self.mode, spacing=spacing)
+        return table.allowed(batch.organs, size, self.mode, spacing, batch.allowed_organs)

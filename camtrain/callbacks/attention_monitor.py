@@ -333,6 +333,7 @@ class AttentionMonitor(Callback):
             has_organs=words.has_organs[row : row + 1],
             ids=None,
             affine=None if words.affine is None else words.affine[row : row + 1],
+            allowed_organs=None if words.allowed_organs is None else words.allowed_organs[row : row + 1],
         )
         allowed = self.context.allowed(one, words.organs.shape[2:])
         return None if allowed is None else allowed[0]

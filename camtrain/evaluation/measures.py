@@ -57,9 +57,7 @@ MEASURES: dict[str, Measure] = {
         Measure("outside_effect", "reliance", None, "change of probability when all outside the organs is replaced"),
         Measure("inside_effect", "reliance", None, "change of probability when the organs are replaced"),
         Measure("shortcut_reliance", "reliance", False, "outside effect / (outside + inside effect)"),
-        Measure(
-            "auroc_outside_replaced", "reliance", True, "AUROC when all outside the organs is replaced"
-        ),
+        Measure("auroc_outside_replaced", "reliance", True, "AUROC when all outside the organs is replaced"),
     )
 }
 # Words for whole families.
