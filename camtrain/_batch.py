@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camtrain._errors import InputError, nearest
 
-KEYS = ("image", "label", "organs", "has_organs", "id", "affine", "original_shape", "original_affine")
+KEYS = ("image", "label", "organs", "has_organs", "allowed_organs", "id", "affine", "original_shape", "original_affine")
 Adapter = Callable[[Any], Mapping[str, Any]]
 
 
@@ -29,6 +29,8 @@ class Batch:
         affine: (B, 4, 4) voxel to world in mm, or None.
         original_shape: (B, 3) shape of the scan before the transforms, or None.
         original_affine: (B, 4, 4) voxel to world of the scan before the transforms, or None.
+        allowed_organs: (B, L, O) bool, what is known of single cases: may the label be read from the table's organ in
+            this one? None = the table's rule holds everywhere.
     """
 
     image: Tensor | None
@@ -39,6 +41,7 @@ class Batch:
     affine: Tensor | None
     original_shape: Tensor | None = None
     original_affine: Tensor | None = None
+    allowed_organs: Tensor | None = None
 
 
 def read_batch(
@@ -77,6 +80,7 @@ def read_batch(
         affine=_affine(_plain(words.get("affine")), words.get("image"), size),
         original_shape=_of_shape(words.get("original_shape"), (size, 3)),
         original_affine=_of_shape(words.get("original_affine"), (size, 4, 4)),
+        allowed_organs=_allowed_organs(_plain(words.get("allowed_organs")), label, size),
     )
 
 
@@ -165,6 +169,19 @@ def _has_organs(given: Any, organs: Tensor | None, size: int, device: torch.devi
         return torch.as_tensor(given, device=device).bool().reshape(size)
     # Compared first: any() of uint8 is uint8, not bool.
     return (organs != 0).flatten(1).any(dim=1)
+
+
+def _allowed_organs(allowed: Tensor | None, label: Tensor | None, size: int) -> Tensor | None:
+    """How many organs the table has is checked where the table is."""
+    if allowed is None:
+        return None
+    labels = allowed.shape[1:2] if label is None else label.shape[1:]
+    if allowed.ndim != 3 or allowed.shape[:2] != (size, *labels):
+        raise InputError(
+            f"expected allowed_organs of shape (B, L, O), one bool for each case, label and organ of the table, got "
+            f"{tuple(allowed.shape)} for {size} cases: check the batch"
+        )
+    return allowed.bool()
 
 
 def _affine(affine: Tensor | None, image: Any, size: int) -> Tensor | None:

@@ -61,7 +61,7 @@ class OrganTable:
         """Read a table.
 
         Args:
-            source: Path of a YAML file, the name of a shipped table (`phantom`, `rad_chestct`,
+            source: Path of a YAML file, the name of a shipped table (`phantom`, `rad_chestct`, `rad_chestct_plain`,
                 `totalsegmentator_chest`, `totalsegmentator_abdomen`), or a mapping with the sections of the YAML. A
                 table is handed through.
 
@@ -226,7 +226,12 @@ class OrganTable:
 
     @torch.no_grad()
     def allowed(
-        self, organs: Tensor, size: Sequence[int] | None = None, mode: str = "fill", spacing: Spacing | None = None
+        self,
+        organs: Tensor,
+        size: Sequence[int] | None = None,
+        mode: str = "fill",
+        spacing: Spacing | None = None,
+        allowed_organs: Tensor | None = None,
     ) -> Tensor:
         """Cells that each label may use.
 
@@ -235,13 +240,15 @@ class OrganTable:
             size: Cells along each axis, `maps.shape[2:]`; None keeps the resolution of `organs`.
             mode: How an organ's voxels become cells: `fill`, `nearest`, `trilinear`, `any`; see `camtrain._grid`.
             spacing: Voxel size in mm, one number per axis or (B, axes); needed by options in mm only.
+            allowed_organs: (B, L, O) bool, organs in the order of `self.organs`: which of a rule's organs hold in this
+                case, where a report says more than the table (the left lung). `anywhere` is not narrowed down.
 
         Returns:
             (B, L, *S') bool on the device of `organs`. A label whose organs are all missing has no True cell.
 
         Raises:
-            InputError: `organs` is no (B, 1, *S) tensor of whole ids, a size, mode or spacing does not fit, or a rule
-                has options in mm and there is no spacing.
+            InputError: `organs` is no (B, 1, *S) tensor of whole ids, a size, mode or spacing does not fit, a rule
+                has options in mm and there is no spacing, or `allowed_organs` has another shape.
 
         Example:
             >>> organs = torch.zeros(2, 1, 16, 16, 16, dtype=torch.int32)
@@ -251,16 +258,47 @@ class OrganTable:
         ids = _volume(organs)
         grid = tuple(ids.shape[2:] if size is None else size)
         steps = self._steps(spacing, ids)
-        rules = list(dict.fromkeys(self._rules.values()))
+        if allowed_organs is None:
+            return self._regions(ids, [*self._rules.values()], grid, mode, steps)
+        parts = [
+            self._regions(ids[b : b + 1], rules, grid, mode, steps and steps[b : b + 1])
+            for b, rules in enumerate(self._narrowed(allowed_organs, len(ids)))
+        ]
+        return torch.cat(parts)
+
+    def _narrowed(self, allowed_organs: Tensor, cases: int) -> list[list[Rule | None]]:
+        """For each case the rules of all labels, with the organs that hold in it; None = no organ is left."""
+        wanted = (cases, len(self._rules), len(self._organs))
+        if tuple(allowed_organs.shape) != wanted:
+            raise InputError(
+                f"{self._where}: expected allowed_organs of shape {wanted}, one bool for each case, label and organ of "
+                f"the table, got {tuple(allowed_organs.shape)}: keep the order of table.labels and table.organs"
+            )
+        rows: list[list[list[bool]]] = allowed_organs.bool().tolist()
+        return [
+            [
+                rule.only({name for name, may in zip(self._organs, told, strict=True) if may})
+                for rule, told in zip(self._rules.values(), row, strict=True)
+            ]
+            for row in rows
+        ]
+
+    def _regions(
+        self, ids: Tensor, wanted: list[Rule | None], grid: tuple[int, ...], mode: str, steps: list[list[float]] | None
+    ) -> Tensor:
+        """(B, L, *S') of one rule per label, each distinct one made once."""
+        rules = list(dict.fromkeys(rule for rule in wanted if rule is not None))
         regions = self._combined(ids, rules, grid, mode)
         for index, rule in enumerate(rules):
             if rule.anywhere:
                 regions[:, index] = True
             elif rule.shaped:
                 regions[:, index] = self._shaped(ids, rule, grid, mode, steps)
-        if len(rules) == len(self._rules):
+        if len(rules) == len(wanted):
             return regions
-        return regions[:, [rules.index(rule) for rule in self._rules.values()]]
+        nowhere = regions.new_zeros((len(ids), 1, *grid))
+        index_of = [len(rules) if rule is None else rules.index(rule) for rule in wanted]
+        return torch.cat([regions, nowhere], dim=1)[:, index_of] if None in wanted else regions[:, index_of]
 
     def _combined(self, ids: Tensor, rules: list[Rule], grid: tuple[int, ...], mode: str) -> Tensor:
         """(B, R, *S'): for rules that are plain lists, the union of their organs' cells; False for the others."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,24 @@ class Rule:
     def shaped(self) -> bool:
         """The rule changes the shape of its organs, at the full resolution of the segmentation."""
         return self.hull or self.fill or bool(self.minus) or self.in_mm
+
+    def only(self, names: Container[str]) -> Rule | None:
+        """The rule with some of its organs, as a report narrows it down; `anywhere` stays what it is.
+
+        Args:
+            names: Organs that may be used.
+
+        Returns:
+            A rule, or None where none of its organs may be used.
+
+        Example:
+            >>> Rule(units=(("left", "right"), ("heart",))).only(["right"]).units
+            (('right',),)
+        """
+        if self.anywhere:
+            return self
+        kept = tuple(some for unit in self.units if (some := tuple(name for name in unit if name in names)))
+        return replace(self, units=kept) if kept else None
 
 
 def shape_region(organs: NDArray[np.integer], rule: Rule, ids: Ids, spacing: Sequence[float] | None) -> Region:

@@ -155,7 +155,10 @@ class RunContext:
                 "earlier layer (camtrain layers, or ct.layers, lists them) or larger images"
             )
         spacing = spacing_of(batch.affine) if table.needs_spacing and batch.affine is not None else None
-        return table.allowed(batch.organs, size=size, mode=self.mode, spacing=spacing)
+        told = batch.allowed_organs
+        if told is not None and labels is not None:
+            told = told[:, list(labels)]
+        return table.allowed(batch.organs, size, self.mode, spacing, told)
 
     def allowed_on_grids(self, batch: Batch, maps: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor] | None:
         """Method -> (B, L, *S') bool on the grid of its maps; None without a table."""
@@ -178,6 +181,7 @@ class RunContext:
             has_organs=batch.has_organs[row : row + 1],
             ids=None,
             affine=None if batch.affine is None else batch.affine[row : row + 1],
+            allowed_organs=None if batch.allowed_organs is None else batch.allowed_organs[row : row + 1],
         )
         allowed = self.allowed(one, batch.organs.shape[2:], labels)
         return None if allowed is None else allowed[0]

@@ -221,17 +221,22 @@ class Recorder:
         if words.organs is None or not self._context.has_table or not bool(words.has_organs[row]):
             return {}
         # One label stands for all with its rule: four regions instead of eight of a full volume.
-        rules = self._context.selected.rules
-        names = [self._name(index) for index in labels]
-        first = {rules[name]: name for name in reversed(names)}
-        table = self._context.selected.select(dict.fromkeys(first[rules[name]] for name in names))
+        told = words.allowed_organs
+        place = {self._name(index): index for index in labels}
+        kinds = {
+            name: (self._context.selected.rules[name], None if told is None else tuple(told[row, index].tolist()))
+            for name, index in place.items()
+        }
+        first = {kind: name for name, kind in reversed(kinds.items())}
+        table = self._context.selected.select(dict.fromkeys(first[kind] for kind in kinds.values()))
         spacing = None
         if table.needs_spacing:
             if words.affine is None:
                 return {}
             spacing = spacing_of(words.affine[row : row + 1])
-        allowed = table.allowed(words.organs[row : row + 1], spacing=spacing)[0].cpu().numpy()
-        return {name: allowed[table.labels.index(first[rules[name]])] for name in names}
+        some = None if told is None else told[row : row + 1, [place[name] for name in table.labels]]
+        allowed = table.allowed(words.organs[row : row + 1], spacing=spacing, allowed_organs=some)[0].cpu().numpy()
+        return {name: allowed[table.labels.index(first[kind])] for name, kind in kinds.items()}
 
 
 class _Inside:

@@ -277,6 +277,10 @@ class OutsideSwap(Callback):
         changed = {"image": made.cases.image, "organs": made.cases.organs}
         if self.without_organs == "lend" and self._has_word(batch, "has_organs"):
             changed["has_organs"] = made.cases.has_organs
+        if self._has_word(batch, "allowed_organs"):
+            # Truths of a composite come from several cases: the table's rule holds, not what one report says.
+            changed["allowed_organs"] = torch.as_tensor(self._word(batch, "allowed_organs")).bool()
+            changed["allowed_organs"] = changed["allowed_organs"] | made.swapped.view(-1, 1, 1)
         if not self._indices:
             label = made.cases.label
             changed["label"] = label.masked_fill(made.left_out, torch.nan) if self.leave_out == "nan" else label

@@ -1,4 +1,4 @@
-"""Where batches come from: phantom, simulated subtomograms, real files named in a CSV, and trees of PASCAL VOC.
+"""Where batches come from: phantom, simulated subtomograms, real files named in a CSV, RAD-ChestCT, and PASCAL VOC.
 
 Public names load on first use, so that one data module does not pay for the imports of another.
 """
@@ -13,15 +13,27 @@ _PUBLIC = {
     "PhantomDataModule": "camtrain.data.phantom_module",
     "ManifestDataModule": "camtrain.data.manifest_module",
     "PascalVOCDataModule": "camtrain.data.voc_module",
+    "RadChestCTDataModule": "camtrain.data.rad_chestct_module",
+    "make_rad_chestct_tree": "camtrain.data.rad_chestct_tree",
     "make_voc_tree": "camtrain.data.voc_tree",
 }
 
-__all__ = ["CryoETDataModule", "ManifestDataModule", "PascalVOCDataModule", "PhantomDataModule", "make_voc_tree"]
+__all__ = [
+    "CryoETDataModule",
+    "ManifestDataModule",
+    "PascalVOCDataModule",
+    "PhantomDataModule",
+    "RadChestCTDataModule",
+    "make_rad_chestct_tree",
+    "make_voc_tree",
+]
 
 if TYPE_CHECKING:
     from camtrain.data.cryoet_module import CryoETDataModule
     from camtrain.data.manifest_module import ManifestDataModule
     from camtrain.data.phantom_module import PhantomDataModule
+    from camtrain.data.rad_chestct_module import RadChestCTDataModule
+    from camtrain.data.rad_chestct_tree import make_rad_chestct_tree
     from camtrain.data.voc_module import PascalVOCDataModule
     from camtrain.data.voc_tree import make_voc_tree
 

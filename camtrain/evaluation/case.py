@@ -20,6 +20,7 @@ class Case:
         label: (1, L), NaN = unknown.
         organs: (1, 1, *S) integer ids, or None where it was not segmented.
         affine: (1, 4, 4) voxel to world in mm, or None.
+        allowed_organs: (1, L, O) bool, what is known of this case (see `OrganTable.allowed`), or None.
     """
 
     id: str
@@ -29,10 +30,12 @@ class Case:
     label: Tensor
     organs: Tensor | None
     affine: Tensor | None
+    allowed_organs: Tensor | None = None
 
     def checksum(self) -> str:
         """Tells this case from another of the same name: its truth, and some ten thousand voxels of each volume."""
-        parts = [self.label, *(_thinned(t) for t in (self.image, self.organs, self.affine) if t is not None)]
+        volumes = (self.image, self.organs, self.affine, self.allowed_organs)
+        parts = [self.label, *(_thinned(t) for t in volumes if t is not None)]
         code = zlib.crc32(repr((self.patient, tuple(self.image.shape))).encode())
         for part in parts:
             code = zlib.crc32(part.detach().float().cpu().contiguous().numpy().tobytes(), code)

@@ -140,6 +140,7 @@ class CaseReader:
                 label=label[one].to(image.device),
                 organs=batch.organs[one].to(image.device) if segmented and batch.organs is not None else None,
                 affine=None if batch.affine is None else batch.affine[one],
+                allowed_organs=None if batch.allowed_organs is None else batch.allowed_organs[one],
             )
 
 

@@ -189,7 +189,8 @@ class CaseScorer:
             assert self.plan.table is not None and case.organs is not None  # noqa: S101, PT018 - for the type checker
             table = self.plan.table.select([self.plan.names[c] for c in columns])
             steps = spacing if table.needs_spacing else None
-            made = table.allowed(case.organs, size=size, spacing=steps)
+            told = None if case.allowed_organs is None else case.allowed_organs[:, columns]
+            made = table.allowed(case.organs, size=size, spacing=steps, allowed_organs=told)
             if sum(each.numel() for each in self._made.values()) + made.numel() > MAP_BYTES:
                 return made
             self._made[key] = made

@@ -8,6 +8,7 @@ import pytest
 import wandb
 import yaml
 
+from camtrain.data import make_rad_chestct_tree
 from camtrain.data.phantom_export import export_phantom
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -19,6 +20,11 @@ def small(config: dict, folder: Path) -> list[str]:
     words += ["--trainer.enable_progress_bar=false", "--data.batch_size=2", "--data.num_workers=0"]
     if config["data"]["class_path"].endswith("PhantomDataModule"):
         return [*words, "--data.cases=6", "--data.val_cases=6", "--data.test_cases=2"]
+    if config["data"]["class_path"].endswith("RadChestCTDataModule"):
+        root = make_rad_chestct_tree(folder / "rad", train=2, val=6, test=2, size=(24, 48, 48))
+        words += [f"--data.root={root}", f"--data.organs={folder / 'lungs'}", "--data.size=[24, 48, 48]"]
+        words += ["--data.lung_borders=null", "--data.least_voxels=40"]  # far below the size of a patient
+        return [*words, "--model.net.variant=small", "--model.net.image_size=[48, 48]"]
     manifest = export_phantom(folder / "files", {"train": 2, "val": 6, "test": 2}, size=(24, 18, 24))
     size = [24, 18, 24]
     words += [f"--data.manifest={manifest}", "--data.table=phantom", "--data.spacing=13.3", f"--data.size={size}"]
@@ -26,7 +32,8 @@ def small(config: dict, folder: Path) -> list[str]:
 
 
 def test_there_are_configs():
-    assert {"phantom", "phantom_plain", "phantom_densenet", "phantom_axialnet", "real_ct"} <= {p.stem for p in CONFIGS}
+    names = {"phantom", "phantom_plain", "phantom_densenet", "phantom_axialnet", "real_ct", "rad_chestct_axialnet"}
+    assert names <= {p.stem for p in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
