@@ -14,6 +14,8 @@ from _shortcut_tables import JUDGES, reliance_of, reversed_of
 
 COLOURS = {"plain": "#b2182b", "ceiling": "#555555", "swap": "#2166ac", "swap + mask loss": "#1b7837"}
 NETS = {"flatten": "o", "resnet18q": "s", "resnet18": "D"}
+ROWS = [("flatten",), ("resnet18q", "resnet18")]
+PLACES = ["skin", "other_organ", "own_organ", "co-occurring"]
 
 
 def draw(out: Path) -> Path | None:
@@ -24,26 +26,30 @@ def draw(out: Path) -> Path | None:
     runs = [r for r in runs if not r["job"]["swap"]]
     if not runs:
         return None
-    panels = sorted({(r["job"]["place"], r["job"]["net"]) for r in runs})
+    places = [p for p in PLACES if any(r["job"]["place"] == p for r in runs)]
+    rows = [row for row in ROWS if any(r["job"]["net"] in row for r in runs)]
     arms = [arm for arm in reversed(ARMS) if any(r["job"]["arm"] == arm for r in runs)]
-    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(2.4 * len(panels) + 5, 3.9), layout="constrained")
-    for axis, panel in zip(axes, panels, strict=False):
-        _arms(axis, [r for r in runs if (r["job"]["place"], r["job"]["net"]) == panel], *panel, arms)
-        if axis is not axes[0]:
-            axis.set_yticklabels([])
-    _reliance(axes[-1], runs)
-    figure.savefig(out / "shortcut_study.png", dpi=80)
+    size = (2.3 * len(places) + 5, 0.8 + 2.9 * len(rows))
+    figure, axes = plt.subplots(len(rows), len(places) + 1, figsize=size, layout="constrained", squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        for axis, place in zip(line, places, strict=False):
+            _arms(axis, [r for r in runs if r["job"]["place"] == place and r["job"]["net"] in row], arms)
+            axis.set_title(f"{row[0]}, {place.replace('_', ' ')}", fontsize=10)
+            if axis is not line[0]:
+                axis.set_yticklabels([])
+        _reliance(line[-1], [r for r in runs if r["job"]["net"] in row])
+    figure.savefig(out / "shortcut_study.png", dpi=90)
     plt.close(figure)
     return out / "shortcut_study.png"
 
 
-def _arms(axis: plt.Axes, runs: list[Run], place: str, net: str, arms: list[str]) -> None:
+def _arms(axis: plt.Axes, runs: list[Run], arms: list[str]) -> None:
     for row, arm in enumerate(arms):
-        values = [reversed_of(r) for r in runs if r["job"]["arm"] == arm]
-        axis.plot(values, [row] * len(values), NETS[net], color=COLOURS.get(arm, "#888888"), alpha=0.6)
+        for run in (r for r in runs if r["job"]["arm"] == arm):
+            marker, colour = NETS[run["job"]["net"]], COLOURS.get(arm, "#888888")
+            axis.plot(reversed_of(run), row, marker, color=colour, alpha=0.6)
     axis.set_yticks(range(len(arms)), arms)
     axis.set_xlim(0, 1.04)
-    axis.set_title(f"{net}\nshortcut at {place.replace('_', ' ')}", fontsize=10)
     axis.set_xlabel("AUROC, shortcut reversed")
     axis.grid(axis="x", alpha=0.3)
 
