@@ -25,6 +25,7 @@ NAMES = [
     "__version__",
     "account",
     "channel_weights",
+    "compile_backbone",
     "describe",
     "evaluate",
     "explain",
