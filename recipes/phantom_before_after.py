@@ -4,7 +4,7 @@
 
 Every finding has a planted shortcut outside the organs (a skin marker, a wire, a character in the corner) that agrees
 with its label in 95 % of the training cases. About three minutes on two cores. Ends with a table per label, a picture
-of the same slices before and after, and where everything lies.
+of the same slices before and after, and `report.html`, both runs side by side.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.console import Console
 import camtrain as ct
 from camtrain.data import PhantomDataModule
 from camtrain.models import FlattenNet, LitClassifier
-from camtrain.reporting import Row, comparison_table, describe_loggers, geometry, side_by_side
+from camtrain.reporting import Row, comparison_table, describe_loggers, geometry, side_by_side, write_run_comparison
 
 Scores = dict[str, dict[str, float]]
 console = Console()
@@ -32,8 +32,8 @@ console = Console()
 
 def train(
     name: str, mask_loss: bool, data: PhantomDataModule, args: argparse.Namespace
-) -> tuple[LitClassifier, Scores]:
-    """Train one network; returns it with its test scores {measure: {label: value}}."""
+) -> tuple[LitClassifier, Scores, Path]:
+    """Train one network; returns it with its test scores {measure: {label: value}} and its run folder."""
     console.rule(f"{name} training")
     pl.seed_everything(args.seed, verbose=False)
     net = FlattenNet(size=data.phantom.size)
@@ -58,13 +58,12 @@ def train(
     )
     trainer.fit(model, data)
     trainer.test(model, data, verbose=False)
-    for line in (f"run folder: {monitor.publisher.run_dir.path}", f"checkpoint: {folder / 'last.ckpt'}"):
-        console.print(f"  {line}", soft_wrap=True)
-    for line in describe_loggers(loggers):
+    run = monitor.publisher.run_dir.path
+    for line in (f"run folder: {run}", f"checkpoint: {folder / 'last.ckpt'}", *describe_loggers(loggers)):
         console.print(f"  {line}", soft_wrap=True)
     if args.wandb:
         loggers[-1].experiment.finish()
-    return model, table_of(monitor)
+    return model, table_of(monitor), run
 
 
 def table_of(monitor: ct.AttentionMonitor) -> Scores:
@@ -127,15 +126,10 @@ def main() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     size = {} if args.size is None else {"size": args.size}
-    data = PhantomDataModule(
-        cases=args.cases,
-        val_cases=args.test_cases,
-        test_cases=args.test_cases,
-        test_splits=["test", "shift_reversed"],
-        **size,
-    )
-    plain, before = train("plain", False, data, args)
-    masked, after = train("mask loss", True, data, args)
+    held_out = {"val_cases": args.test_cases, "test_cases": args.test_cases}
+    data = PhantomDataModule(cases=args.cases, test_splits=["test", "shift_reversed"], **held_out, **size)
+    plain, before, first = train("plain", False, data, args)
+    masked, after, second = train("mask loss", True, data, args)
     path = args.out / "before_after.png"
     shown = sorted(before["energy inside"], key=before["energy inside"].__getitem__)[:3]  # where plain looks away most
     picture([plain, masked], data, shown, path)
@@ -143,6 +137,8 @@ def main() -> None:
         console.print(comparison_table({m: before[m] for m in measures}, {m: after[m] for m in measures}))
     console.print("reversed: AUROC on test cases whose shortcuts point the other way (5 % agree with the label)")
     console.print(f"The same slices before and after: {path}")
+    both = write_run_comparison(first, second, args.out / "report.html", ["plain", "mask loss"])
+    console.print(f"Both runs side by side, to open in a browser: {both}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ SAYS = {
     "every_method.py": ["guided_gradcam", "An account of cells", "Pictures"],
     "plain_pytorch.py": ["weighted mask loss", "layer relu"],
     "sanity_checks.py": ["Do the maps depend on the weights?", "guided_backprop"],
-    "phantom_before_after.py": ["before_after.png", "wandb sync", "energy inside"],
+    "phantom_before_after.py": ["before_after.png", "wandb sync", "energy inside", "report.html"],
 }
 
 
