@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -70,6 +71,13 @@ def cases(number: int, size: int, labels: int, present: float) -> list[dict[str,
     ]
 
 
+def trainer_in(folder: str, *callbacks: pl.Callback) -> pl.Trainer:
+    """A Trainer that says and keeps nothing of its own."""
+    words = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    quiet = dict.fromkeys(words, False) | {"accelerator": "cpu", "default_root_dir": folder}
+    return pl.Trainer(callbacks=list(callbacks), **quiet)
+
+
 def seconds(trainer: pl.Trainer, module: pl.LightningModule, loader: DataLoader) -> float:
     """One validation pass."""
     start = time.perf_counter()
@@ -77,60 +85,57 @@ def seconds(trainer: pl.Trainer, module: pl.LightningModule, loader: DataLoader)
     return time.perf_counter() - start
 
 
-def ratios(name: str, options: argparse.Namespace) -> list[float]:
-    """(with) / (without) of every pair; who goes first alternates."""
-    make, layer = NETS[name]
-    torch.manual_seed(0)
-    module = Lit(make(options.labels))
-    names = [f"finding {i}" for i in range(options.labels)]
+def monitor_of(labels: int, layer: str, **options: Any) -> ct.AttentionMonitor:
+    """A monitor of findings that may be read from one of the three organs each."""
+    names = [f"finding {i}" for i in range(labels)]
     table = {
         "organs": {organ: i + 1 for i, organ in enumerate(ORGANS)},
         "labels": {label: [ORGANS[i % 3]] for i, label in enumerate(names)},
     }
-    monitor = ct.AttentionMonitor(layer=layer, table=table, names=names, every_n_epochs=0)
+    return ct.AttentionMonitor(layer=layer, table=table, names=names, **options)
+
+
+def ratios(make: Callable[[int], nn.Module], layer: str, options: argparse.Namespace) -> list[float]:
+    """(with) / (without) of every pair; who goes first alternates."""
+    torch.manual_seed(0)
+    module = Lit(make(options.labels))
+    monitor = monitor_of(options.labels, layer, every_n_epochs=0)
     loader = DataLoader(cases(options.cases, options.size, options.labels, options.present), options.batch)
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        quiet = {
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-            "default_root_dir": folder,
-        }
-        plain, watched = pl.Trainer(**quiet), pl.Trainer(**quiet, callbacks=[monitor])
-        for pair in range(options.pairs + 1):
+        plain, watched = trainer_in(folder), trainer_in(folder, monitor)
+        # A few cases warm both up.
+        few = DataLoader(cases(2 * options.batch, options.size, options.labels, options.present), options.batch)
+        for trainer in (plain, watched):
+            seconds(trainer, module, few)
+        for pair in range(options.pairs):
             order = (plain, watched) if pair % 2 else (watched, plain)
             times = {id(trainer): seconds(trainer, module, loader) for trainer in order}
-            if pair:  # the first pair warms up
-                found.append(times[id(watched)] / times[id(plain)])
+            found.append(times[id(watched)] / times[id(plain)])
     return found
+
+
+def read_options(description: str | None, **defaults: float) -> argparse.Namespace:
+    """Numbers from the command line; no lines of Lightning's about each pass."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for word, default in defaults.items():
+        parser.add_argument(f"--{word}", type=type(default), default=default)
+    warnings.simplefilter("ignore")
+    for talker in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(talker).setLevel(logging.ERROR)
+    return parser.parse_args()
 
 
 def main() -> None:
     """Print one line per network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for word, kind, default in (
-        ("pairs", int, 15),
-        ("size", int, 64),
-        ("labels", int, 80),
-        ("batch", int, 2),
-        ("cases", int, 8),
-        ("present", float, 0.15),
-    ):
-        parser.add_argument(f"--{word}", type=kind, default=default)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    for talker in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(talker).setLevel(logging.ERROR)
+    options = read_options(__doc__, pairs=15, size=64, labels=80, batch=2, cases=8, present=0.15)
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     print(
         f"{options.pairs} interleaved pairs, {options.cases} cases of {options.size}^3, batch {options.batch}, "
         f"{options.labels} labels of which {options.present:.0%} are present, {machine}"
     )
-    for name in NETS:
-        found = sorted(ratios(name, options))
+    for name, (make, layer) in NETS.items():
+        found = sorted(ratios(make, layer, options))
         low, middle, high = statistics.quantiles(found, n=4)
         print(f"{name}: {middle:.3f} x a plain pass (quartiles {low:.3f} to {high:.3f})")
 

@@ -122,3 +122,15 @@ def test_the_mathematics_knows_no_framework(room):
     for path in (PACKAGE / room).rglob("*.py"):
         names = {name.split(".")[0] for name in imported(path.read_text(encoding="utf-8"), f"camtrain.{room}")}
         assert not names & HEAVY, path.name
+
+
+@pytest.mark.parametrize("folder", ["recipes", "benchmarks"])
+def test_recipes_and_benchmarks_use_public_names_only(folder):
+    private = [
+        f"{path.name}: {name}"
+        for path in sorted((ROOT / folder).glob("*.py"))
+        for name in imported(path.read_text(encoding="utf-8"), folder)
+        if name.startswith("camtrain.")
+        and any(part.startswith("_") and part != "__version__" for part in name.split("."))
+    ]
+    assert private == []

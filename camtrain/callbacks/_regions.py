@@ -114,7 +114,8 @@ class Regions:
     def complete_with(self, usual: Callable[[int], Tensor]) -> None:
         """Give cases without organs the region (1, *S) of a rule that this callable knows."""
         self._usual = usual
-        self._made.clear()
+        has = self._cases.has_organs.tolist()
+        self._made = {key: region for key, region in self._made.items() if has[key[1]]}
 
     def may(self) -> Tensor:
         """(N, R) bool on the CPU: does a case have an organ of the rule? Where not, its region is empty."""

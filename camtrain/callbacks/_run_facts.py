@@ -1,4 +1,4 @@
-"""What ran: labels, methods, layers, organ table, settings and command, as plain values for `run.json`."""
+"""What ran: labels, methods, layers, organ table, settings, command: plain values for `run.json` and for loggers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from typing import Any
 
 from camtrain import __version__
 from camtrain.callbacks._context import RunContext
+from camtrain.callbacks._layers import layer_names
+from camtrain.cam.asked import Asked
+from camtrain.cam.layer_lookup import LayerSpec
+from camtrain.cam.several import Layers
 from camtrain.reporting.panel_files import LAYOUT
 
 _PACKAGES = ("torch", "pytorch-lightning", "lightning", "monai", "torchmetrics", "numpy")
@@ -55,6 +59,28 @@ def run_facts(
         "command": shlex.join(_without_secrets(sys.orig_argv or sys.argv)),
         "versions": {"camtrain": __version__, "python": sys.version.split()[0], **_versions()},
     }
+
+
+def monitor_facts(
+    context: RunContext, layer: LayerSpec | Layers, asked: Sequence[Asked], name: str | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What was asked of a monitor, for the config of a logger: plain values, and the organ table of its labels or None.
+
+    Args:
+        context: What the monitor has found out about the run.
+        layer: As given.
+        asked: The methods.
+        name: Name of the monitor.
+    """
+    facts = {
+        "version": __version__,
+        "name": name,
+        "layers": layer_names(layer),
+        "methods": [{"name": each.name, **{k: str(v) for k, v in each.options.items()}} for each in asked],
+        "labels": list(context.names or []),
+        "mode": context.mode,
+    }
+    return facts, context.selected.to_dict() if context.has_table else None
 
 
 def plain(value: Any, depth: int = 6) -> Any:

@@ -16,7 +16,6 @@ from camtrain.callbacks._after_fit import print_need
 from camtrain.callbacks._alarms import Alarms
 from camtrain.callbacks._case_scores import scored
 from camtrain.callbacks._context import RunContext
-from camtrain.callbacks._facts import facts_of
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
 from camtrain.callbacks._logger_guard import LoggerGuard
 from camtrain.callbacks._methods import first_only, maps_of_methods, only, read_methods, refuse_never
@@ -24,6 +23,7 @@ from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._panel import Panel, asked_too
 from camtrain.callbacks._publish import Publisher
 from camtrain.callbacks._recording import Recorder
+from camtrain.callbacks._run_facts import monitor_facts
 from camtrain.callbacks._scores import Score, ScoreBook, warn_of_thresholds
 from camtrain.callbacks._side_maps import SideMaps
 from camtrain.callbacks._splits import HOOKS, Repeats, split_name
@@ -142,7 +142,7 @@ class AttentionMonitor(Callback):
             name,
             every_n_epochs,
             max_label_keys,
-            partial(facts_of, self.context, layer, self._asked, name),
+            partial(monitor_facts, self.context, layer, self._asked, name),
             budget,
             nifti,
             in_bar,

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from camtrain._batch import Adapter, Batch, read_batch
+from camtrain._batch import KEYS, Adapter, Batch, read_batch
 from camtrain._errors import InputError, nearest
 from camtrain._lightning import Callback
 from camtrain.anatomy import spacing_of
@@ -227,17 +227,15 @@ class OutsideSwap(Callback):
             if self.without_organs == "atlas":
                 self._atlas = RegionAtlas(len(self._rules.rules))
                 self._atlas.load(self._known_atlas, words.image.device)
-            label = torch.as_tensor(self._word(batch, "label"))
+            label = torch.as_tensor(self._words(batch)["label"])
             self._indices = refuse_truths(self._rules, label, self.keep, self.leave_out, self.without_organs)
         return words, words.label.to(words.image.device)
 
-    def _word(self, batch: Any, word: str) -> Any:
+    def _words(self, batch: Any) -> dict[str, Any]:
+        """The batch's own values by the contract's words, as far as it has them."""
         words = batch if self.context.adapter is None else self.context.adapter(batch)
-        return words[(self.context.keys or {}).get(word, word)]
-
-    def _has_word(self, batch: Any, word: str) -> bool:
-        words = batch if self.context.adapter is None else self.context.adapter(batch)
-        return (self.context.keys or {}).get(word, word) in words
+        keys = {word: (self.context.keys or {}).get(word, word) for word in KEYS}
+        return {word: words[key] for word, key in keys.items() if key in words}
 
     def _composite(self, trainer: Any, words: Batch) -> Composite | None:
         """The batch after the swap; None if nothing in it is swapped."""
@@ -274,19 +272,18 @@ class OutsideSwap(Callback):
 
     def _written(self, batch: Any, made: Composite) -> Any:
         """The user's batch with what changed."""
-        changed = {"image": made.cases.image, "organs": made.cases.organs}
-        if self.without_organs == "lend" and self._has_word(batch, "has_organs"):
+        own, changed = self._words(batch), {"image": made.cases.image, "organs": made.cases.organs}
+        if self.without_organs == "lend" and "has_organs" in own:
             changed["has_organs"] = made.cases.has_organs
-        if self._has_word(batch, "allowed_organs"):
+        if "allowed_organs" in own:
             # Truths of a composite come from several cases: the table's rule holds, not what one report says.
-            changed["allowed_organs"] = torch.as_tensor(self._word(batch, "allowed_organs")).bool()
-            changed["allowed_organs"] = changed["allowed_organs"] | made.swapped.view(-1, 1, 1)
+            told = torch.as_tensor(own["allowed_organs"]).bool()
+            changed["allowed_organs"] = told | made.swapped.to(told.device).view(-1, 1, 1)
         if not self._indices:
             label = made.cases.label
             changed["label"] = label.masked_fill(made.left_out, torch.nan) if self.leave_out == "nan" else label
-        old = {word: torch.as_tensor(self._word(batch, word)) for word in changed}
-        if "label" in old and not old["label"].is_floating_point():
-            changed["label"] = changed["label"].nan_to_num(0)
+            if not torch.as_tensor(own["label"]).is_floating_point():
+                changed["label"] = changed["label"].nan_to_num(0)
         return written(batch, changed, self.context.keys, self.context.adapter)
 
     def _factor(self, label: Tensor, left_out: Tensor) -> Tensor | None:
