@@ -26,7 +26,8 @@ def scored(entries: Sequence[PanelEntry], thresholds: Mapping[str, Tensor], name
     ious: list[dict[str, float]] = [{} for _ in entries]
     inside: list[dict[str, float]] = [{} for _ in entries]
     limits: list[dict[str, float]] = [{} for _ in entries]
-    for method in {method for entry in entries for method in entry.cells}:
+    # In the order of the maps: what speaks of one method alone speaks of the first.
+    for method in dict.fromkeys(method for entry in entries for method in entry.maps):
         places = [i for i, entry in enumerate(entries) if method in entry.cells and method in entry.maps]
         for some in _of_one_grid(entries, places, method):
             # Pairs stand where labels do, so that each has its own threshold: one call for all of them.

@@ -71,8 +71,9 @@ class PanelEntry:
 
     @property
     def brief(self) -> str:
-        """Two short lines for the overview."""
-        inside = next((f", inside {v:.2f}" for v in self.energy_inside.values()), "")
+        """Two short lines for the overview, which shows the map of the first method."""
+        share = self.energy_inside.get(next(iter(self.maps), ""))
+        inside = "" if share is None else f", inside {share:.2f}"
         truth = "present" if self.present else "absent"
         return f"{self.label}\n{truth}, p {self.probability:.2f}{inside}, {self.case}"
 

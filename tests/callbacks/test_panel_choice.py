@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from camtrain.callbacks._case_scores import scored
 from camtrain.callbacks._choice import Choice
-from camtrain.callbacks._panel import Panel, asked_too
+from camtrain.callbacks._panel import Panel, PanelEntry, asked_too
 
 NAN = float("nan")
 
@@ -121,3 +124,21 @@ def test_maps_are_asked_for_absent_labels_of_the_panel_only():
     asked = asked_too({1: [0, 1]}, present)
     assert asked.tolist() == [[True, False, False], [True, True, False]]
     assert present.sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("order", "says"), [(["gradcam", "hirescam"], "inside 0.00"), (["hirescam", "gradcam"], "inside 1.00")]
+)
+def test_an_overview_tells_of_the_map_that_it_shows(order, says):
+    """Scores come by method; in which order they were made must not matter."""
+    maps = {"hirescam": np.eye(4, dtype=np.float32)[:1], "gradcam": np.eye(4, dtype=np.float32)[1:2]}
+    cells = np.array([[True, False, False, False]])
+    entry = PanelEntry(
+        case="a", label="nodule", present=True, probability=0.9, image=np.zeros((1, 4), np.float32), allowed=None,
+        affine=None, maps={m: maps[m][0] for m in order}, cells=dict.fromkeys(reversed(order), cells[0]),
+    )  # fmt: skip
+    (found,) = scored([entry], {}, ["nodule"])
+    assert list(found.energy_inside) == order
+    assert says in found.brief
+    undefined = replace(found, energy_inside={order[1]: 0.5})
+    assert "inside" not in undefined.brief
