@@ -253,6 +253,14 @@ def test_an_empty_shaped_region_is_found_out_and_another_label_takes_its_place()
     for seed in range(5):
         plan = make_plan(rules, regions, cases.label, 6, 1.0, "label", torch.Generator().manual_seed(seed))
         assert plan.last.tolist() == [1] * 6
+    # Nor is it lent to cases without organs.
+    cases.organs[3:], cases.has_organs[3:] = 0, False
+    regions = rules.regions(cases)
+    for seed in range(5):
+        rng = torch.Generator().manual_seed(seed)
+        plan = make_plan(rules, regions, cases.label, 6, 1.0, "label", rng, lend=cases)
+        assert plan.last.tolist() == [1] * 6
+        assert bool((plan.source[3:, 1] < 3).all())
 
 
 # The gate ------------------------------------------------------------------------------------------------------------
