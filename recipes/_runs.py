@@ -143,10 +143,10 @@ def finite(values: Iterable[float | None]) -> list[float]:
 
 
 def spread(values: Iterable[float | None], digits: int = 3) -> str:
-    """Mean and range over seeds, as `0.981 (0.975-0.990)`; `-` without values."""
+    """Mean and range over seeds, as `0.981 (0.975-0.990)`; one value has no range; `-` without values."""
     found = finite(values)
-    if not found:
-        return "-"
+    if len(found) < 2:
+        return f"{found[0]:.{digits}f}" if found else "-"
     return f"{statistics.mean(found):.{digits}f} ({min(found):.{digits}f}-{max(found):.{digits}f})"
 
 

@@ -21,6 +21,7 @@ JUDGES = ("case", "blur")
 """Replacements whose mean judges: chosen on the first 104 runs of this study, and kept for all that came later."""
 GAP = 0.02
 """Where plain falls by less there is no gap to close: its shares would be noise over noise."""
+_PLACES = ["skin", "other_organ", "own_organ", "co-occurring"]
 _SETTINGS = ("cases", "test_cases", "size", "epochs", "shortcut", "precision")
 
 
@@ -33,6 +34,7 @@ def report(out: Path) -> str:
         ends = {(r["job"]["net"], r["job"]["place"], r["job"]["seed"], r["job"]["arm"]): reversed_of(r)
                 for r in same if _plain_data(r) and "result" in r}  # fmt: skip
         parts.append(f"### Runs with {told}")
+        parts += _overview([r for r in same if "result" in r and _default(r["job"])], ends)
         for title, chosen, name in (
             ("All arms", _default, lambda j: j["arm"]),
             ("Organs on a share of the training cases", lambda j: j["organs_share"] < 1,
@@ -57,6 +59,18 @@ def _default(job: dict[str, Any]) -> bool:
 
 def _plain_data(run: Run) -> bool:
     return run["job"]["arm"] in ("plain", "ceiling") and _default(run["job"])
+
+
+def _overview(runs: list[Run], ends: dict[Any, float]) -> list[str]:
+    """A row per arm, a column per network and place: AUROC reversed, share of the gap closed, number of seeds."""
+    columns = sorted({(r["job"]["place"], r["job"]["net"]) for r in runs}, key=lambda c: (_PLACES.index(c[0]), c[1]))
+    rows = []
+    for arm, same in _by(runs, lambda r: r["job"]["arm"]).items():
+        here = [[r for r in same if (r["job"]["place"], r["job"]["net"]) == column] for column in columns]
+        rows.append([arm, *(f"{spread(map(reversed_of, each))}; {spread([closed(r, ends) for r in each], 2)}; "
+                            f"{len(each)}" if each else "-" for each in here)])  # fmt: skip
+    header = ["trained with", *(f"{net}, {place}" for place, net in columns)]
+    return ["#### AUROC reversed; share of the gap closed; seeds", markdown(header, rows)] if runs else []
 
 
 def _section(title: str, runs: list[Run], name: Any, ends: dict[Any, float]) -> list[str]:
