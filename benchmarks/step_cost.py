@@ -1,32 +1,34 @@
-"""What one training step costs with the mask loss: interleaved pairs, so that a noisy machine cannot favour one side.
+"""What one training step costs with the mask loss, in time and in memory, against the plain step.
 
-    python benchmarks/step_cost.py [--pairs 15] [--size 64] [--labels 80] [--batch 2]
+    python benchmarks/step_cost.py                    # ResNet18 and DenseNet121, 80 labels, 64^3, batch 2
+    python benchmarks/step_cost.py --nets ResNet50 --labels 1 16 80 --sizes 32 64 --heads affine mlp --layers last mid
+    python benchmarks/step_cost.py --memory           # peak resident memory instead, each step in a process of its own
 
-Prints, per network, the median and the quartiles of (step with mask loss) / (plain step). A step is forward, task loss,
-backward and optimizer step through a real Trainer-free copy of what `MaskLossCallback` does: the watch, the maps of all
-labels, the organs brought to the grid, the loss, and one backward of the sum.
+A step is forward, task loss, backward and optimizer step; the mask loss adds what `MaskLossCallback` does: the watch,
+the maps of all labels, the organs brought to the grid, the loss, and one backward of the sum. Pairs take turns, and
+processor time counts (`--wall` for wall time); the interval is that of the median, 90 %.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import itertools
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
-from monai.networks.nets import DenseNet121, ResNet
+from _networks import NETWORKS, with_mlp_head
+from _pairs import interleaved, machine
 from torch import Tensor, nn
 
 import camtrain as ct
 
-NETS: dict[str, tuple[Callable[[int], nn.Module], str]] = {
-    "MONAI ResNet18": (
-        lambda n: ResNet("basic", [2, 2, 2, 2], [64, 128, 256, 512], spatial_dims=3, n_input_channels=1, num_classes=n),
-        "layer4",
-    ),
-    "MONAI DenseNet121": (lambda n: DenseNet121(spatial_dims=3, in_channels=1, out_channels=n), "class_layers.relu"),
-}
+HEADER = "| network | head | layer | labels | volume | step with / without | ms more | ms plain |"
 
 
 def organs(batch: int, size: int) -> Tensor:
@@ -39,9 +41,29 @@ def organs(batch: int, size: int) -> Tensor:
     return ids
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], extra: tuple | None) -> float:
-    """Seconds of one training step; `extra` = (layer, table, loss function) adds the mask loss."""
-    start = time.perf_counter()
+def steps(net: str, head: str, layer: str, labels: int, size: int, batch: int) -> tuple[Callable[[], None], ...]:
+    """The plain step and the step with the mask loss, of one model."""
+    torch.manual_seed(0)
+    full = ct.OrganTable.load("rad_chestct")
+    table = full.select(full.labels[:labels])
+    network = NETWORKS[net]
+    model = network.make(labels, size).train()
+    if head == "mlp":
+        model = with_mlp_head(model, network.head)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    cases = {
+        "image": torch.rand(batch, 1, size, size, size),
+        "label": (torch.rand(batch, labels) > 0.8).float(),
+        "organs": organs(batch, size),
+    }
+    one = partial(step, model, optimizer, cases)
+    return one, partial(one, (network.mid if layer == "mid" else None, table, ct.OrganMaskLoss()))
+
+
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], extra: tuple | None = None
+) -> None:
+    """One training step; `extra` = (layer, table, loss) adds the mask loss."""
     optimizer.zero_grad()
     if extra is None:
         loss = nn.functional.binary_cross_entropy_with_logits(model(batch["image"]), batch["label"])
@@ -55,42 +77,51 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Te
         loss = loss + loss_fn(maps, allowed, batch["label"])
     loss.backward()
     optimizer.step()
-    return time.perf_counter() - start
+
+
+def peak(words: list[str], use: str) -> float:
+    """Peak resident memory, in GiB, of a process that makes three steps."""
+    command = [sys.executable, str(Path(__file__)), *words, "--one", use]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
-    """Measure and print one line per network."""
+    """Print a line per network, head, layer, number of labels and size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--labels", type=int, default=80)
+    parser.add_argument("--nets", nargs="+", choices=list(NETWORKS), default=["ResNet18", "DenseNet121"])
+    parser.add_argument("--heads", nargs="+", choices=["affine", "mlp"], default=["affine"])
+    parser.add_argument("--layers", nargs="+", choices=["last", "mid"], default=["last"])
+    parser.add_argument("--labels", nargs="+", type=int, default=[80], help="at most 83, those of RAD-ChestCT's table")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[64])
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--wall", action="store_true", help="wall time; the machine must be idle")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--one", choices=["plain", "mask"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    full = ct.OrganTable.load("rad_chestct")
-    table = full.select([full.labels[i % len(full.labels)] for i in range(args.labels)][: len(full.labels)])
-    for name, (make, layer) in NETS.items():
-        model = make(len(table.labels)).train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-        batch = {
-            "image": torch.rand(args.batch, 1, args.size, args.size, args.size),
-            "label": (torch.rand(args.batch, len(table.labels)) > 0.8).float(),
-            "organs": organs(args.batch, args.size),
-        }
-        extra = (layer, table, ct.OrganMaskLoss())
-        ratios = []
-        for pair in range(args.pairs + 2):
-            order = (None, extra) if pair % 2 else (extra, None)
-            seconds = {use is None: step(model, optimizer, batch, use) for use in order}
-            if pair >= 2:
-                ratios.append(seconds[False] / seconds[True])
-        low, median, high = statistics.quantiles(ratios, n=4)
-        print(
-            f"{name}: mask-loss step / plain step = {median:.3f} (quartiles {low:.3f}-{high:.3f}, {args.pairs} pairs, "
-            f"{len(table.labels)} labels, batch {args.batch}, {args.size}^3, {torch.get_num_threads()} threads)"
-        )
+    clock = time.perf_counter if args.wall else time.process_time
+    grid = list(itertools.product(args.nets, args.heads, args.layers, args.labels, args.sizes))
+    if args.one:
+        plain, masked = steps(*grid[0], args.batch)
+        for _ in range(3):
+            (plain if args.one == "plain" else masked)()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        return
+    print(f"{HEADER}\n" + "|---" * HEADER.count(" | ") + "|---|")
+    for net, head, layer, labels, size in grid:
+        if layer == "mid" and NETWORKS[net].mid is None:
+            continue
+        first = f"| {net} | {head} | {layer} | {labels} | {size}^3 |"
+        if args.memory:
+            words = ["--nets", net, "--heads", head, "--layers", layer, "--labels", str(labels), "--sizes", str(size)]
+            plain, masked = (peak([*words, "--batch", str(args.batch)], use) for use in ("plain", "mask"))
+            print(f"{first} {masked / plain:.3f} of {plain:.2f} GiB", flush=True)
+            continue
+        ratio = interleaved(*steps(net, head, layer, labels, size, args.batch), args.pairs, clock)
+        print(f"{first} {ratio} | {ratio.extra:.1f} | {ratio.plain:.0f} |", flush=True)
+    print(f"\n{args.pairs} pairs, batch {args.batch}, {'wall' if args.wall else 'processor'} time, {machine()}")
 
 
 if __name__ == "__main__":

@@ -71,10 +71,11 @@ def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path):
 
 @pytest.mark.slow
 def test_the_step_cost_benchmark_runs(tmp_path):
-    arguments = ["--pairs", "2", "--size", "32", "--labels", "5"]
-    assert "MONAI DenseNet121: mask-loss step / plain step" in run(
-        ROOT / "benchmarks" / "step_cost.py", arguments, tmp_path
-    )
+    arguments = ["--pairs", "2", "--sizes", "32", "--labels", "5", "--nets", "DenseNet121", "--layers", "last", "mid"]
+    text = run(ROOT / "benchmarks" / "step_cost.py", arguments, tmp_path)
+    assert "| DenseNet121 | affine | last | 5 | 32^3 | " in text
+    assert "| DenseNet121 | affine | mid | 5 | 32^3 | " in text
+    assert "2 pairs, batch 2, processor time, 1 thread of" in text
 
 
 def test_recipes_are_short_and_flat():
