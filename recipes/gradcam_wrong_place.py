@@ -95,7 +95,7 @@ def figure(case: dict[str, Any], gradcam: Any, exact: Any, title: str, path: Pat
     """CT, Grad-CAM, exact contributions, in the plane where most of Grad-CAM is in a wrong place."""
     wrong = (gradcam > 0) & (exact <= 0)
     at = (gradcam * wrong).flatten().argmax()
-    cell = np.unravel_index(at, gradcam.shape)
+    cell = np.unravel_index(int(at), tuple(gradcam.shape))
     point = [int((c + 0.5) * n / m) for c, n, m in zip(cell, case["image"].shape[1:], gradcam.shape, strict=True)]
     axes, spacing = geometry(case["affine"].numpy())
     maps = [gradcam.numpy(), exact.numpy()]
