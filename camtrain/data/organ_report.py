@@ -35,6 +35,7 @@ LEVEL = 0.05
 LEAST = 0.1
 _log = logging.getLogger(__name__)
 _CUT = 6
+_ORDER = {"train": 0, "val": 1, "test": 2}
 
 Bools = NDArray[np.bool_]
 
@@ -123,30 +124,38 @@ class OrganReport:
             for row in self.told
         ]
 
-    def table(self) -> Table:
-        """The report for a terminal."""
-        table = Table(title="who has organs", title_justify="left")
-        table.add_column("split")
+    def line(self, split: str) -> str:
+        """A split in one sentence, with the labels of which nobody is known to have the finding."""
+        cases, with_organs = self.cases[split]
+        empty = [row.label for row in self.rows if row.split == split and not row.present]
+        some = f"{', '.join(empty[:6])}{f' and {len(empty) - 6} more' if len(empty) > 6 else ''}"
+        return f"{split}: {cases} cases, {with_organs} with organs" + (f"; nobody with {some}" if empty else "")
+
+    def table(self, split: str) -> Table:
+        """One split for a terminal.
+
+        Args:
+            split: Its word.
+        """
+        cases, with_organs = self.cases[split]
+        table = Table(title=f"{split}: {cases} cases, {with_organs} with organs", title_justify="left")
         table.add_column("label")
         for name in ("present", "with organs", "absent", "with organs", "unknown", "difference", "Holm's p"):
             table.add_column(name, justify="right")
-        table.add_column("predicts?")
-        for split, (cases, with_organs) in self.cases.items():
-            table.add_row(split, "all cases", str(cases), _part(with_organs, cases), *[""] * 6, style="bold")
-            for row in (row for row in self.rows if row.split == split):
-                table.add_row(
-                    "",
-                    row.label,
-                    str(row.present),
-                    _part(row.present_with, row.present),
-                    str(row.absent),
-                    _part(row.absent_with, row.absent),
-                    str(row.unknown or ""),
-                    "" if math.isnan(row.difference) else f"{row.difference:+.2f}",
-                    f"{row.holm:.2g}",
-                    row.verdict,
-                    style="red" if row.told else "",
-                )
+        table.add_column("do organs predict it?")
+        for row in (row for row in self.rows if row.split == split):
+            table.add_row(
+                row.label,
+                str(row.present),
+                _part(row.present_with, row.present),
+                str(row.absent),
+                _part(row.absent_with, row.absent),
+                str(row.unknown or ""),
+                "" if math.isnan(row.difference) else f"{row.difference:+.2f}",
+                f"{row.holm:.2g}",
+                row.verdict if 0 < with_organs < cases else "",
+                style="red" if row.told else "",
+            )
         return table
 
 
@@ -188,7 +197,7 @@ def organ_report(
     words = np.asarray(split)
     rows: list[OrganRow] = []
     cases: dict[str, tuple[int, int]] = {}
-    for word in dict.fromkeys(split):
+    for word in sorted(set(split), key=lambda word: (_ORDER.get(word, len(_ORDER)), word)):
         inside = np.flatnonzero(words == word)
         cases[word] = (len(inside), int(has[inside].sum()))
         names = [people[case] for case in inside]

@@ -54,6 +54,7 @@ def test_counts_leave_unknown_truths_out():
     val = [row for row in report.rows if row.split == "val"]
     assert math.isnan(val[1].difference)
     assert val[0].verdict == "too few"
+    assert report.line("val") == "val: 1 cases, 1 with organs; nobody with a"
 
 
 def test_a_label_that_organs_predict_is_found_among_many():
@@ -119,10 +120,11 @@ def test_table_and_log(caplog):
     label = [[1.0]] * 20 + [[0.0]] * 20
     report = organ_report(["mass"], label, [True] * 20 + [False] * 20, ["train"] * 40)
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(report.table())
+    console.print(report.table("train"))
     text = console.export_text()
-    assert "20 (50 %)" in text
+    assert "20 (100 %)" in text
     assert "predicts" in text
+    assert report.line("train") == "train: 40 cases, 20 with organs"
     with caplog.at_level(logging.INFO):
         report_and_warn(report, "cases.csv")
     assert "cases.csv: 20 of 40 cases of 'train' have organs" in caplog.text
