@@ -106,30 +106,38 @@ def _scans(args: list[str]) -> None:
 def _rad_chestct(args: list[str]) -> None:
     from camtrain.data.import_known import import_rad_chestct
 
+    options = _rad_parser().parse_args(args)
+    out = _out(options)
+    found = import_rad_chestct(Path(options.root), _folder(options.tables), _folder(options.organs), options.label_set)
+    _finish(found, out, options, str(out / TABLE), "configs/real_ct.yaml", "--data.spacing null")
+
+
+def _rad_parser() -> argparse.ArgumentParser:
     parser = _parser("rad_chestct", _RAD)
     add = parser.add_argument
     add("--root", required=True, metavar="DIR", help="folder of the volumes <id>.npz")
     add("--tables", metavar="DIR", help="folder of the CSV files (default: --root)")
     add("--organs", metavar="DIR", help="folder of <id>_organs.npz or <id>_seg.npz")
     add("--label_set", default="located", choices=("located", "plain"), help="80 findings by place, or 84 anywhere")
-    options = parser.parse_args(args)
-    out = _out(options)
-    found = import_rad_chestct(Path(options.root), _folder(options.tables), _folder(options.organs), options.label_set)
-    _finish(found, out, options, str(out / TABLE), "configs/real_ct.yaml", "--data.spacing null")
+    return parser
 
 
 def _voc(args: list[str]) -> None:
     from camtrain.data.import_known import import_voc
 
+    options = _voc_parser().parse_args(args)
+    out = _out(options)
+    found = import_voc(Path(options.root), options.image_set, tuple(split_words(options.splits)))
+    _finish(found, out, options, str(out / TABLE), None)
+
+
+def _voc_parser() -> argparse.ArgumentParser:
     parser = _parser("voc", _VOC)
     add = parser.add_argument
     add("--root", required=True, metavar="DIR", help="folder with JPEGImages, Annotations and ImageSets")
     add("--image_set", default="Segmentation", choices=("Segmentation", "Main"), help="where the lists are taken from")
     add("--splits", default="train,val", metavar="A,B", help="names of the lists (default: train,val)")
-    options = parser.parse_args(args)
-    out = _out(options)
-    found = import_voc(Path(options.root), options.image_set, tuple(split_words(options.splits)))
-    _finish(found, out, options, str(out / TABLE), None)
+    return parser
 
 
 def _parser(name: str, text: str) -> argparse.ArgumentParser:

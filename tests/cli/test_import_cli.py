@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from camtrain.data import make_rad_chestct_tree, make_voc_tree
+
+ROOT = Path(__file__).parents[2]
+CT = ROOT.parent / "shared" / "data" / "ct_abdomen"
 
 
 @pytest.fixture
@@ -110,3 +115,17 @@ def test_the_other_sources(tmp_path, run):
     assert (tmp_path / "two" / "table.yaml").is_file()
     assert run("import", "--help").code == 0
     assert "next" not in run("import", "voc", "--help").out
+
+
+@pytest.mark.skipif(not CT.exists(), reason="the real CT is not here")
+def test_the_page_your_data_shows_what_comes(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ct_abdomen").symlink_to(CT)
+    page = (ROOT / "docs" / "your_data.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(program, "your_data.md", "exec"), {})  # noqa: S102 - our own page
+    (command,) = re.findall(r"^camtrain (import scans .*)$", page, flags=re.MULTILINE)
+    result = run(*command.split())
+    assert result.code == 0, result.err
+    shown = re.search(r"```\n(what was found\n.*?)```", page, flags=re.DOTALL)[1]
+    assert [line.rstrip() for line in result.out.splitlines()] == [line.rstrip() for line in shown.splitlines()]
