@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 RECIPE = re.compile(r"\$?\(?(?:BIN\)/)?python (?P<script>(?:recipes|benchmarks)/\w+\.py)(?P<words>[^`\n&]*)")
 COMMAND = re.compile(
-    r"^`?camtrain (?P<name>evaluate|explain|study make|study analyse|import scans|import rad_chestct|import voc) (?P<words>[^`\n]*)",
+    r"^`?camtrain (?P<name>evaluate|explain|study make|study analyse|import scans|import rad_chestct|import voc) "
+    r"(?P<words>[^`\n]*)",
     re.MULTILINE,
 )
 

@@ -259,7 +259,7 @@ class OrganFinder:
             return None
         paths = organ_paths(self.organs, folder, volume)
         for place in (self._last, *range(len(paths))):
-            path = paths[place]
+            path: Path = paths[place]
             if path.is_file() or (path.is_dir() and any(path.glob("*.nii*"))):
                 self._last = place
                 return path

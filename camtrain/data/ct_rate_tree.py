@@ -136,7 +136,7 @@ def _write_split(
 
 
 def _write_scan(file: Path, case: Case, fixed: bool, reconstruction: int) -> None:
-    hu = case.hu
+    hu = case.hu.astype(np.float64)
     if reconstruction > 1:
         rng = np.random.default_rng([reconstruction, *case.id.encode()])
         hu = hu + rng.normal(0, 20, hu.shape)

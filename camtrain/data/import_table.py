@@ -113,7 +113,7 @@ def read_class_map(file: Path) -> dict[str, int]:
 def names_in_header(file: Path) -> dict[str, int]:
     """Names that TotalSegmentator writes into the header of a multi-label file; empty where there are none."""
     try:
-        extensions = nib.load(file).header.extensions  # type: ignore[attr-defined]
+        extensions = nib.load(file).header.extensions
     except Exception:  # whatever the file is, its voxels are read later, and what is wrong is told then
         return {}
     for extension in extensions:

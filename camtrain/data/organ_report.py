@@ -252,7 +252,7 @@ def _first_of_each(people: Sequence[str], known: Bools) -> Bools:
     """The first known case of each patient."""
     first = np.zeros(len(people), dtype=bool)
     seen: set[str] = set()
-    for case in np.flatnonzero(known):
+    for case in np.flatnonzero(known).tolist():
         if people[case] not in seen:
             seen.add(people[case])
             first[case] = True
