@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from camtrain._errors import InputError, nearest
@@ -69,9 +70,11 @@ def import_data(args: Sequence[str]) -> None:
 def _scans(args: list[str]) -> None:
     options = _scans_parser().parse_args(args)
     given = [name for name in ("split", "split_column", "split_file") if getattr(options, name) is not None]
+    given = [name for name in given if name != "split_column" or not options.split_file]  # a column of that file
     if len(given) > 1:
         raise InputError(f"expected one source of splits, got {' and '.join('--' + name for name in given)}: keep one")
-    if (options.id_column or options.patient_column or options.split_column) and not options.labels:
+    named = options.id_column or options.patient_column or options.split_column
+    if named and not (options.labels or options.split_file):
         raise InputError("--id_column, --patient_column and --split_column name columns of --labels, which is missing")
     if options.organs_at and "{id}" not in options.organs_at:
         raise InputError(
@@ -79,28 +82,31 @@ def _scans(args: list[str]) -> None:
         )
     own_table = options.table is not None
     out = _out(options, with_table=not own_table)
-    found = import_scans(
-        Path(options.scans),
-        Options(
-            organs=_folder(options.organs),
-            organs_at=options.organs_at,
-            class_map=_folder(options.class_map),
-            labels=_folder(options.labels),
-            labels_only=split_words(options.labels_only) or None,
-            id_column=options.id_column,
-            patient_column=options.patient_column,
-            patient=options.patient,
-            split=_split(options.split),
-            split_column=options.split_column,
-            split_file=_folder(options.split_file),
-            seed=options.seed,
-            allow_unmatched=options.allow_unmatched,
-            own_table=own_table,
-        ),
-    )
+    # Only a terminal shows it, and it goes when the search ends.
+    with Console(stderr=True).status(f"looking for scans in {options.scans}"):
+        found = import_scans(Path(options.scans), _options(options, own_table))
     if own_table:
         _check_table(options.table, found)
     _finish(found, out, options, options.table or str(out / TABLE), "configs/real_ct.yaml")
+
+
+def _options(options: argparse.Namespace, own_table: bool) -> Options:
+    return Options(
+        organs=_folder(options.organs),
+        organs_at=options.organs_at,
+        class_map=_folder(options.class_map),
+        labels=_folder(options.labels),
+        labels_only=split_words(options.labels_only) or None,
+        id_column=options.id_column,
+        patient_column=options.patient_column,
+        patient=options.patient,
+        split=_split(options.split),
+        split_column=options.split_column,
+        split_file=_folder(options.split_file),
+        seed=options.seed,
+        allow_unmatched=options.allow_unmatched,
+        own_table=own_table,
+    )
 
 
 def _rad_chestct(args: list[str]) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -99,6 +103,59 @@ def test_loader_has_the_length_that_it_says(drop_last):
 def test_lightning_leaves_it_in_place():
     # Lightning replaces every sampler but those of this class under DDP.
     assert isinstance(OrganShareSampler(flags(1, 1), 2), DistributedSampler)
+
+
+SCRIPT = """
+import json, sys
+import torch
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+from camtrain.data import OrganShareSampler
+
+class Lit(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), []
+
+    def training_step(self, batch, index):
+        self.seen.append([self.current_epoch, *batch.tolist()])
+        return self.weight.sum()
+
+    def train_dataloader(self):
+        sampler = OrganShareSampler([True] * 6 + [False] * 19, 4, 0.5, seed=3)
+        return DataLoader(torch.arange(25), batch_size=4, sampler=sampler)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+lit = Lit()
+trainer = pl.Trainer(
+    max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False, default_root_dir=sys.argv[1],
+)
+trainer.fit(lit)
+json.dump(lit.seen, open(f"{sys.argv[1]}/{trainer.global_rank}.json", "w"))
+"""
+
+
+@pytest.mark.slow
+def test_lightning_with_two_processes(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    has = flags(6, 19)
+    for rank, steps in enumerate(ranks):
+        for epoch in range(2):
+            sampler = OrganShareSampler(has, 4, 0.5, 2, rank, seed=3)
+            sampler.set_epoch(epoch)
+            assert [case for step in steps if step[0] == epoch for case in step[1:]] == list(sampler)
+        whole = [step[1:] for step in steps if len(step) == 5]
+        assert whole
+        assert all(sum(has[case] for case in step) == 2 for step in whole)
+    assert ranks[0] != ranks[1]
 
 
 @pytest.mark.parametrize(
