@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from monai.data import DataLoader
 from monai.transforms import Compose
+from torch.utils.data import Sampler
 
 from camtrain._errors import InputError, nearest
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
-from camtrain.data._loaders import at_least, share_sampler
+from camtrain.data._loaders import EpochShuffle, at_least, share_sampler
 from camtrain.data.ct_rate_files import (
     SPLITS,
     Header,
@@ -299,12 +300,14 @@ class CTRateDataModule(LightningDataModule):
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader:
         dataset = self._dataset(split, training=shuffle)
-        has_organs = [case.organs is not None for case in self.cases(split)]
-        sampler = share_sampler(has_organs, self.batch_size, self.organ_share, self._seed) if shuffle else None
+        sampler: Sampler[int] | None = None
+        if shuffle:
+            has_organs = [case.organs is not None for case in self.cases(split)]
+            sampler = share_sampler(has_organs, self.batch_size, self.organ_share, self._seed)
+            sampler = sampler or EpochShuffle(dataset, self._seed, self.batch_size)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            shuffle=shuffle and sampler is None,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
