@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 RECIPE = re.compile(r"\$?\(?(?:BIN\)/)?python (?P<script>(?:recipes|benchmarks)/\w+\.py)(?P<words>[^`\n&]*)")
 COMMAND = re.compile(
-    r"^`?camtrain (?P<name>evaluate|explain|study make|study analyse) (?P<words>[^`\n]*)", re.MULTILINE
+    r"^`?camtrain (?P<name>evaluate|explain|study make|study analyse|import scans|import rad_chestct|import voc) "
+    r"(?P<words>[^`\n]*)",
+    re.MULTILINE,
 )
 
 
@@ -55,13 +57,16 @@ def test_recipes_take_what_pages_show(script, words, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("name", "words"), shown(COMMAND, PAGES))
 def test_camtrain_takes_what_pages_show(name, words):
-    from camtrain.cli import evaluate, explain, study
+    from camtrain.cli import evaluate, explain, import_data, study
 
     parser = {
         "evaluate": evaluate._parser,
         "explain": explain._parser,
         "study make": study._make_parser,
         "study analyse": study._analyse_parser,
+        "import scans": import_data._scans_parser,
+        "import rad_chestct": import_data._rad_parser,
+        "import voc": import_data._voc_parser,
     }[name]()
     for action in parser._actions:
         action.required = False  # a page may show one option alone

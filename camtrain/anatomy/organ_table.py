@@ -62,8 +62,8 @@ class OrganTable:
 
         Args:
             source: Path of a YAML file, the name of a shipped table (`phantom`, `rad_chestct`, `rad_chestct_plain`,
-                `totalsegmentator_chest`, `totalsegmentator_abdomen`), or a mapping with the sections of the YAML. A
-                table is handed through.
+                `ct_rate`, `totalsegmentator_chest`, `totalsegmentator_abdomen`), or a mapping with the sections of the
+                YAML. A table is handed through.
 
         Returns:
             The table.

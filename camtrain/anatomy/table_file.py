@@ -23,7 +23,7 @@ def shipped_names() -> list[str]:
 
     Example:
         >>> shipped_names()
-        ['phantom', 'rad_chestct', 'rad_chestct_plain', 'totalsegmentator_abdomen', 'totalsegmentator_chest']
+        ['ct_rate', 'phantom', 'rad_chestct', 'rad_chestct_plain', 'totalsegmentator_abdomen', 'totalsegmentator_chest']
     """
     folder = resources.files("camtrain.anatomy") / "tables"
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))

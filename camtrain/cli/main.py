@@ -12,6 +12,7 @@ from camtrain.cli.exits import guarded
 
 # Command -> (module and function, one line of help). The modules are imported when their command runs.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "import": ("camtrain.cli.import_data:import_data", "a manifest and an organ table from folders of scans"),
     "fit": ("camtrain.cli.runs:fit", "train a model; ends with the scores per label and where everything lies"),
     "validate": ("camtrain.cli.runs:validate", "score a checkpoint on the validation cases"),
     "test": ("camtrain.cli.runs:test", "score a checkpoint on every test split"),

@@ -1,4 +1,4 @@
-"""Where batches come from: phantom, simulated subtomograms, real files named in a CSV, RAD-ChestCT, and PASCAL VOC.
+"""Where batches come from: phantom, simulated subtomograms, files named in a CSV, CT-RATE, RAD-ChestCT, PASCAL VOC.
 
 Public names load on first use, so that one data module does not pay for the imports of another.
 """
@@ -9,28 +9,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
+    "CTRateDataModule": "camtrain.data.ct_rate_module",
     "CryoETDataModule": "camtrain.data.cryoet_module",
     "PhantomDataModule": "camtrain.data.phantom_module",
     "ManifestDataModule": "camtrain.data.manifest_module",
     "PascalVOCDataModule": "camtrain.data.voc_module",
     "RadChestCTDataModule": "camtrain.data.rad_chestct_module",
+    "OrganShareSampler": "camtrain.data.organ_share",
+    "make_ct_rate_tree": "camtrain.data.ct_rate_tree",
     "make_rad_chestct_tree": "camtrain.data.rad_chestct_tree",
     "make_voc_tree": "camtrain.data.voc_tree",
+    "organ_report": "camtrain.data.organ_report",
 }
 
 __all__ = [
+    "CTRateDataModule",
     "CryoETDataModule",
     "ManifestDataModule",
+    "OrganShareSampler",
     "PascalVOCDataModule",
     "PhantomDataModule",
     "RadChestCTDataModule",
+    "make_ct_rate_tree",
     "make_rad_chestct_tree",
     "make_voc_tree",
+    "organ_report",
 ]
 
 if TYPE_CHECKING:
     from camtrain.data.cryoet_module import CryoETDataModule
+    from camtrain.data.ct_rate_module import CTRateDataModule
+    from camtrain.data.ct_rate_tree import make_ct_rate_tree
     from camtrain.data.manifest_module import ManifestDataModule
+    from camtrain.data.organ_report import organ_report
+    from camtrain.data.organ_share import OrganShareSampler
     from camtrain.data.phantom_module import PhantomDataModule
     from camtrain.data.rad_chestct_module import RadChestCTDataModule
     from camtrain.data.rad_chestct_tree import make_rad_chestct_tree

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -10,6 +10,7 @@ from monai.data import DataLoader
 from torch.utils.data import Dataset, RandomSampler
 
 from camtrain._errors import InputError
+from camtrain.data.organ_share import OrganShareSampler
 
 
 def at_least(low: int, **numbers: float | None) -> None:
@@ -114,3 +115,21 @@ def seeded_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, seed
         # An own generator: MONAI's loader would reset torch's global one, and the order should follow our seed.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def share_sampler(
+    has_organs: Sequence[bool], batch_size: int, organ_share: float | None, seed: int
+) -> OrganShareSampler | None:
+    """The sampler that an argument `organ_share` asks for, or None.
+
+    Args:
+        has_organs: One flag per training case.
+        batch_size: Of the loader.
+        organ_share: Part of each batch that has organs; None = a plain shuffle.
+        seed: Of the order; equal in all processes.
+
+    Example:
+        >>> share_sampler([True, False], 2, None, 0) is None
+        True
+    """
+    return None if organ_share is None else OrganShareSampler(has_organs, batch_size, organ_share, seed=seed)

@@ -15,8 +15,10 @@ from monai.data import CacheDataset, DataLoader
 from camtrain._errors import InputError, nearest
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
+from camtrain.data._loaders import share_sampler
 from camtrain.data.manifest import Case, Manifest, read_manifest
 from camtrain.data.manifest_transforms import CaseError, build_transforms, collate, root_input_error
+from camtrain.data.organ_report import cases_report, report_and_warn
 
 # str, path, mapping or OrganTable. The annotation cannot say so: with a class or a mapping in it, jsonargparse opens
 # the YAML file itself and hands on a text of the parsed content when that is wrong: the file's name would be lost.
@@ -49,6 +51,7 @@ class ManifestDataModule(LightningDataModule):
         train_split: Word in the column split of the training cases.
         val_split: The same for validation; None means no validation.
         test_splits: The same for the test loaders, one loader each.
+        organ_share: Part of each training batch that has organs, see `OrganShareSampler`; None = as it comes.
 
     Attributes:
         labels: Label names, in the order of `label`.
@@ -77,6 +80,7 @@ class ManifestDataModule(LightningDataModule):
         train_split: str = "train",
         val_split: str | None = "val",
         test_splits: Sequence[str] = ("test",),
+        organ_share: float | None = None,
     ) -> None:
         super().__init__()
         self.manifest: Manifest = read_manifest(manifest, [labels] if isinstance(labels, str) else labels)
@@ -89,6 +93,7 @@ class ManifestDataModule(LightningDataModule):
             raise InputError(f"cache expects True, False or a rate in [0, 1], got {cache}: 0.5 keeps half of the cases")
         self.train_split, self.val_split = train_split, val_split
         self.test_splits = [test_splits] if isinstance(test_splits, str) else list(test_splits)
+        self.organ_share = organ_share
         self._transforms = build_transforms(self.table, spacing, size, window)
         self._augmented = build_transforms(self.table, spacing, size, window, augment) if augment else self._transforms
         self._datasets: dict[tuple[str, bool], CaseDataset] = {}
@@ -109,6 +114,7 @@ class ManifestDataModule(LightningDataModule):
                 "train_split": train_split,
                 "val_split": val_split,
                 "test_splits": self.test_splits,
+                "organ_share": organ_share,
             },
             logger=False,
         )
@@ -130,6 +136,10 @@ class ManifestDataModule(LightningDataModule):
         wanted = [(argument, split) for argument, split in needed if split is not None]
         for argument, split in wanted:  # First, so that a missing split is told before hours of reading.
             self.manifest.split(split, argument)
+        if stage == "fit":
+            names = [split for _, split in wanted]
+            report = cases_report(self.labels, [case for case in self.manifest.cases if case.split in names])
+            report_and_warn(report, str(self.manifest.path))
         for argument, split in wanted:
             self._dataset(split, argument)
 
@@ -157,11 +167,18 @@ class ManifestDataModule(LightningDataModule):
     def _loader(self, split: str, argument: str, shuffle: bool = False) -> DataLoader:
         # A generator of its own, seeded from torch's: MONAI's loader would rewind the global one otherwise.
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        sampler = None
+        if shuffle and self.organ_share is not None:
+            has_organs = [case.organs is not None for case in self.manifest.split(split, argument)]
+            # Every process must draw the same order, so that the seed is not torch's own.
+            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+            sampler = share_sampler(has_organs, self.batch_size, self.organ_share, seed)
         return DataLoader(
             self._dataset(split, argument),
             num_workers=self.num_workers,
             batch_size=self.batch_size,
-            shuffle=shuffle,
+            shuffle=shuffle and sampler is None,
+            sampler=sampler,
             collate_fn=collate,
             generator=generator,
             persistent_workers=self.num_workers > 0,

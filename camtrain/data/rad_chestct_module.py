@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from monai.data import DataLoader
 
@@ -15,6 +16,8 @@ from camtrain._errors import InputError, nearest
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
 from camtrain.anatomy.partition import BORDERS, LEAST, partition_files
+from camtrain.data._loaders import share_sampler
+from camtrain.data.organ_report import OrganReport, organ_report, report_and_warn
 from camtrain.data.rad_chestct_dataset import Centre, Preparation, RadChestCTScans, organ_file
 from camtrain.data.rad_chestct_files import (
     SPLITS,
@@ -75,6 +78,7 @@ class RadChestCTDataModule(LightningDataModule):
         augment: Flip and turn training volumes.
         batch_size: Cases per batch; the authors' is 1.
         num_workers: Worker processes of each loader.
+        organ_share: Part of each training batch that has organs, see `OrganShareSampler`; None = as it comes.
         test_splits: Out of train, val, test; one loader each.
         seed: Order of the training cases.
 
@@ -118,6 +122,7 @@ class RadChestCTDataModule(LightningDataModule):
         augment: bool = True,
         batch_size: int = 1,
         num_workers: int = 0,
+        organ_share: float | None = None,
         test_splits: Sequence[str] = ("test",),
         seed: int = 0,
     ) -> None:
@@ -141,6 +146,7 @@ class RadChestCTDataModule(LightningDataModule):
         self.make_organs, self.least_voxels, self.augment = make_organs, least_voxels, augment
         self.label_set, self.sides = label_set, sides
         self.batch_size, self.num_workers, self._seed = batch_size, num_workers, seed
+        self.organ_share = organ_share
         self.preparation = Preparation(
             size=_size(size),
             centre=centre,
@@ -177,6 +183,7 @@ class RadChestCTDataModule(LightningDataModule):
                 "augment": augment,
                 "batch_size": batch_size,
                 "num_workers": num_workers,
+                "organ_share": organ_share,
                 "test_splits": self.test_splits,
                 "seed": seed,
             },
@@ -207,6 +214,23 @@ class RadChestCTDataModule(LightningDataModule):
         """
         for split in {"fit": ["train", "val"], "validate": ["val"]}.get(stage, self.test_splits):
             self._split(split)
+        if stage == "fit" and self.organs is not None:
+            report_and_warn(self.organ_report(["train", "val"]), str(self.organs))
+
+    def organ_report(self, splits: Sequence[str] = tuple(SPLITS)) -> OrganReport:
+        """Who has organs, by label and split, and whether having them predicts a label.
+
+        Args:
+            splits: Out of train, val, test.
+        """
+        read = {split: self._split(split) for split in splits}
+        return organ_report(
+            self.labels,
+            np.concatenate([scans.truths.label for scans in read.values()]),
+            [file is not None for scans in read.values() for file in scans.organs],
+            [split for split, scans in read.items() for _ in scans.ids],
+            [patient for scans in read.values() for patient in scans.patients],
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled training cases, flipped and turned."""
@@ -284,10 +308,14 @@ class RadChestCTDataModule(LightningDataModule):
         return self._boxes
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader:
+        scans = self._split(split)
+        has_organs = [file is not None for file in scans.organs]
+        sampler = share_sampler(has_organs, self.batch_size, self.organ_share, self._seed) if shuffle else None
         return DataLoader(
-            self._split(split),
+            scans,
             batch_size=self.batch_size,
-            shuffle=shuffle,
+            shuffle=shuffle and sampler is None,
+            sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

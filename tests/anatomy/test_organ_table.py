@@ -374,7 +374,9 @@ def test_wrong_tables_name_the_entry(changes, message):
 
 def test_wrong_files_name_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
-    with pytest.raises(InputError, match=r"path of an organ table .*mine.yaml', which is neither; known: phantom"):
+    with pytest.raises(
+        InputError, match=r"path of an organ table .*mine.yaml', which is neither; known: ct_rate, phantom"
+    ):
         OrganTable.load(path)
     with pytest.raises(InputError, match="which is neither; nearest: phantom"):
         OrganTable.load("phantm")
