@@ -80,7 +80,9 @@ def read_alarms(folder: Path) -> list[AlarmEvent]:
     events, faults = readable_alarms(folder)
     if not faults:
         return events
-    warnings.warn(f"{folder / NAME} is not a file of alarms and is passed over: {faults[0].lstrip(':, ')}", stacklevel=2)
+    warnings.warn(
+        f"{folder / NAME} is not a file of alarms and is passed over: {faults[0].lstrip(':, ')}", stacklevel=2
+    )
     return []
 
 
