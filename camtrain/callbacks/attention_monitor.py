@@ -333,7 +333,7 @@ class AttentionMonitor(Callback):
         allowed = self.context.allowed_on_grids(words, maps, present)
         if split not in self._books:
             self._books[split] = self._book(trainer, split, names, logits.device)
-        self.alarms.questions.collect(step.watch, words, label, segmented, cases, dataloader_idx)
+        self.alarms.questions.collect(step.watch, words, logits, label, segmented, cases, dataloader_idx)
         # What only the panel shows is not scored.
         self._books[split].update(only(maps, present, asked), allowed, label, segmented, logits)
         if rows:
