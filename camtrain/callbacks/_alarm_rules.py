@@ -31,7 +31,7 @@ class Reliance:
         memory_mib: Most memory of the fixed cases, over all processes.
     """
 
-    threshold: float = 0.3
+    threshold: float = 0.33
     patience: int = 2
     window: int = 3
     outside: float = 0.2
