@@ -82,7 +82,7 @@ class AttentionMonitor(Callback):
         report: Keep the panel's raw maps and write `report.html` into the run folder, rewritten every epoch. Once in a
             fit this runs one case again, to find what share of the image a cell has seen.
         alarms: Which alarms watch the validations of a fit (docs/alarms.md): None = all, [] = none; names, or dicts of
-            `name` and options (`{"name": "reliance", "threshold": 0.6}`). `reliance` and `depth` ask the network about
+            `name` and options (`{"name": "reliance", "threshold": 0.4}`). `reliance` and `depth` ask the network about
             32 fixed cases every second epoch, with forwards of their own, in eval mode.
         stop_on: Alarms that end the training when they are raised.
         in_bar: Scores whose means stand in the progress bar, as `<score>` or `<score>@<method>`.
