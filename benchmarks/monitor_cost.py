@@ -1,18 +1,18 @@
 """What watching costs: the scores of a validation epoch as a ratio to a plain one, and the pictures by themselves.
 
-    python benchmarks/monitor_cost.py [--pairs 5] [--cases 200] [--size 64] [--labels 8] [--batch 4] [--present 0.15]
+    python benchmarks/monitor_cost.py [--pairs 3] [--cases 200] [--size 64] [--labels 8] [--batch 4] [--present 0.15]
     python benchmarks/monitor_cost.py --pairs 0                                        # pictures only
 
 Scores: interleaved pairs of validation passes of MONAI's DenseNet121, with and without the monitor (HiResCAM, all free
 measures, no pictures), for its own head, which is affine in the last feature map, and for two linear layers with a ReLU
-between them, which is not. Pictures: a pass with the panel of 12 cases x 8 labels, drawn and written to a run folder,
-less one without, in seconds of processor time (wall time is no measure where others compute too); it should take one.
+between them, which is not; processor time, wall time and peak resident memory of each pass. Pictures: a pass with the
+panel of 12 cases x 8 labels, drawn and written to a run folder, less one without, in seconds of processor time (wall
+time is no measure where others compute too); it should take one.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ import torch
 from monai.networks.nets import DenseNet121
 from torch import nn
 from torch.utils.data import DataLoader
-from validation_cost import Lit, cases, monitor_of, ratios, read_options, trainer_in
+from validation_cost import Lit, cases, monitor_of, ratios, read_options, spread, trainer_in
 
 
 def affine_head(labels: int) -> nn.Module:
@@ -65,7 +65,7 @@ def pictures(options: argparse.Namespace, passes: int = 3) -> list[float]:
 
 def main() -> None:
     """Print one line per head and one for the pictures."""
-    options = read_options(__doc__, pairs=5, size=64, labels=8, batch=4, cases=200, present=0.15)
+    options = read_options(__doc__, pairs=3, size=64, labels=8, batch=4, cases=200, present=0.15)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {options.size}^3, {options.labels} labels")
     drawing = pictures(options)
     print(
@@ -74,11 +74,10 @@ def main() -> None:
         flush=True,
     )
     for name, (make, wanted) in HEADS.items() if options.pairs else ():
-        found = sorted(ratios(make, "net.class_layers.relu", options))
+        print(f"{name}, {options.cases} cases")
+        found = spread(ratios(make, "net.class_layers.relu", options))
         print(
-            f"{name}: {statistics.median(found):.3f} x a plain validation epoch of {options.cases} cases "
-            f"({found[0]:.3f} to {found[-1]:.3f} in {options.pairs} pairs; {wanted})",
-            flush=True,
+            f"{name} in plain validation epochs, median and range: {found}; {wanted}, memory at most 1.05", flush=True
         )
 
 

@@ -2,22 +2,27 @@
 
     python benchmarks/validation_cost.py [--pairs 15] [--size 64] [--labels 80] [--batch 2] [--cases 8] [--present 0.15]
 
-Prints, per network, median and quartiles of (pass with AttentionMonitor) / (plain pass) of the same Trainer on the same
-cases. The monitor scores HiResCAM on the last feature map against the organs of each label: OrganIoU at 53 thresholds,
-energy inside with its chance level, pointing game, mask IoU, relevance rank, empty maps, class sensitivity, sums and
-bias share, and the AUROC. Pictures are off; they are drawn every few epochs and are not measures.
+Prints, per network, median and range of (pass with AttentionMonitor) / (plain pass) of the same Trainer on the same
+cases: processor time, wall time and peak resident memory of the process. The monitor scores HiResCAM on the last
+feature map against the organs of each label: OrganIoU at 53 thresholds, energy inside with its chance level, pointing
+game, mask IoU, relevance rank, empty maps, class sensitivity, sums and bias share, and the AUROC. Pictures are off;
+they are drawn every few epochs and are not measures.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import logging
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -78,11 +83,44 @@ def trainer_in(folder: str, *callbacks: pl.Callback) -> pl.Trainer:
     return pl.Trainer(callbacks=list(callbacks), **quiet)
 
 
-def seconds(trainer: pl.Trainer, module: pl.LightningModule, loader: DataLoader) -> float:
+class Cost(NamedTuple):
+    """What one validation pass took, or what one took in units of another."""
+
+    processor: float
+    """Seconds of processor time of this process, which others do not add to."""
+    wall: float
+    """Seconds, those of other programs included."""
+    peak: float
+    """Most resident memory in MiB; NaN where the system does not tell (it is asked of Linux)."""
+
+    def over(self, plain: Cost) -> Cost:
+        """Ratios."""
+        return Cost(*(mine / others for mine, others in zip(self, plain, strict=True)))
+
+
+def cost_of(trainer: pl.Trainer, module: pl.LightningModule, loader: DataLoader) -> Cost:
     """One validation pass."""
-    start = time.perf_counter()
+    gc.collect()
+    forget_peak()
+    processor, wall = time.process_time(), time.perf_counter()
     trainer.validate(module, loader, verbose=False)
-    return time.perf_counter() - start
+    return Cost(time.process_time() - processor, time.perf_counter() - wall, peak_mib())
+
+
+def forget_peak() -> None:
+    """Give back what is free, and let the system count the most resident memory anew."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> float:
+    """Most resident memory since then."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    return float("nan")
 
 
 def monitor_of(labels: int, layer: str, **options: Any) -> ct.AttentionMonitor:
@@ -95,8 +133,8 @@ def monitor_of(labels: int, layer: str, **options: Any) -> ct.AttentionMonitor:
     return ct.AttentionMonitor(layer=layer, table=table, names=names, **options)
 
 
-def ratios(make: Callable[[int], nn.Module], layer: str, options: argparse.Namespace) -> list[float]:
-    """(with) / (without) of every pair; who goes first alternates."""
+def ratios(make: Callable[[int], nn.Module], layer: str, options: argparse.Namespace) -> list[Cost]:
+    """(with) / (without) of every pair, told as they come; who goes first alternates."""
     torch.manual_seed(0)
     module = Lit(make(options.labels))
     monitor = monitor_of(options.labels, layer, every_n_epochs=0)
@@ -107,12 +145,26 @@ def ratios(make: Callable[[int], nn.Module], layer: str, options: argparse.Names
         # A few cases warm both up.
         few = DataLoader(cases(2 * options.batch, options.size, options.labels, options.present), options.batch)
         for trainer in (plain, watched):
-            seconds(trainer, module, few)
+            cost_of(trainer, module, few)
         for pair in range(options.pairs):
             order = (plain, watched) if pair % 2 else (watched, plain)
-            times = {id(trainer): seconds(trainer, module, loader) for trainer in order}
-            found.append(times[id(watched)] / times[id(plain)])
+            took = {id(trainer): cost_of(trainer, module, loader) for trainer in order}
+            without, ratio = took[id(plain)], took[id(watched)].over(took[id(plain)])
+            found.append(ratio)
+            print(
+                f"  pair {pair + 1}: {ratio.processor:.3f} x {without.processor:.1f} s of processor time, "
+                f"{ratio.wall:.3f} x {without.wall:.1f} s of wall time, {ratio.peak:.3f} x {without.peak:.0f} MiB",
+                flush=True,
+            )
     return found
+
+
+def spread(found: list[Cost]) -> str:
+    """Median and range of each ratio."""
+    parts = []
+    for word, values in zip(("processor time", "wall time", "memory"), zip(*found, strict=True), strict=True):
+        parts.append(f"{word} {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+    return ", ".join(parts)
 
 
 def read_options(description: str | None, **defaults: float) -> argparse.Namespace:
@@ -135,9 +187,8 @@ def main() -> None:
         f"{options.labels} labels of which {options.present:.0%} are present, {machine}"
     )
     for name, (make, layer) in NETS.items():
-        found = sorted(ratios(make, layer, options))
-        low, middle, high = statistics.quantiles(found, n=4)
-        print(f"{name}: {middle:.3f} x a plain pass (quartiles {low:.3f} to {high:.3f})")
+        print(name)
+        print(f"{name} in plain passes, median and range: {spread(ratios(make, layer, options))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -65,22 +67,40 @@ def _replaced(image: Tensor, other: Tensor, kept: Tensor, seam: int) -> Tensor:
     result = torch.where(kept, image, other)
     reached = kept
     for step in range(1, seam + 1):
-        grown = _grown(reached)
+        grown = grow(reached, [1] * (kept.ndim - 2))
         # Only the ring is mixed: a mixture with weight 0 or 1 need not be one of the two to the last bit.
         result = torch.where(grown & ~reached, torch.lerp(image, other, step / (seam + 1)), result)
         reached = grown
     return result
 
 
-def _grown(region: Tensor) -> Tensor:
-    """The region and all its neighbours, diagonal ones included: axis by axis, for any number of axes."""
+def grow(region: Tensor, voxels: Sequence[int]) -> Tensor:
+    """The region and everything within so many voxels of it, counted along each axis and the diagonals.
+
+    Args:
+        region: (B, 1, *S) bool.
+        voxels: One number per spatial axis, at least 0.
+
+    Returns:
+        (B, 1, *S) bool.
+
+    Example:
+        >>> grow(torch.tensor([[[True, False, False, False]]]), [2])
+        tensor([[[ True,  True,  True, False]]])
+    """
     grown = region
-    for axis in range(2, region.ndim):
-        size = grown.shape[axis] - 1
-        wider = grown.clone()
-        wider.narrow(axis, 1, size).logical_or_(grown.narrow(axis, 0, size))
-        wider.narrow(axis, 0, size).logical_or_(grown.narrow(axis, 1, size))
-        grown = wider
+    for axis, wanted in enumerate(voxels, start=2):
+        reached = 0
+        while reached < wanted:
+            # What covers so many voxels to both sides covers three times as many once it was shifted by its width.
+            step = min(wanted - reached, 2 * reached + 1, grown.shape[axis] - 1)
+            if step < 1:
+                break
+            wider = grown.clone()
+            size = grown.shape[axis] - step
+            wider.narrow(axis, step, size).logical_or_(grown.narrow(axis, 0, size))
+            wider.narrow(axis, 0, size).logical_or_(grown.narrow(axis, step, size))
+            grown, reached = wider, reached + step
     return grown
 
 

@@ -12,7 +12,7 @@ from camtrain.callbacks._scores import Score
 from camtrain.reporting import RunDir
 from camtrain.reporting.need_table import chosen, need_table
 
-COLUMNS = ("auroc", "organ_iou", "energy_inside", "pointing_game", "empty_map_rate", "shortcut_reliance")
+COLUMNS = ("auroc", "organ_iou", "energy_inside", "pointing_game", "empty_map_rate", "outside_share")
 
 
 def table_of(

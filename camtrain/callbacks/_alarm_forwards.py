@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from camtrain.anatomy import OrganTable, spacing_of
-from camtrain.anatomy.sides import AT_ONCE, ask_sides
+from camtrain.anatomy.sides import AT_ONCE
 from camtrain.callbacks._fixed_cases import FixedCase, FixedCases, rule_to_ask
+from camtrain.callbacks._pulls import Pulls, chunks, questions
 from camtrain.cam.asked import Asked
 from camtrain.cam.engine import Reshape
 from camtrain.cam.fusing import fused
 from camtrain.cam.method_table import find_method
 from camtrain.cam.question import WantedLayer
 from camtrain.cam.rerun import Rerun
-from camtrain.metrics import EnergyInside, ShortcutReliance
+from camtrain.metrics import EnergyInside
 
 Around = Callable[[], AbstractContextManager[Any]]
 CHUNK = 8  # images per forward, fewer where they are large
@@ -77,38 +78,49 @@ def rule_groups(table: OrganTable) -> list[list[int]]:
     return list(groups.values())
 
 
-def measure_reliance(
+def measure_pulls(
     rerun: Rerun,
-    stack: Stack,
+    cases: FixedCases,
     table: OrganTable,
-    lenders: FixedCases,
-    metrics: Mapping[str, ShortcutReliance],
+    replacement: str,
+    margin: float,
+    turn: int,
+    before: Mapping[str, Tensor],
+    pulls: Pulls,
     around: Around,
 ) -> None:
-    """Count one stack: a forward of the images as they are, and two per case and replacement.
+    """Ask every case one question: two forwards each.
 
     Args:
         rerun: The network.
-        stack: Images and what to ask.
+        cases: The cases; with `case` they lend each other their images.
         table: Rules of all labels.
-        lenders: Whose images come in for `"case"`.
-        metrics: Replacement -> where to count.
+        replacement: What comes in.
+        margin: Share of each axis that still belongs to the organs.
+        turn: How many checks have asked before.
+        before: Case -> (L,) logits that this pass has seen of it; one that is missing costs a forward more.
+        pulls: Where to count.
         around: The precision that the user's step runs in; for the forwards alone.
 
     Raises:
-        InputError: What `ask_sides` or the network refuses.
+        InputError: What the table, the baseline or the network refuses.
     """
+    like = rerun.call.image
 
     def said(images: Tensor) -> Tensor:
         with around():
-            return rerun.on(images.to(stack.image.dtype)).logits().sigmoid()
+            return rerun.on(images.to(like.dtype)).logits()
 
-    before = said(stack.image)
-    for replacement, metric in metrics.items():
-        # Replacing is done in float32: half precision has no exact blends, and no blur on a CPU.
-        found = ask_sides(said, _wide(stack.image), stack.organs, table, stack.label, replacement, lenders, stack.ids,
-                          spacing=stack.spacing, chunk=CHUNK)  # fmt: skip
-        metric.update(before, found.outside.to(before), found.inside.to(before), stack.label)
+    asked = questions(cases, table, replacement, turn)
+    largest = max((each.case.image.numel() for each in asked), default=1) * 4
+    size = max(1, min(CHUNK, AT_ONCE // largest) // 2)
+    for chunk in chunks(asked, table, replacement, margin, like.device, size):
+        rows = said(torch.cat([image for _, *both in chunk for image in both]))
+        for number, (one, *_) in enumerate(chunk):
+            known = before.get(one.case.id)
+            if known is None:
+                known = said(one.case.image[None].to(like.device))[0]
+            pulls.answer(one, known.to(rows), rows[2 * number], rows[2 * number + 1])
 
 
 def measure_depth(
@@ -152,21 +164,6 @@ def measure_depth(
             metrics[key].update(maps, allowed.to(maps.device), torch.where(present, 1.0, torch.nan))
 
 
-def reliance_values(metrics: Mapping[str, ShortcutReliance], names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """`shortcut_reliance` and `outside_effect` of each label: the lowest over the replacements.
-
-    All processes must call it together. Under a replacement that moves the network less than the floor there is no
-    share; where another one has a share, that counts as 0, since all must agree.
-    """
-    each = [metric.per_label() for metric in metrics.values()]
-    share = torch.stack([one.share for one in each]).double().cpu()
-    effect = torch.stack([one.outside_effect for one in each]).double().cpu()
-    silent = share.isnan() & ~share.isnan().all(dim=0) & ~effect.isnan()
-    share = share.masked_fill(silent, 0.0).nan_to_num(torch.inf).amin(dim=0)
-    effect = effect.nan_to_num(torch.inf).amin(dim=0)
-    return {"shortcut_reliance": _finite(share, names), "outside_effect": _finite(effect, names)}
-
-
 def depth_values(metrics: Mapping[str, EnergyInside], names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Energy inside at both layers, and the chance level at the mid one (all processes together)."""
     found = {
@@ -180,10 +177,6 @@ def depth_values(metrics: Mapping[str, EnergyInside], names: Sequence[str]) -> d
 def _finite(values: Tensor, names: Sequence[str]) -> dict[str, float]:
     kept = zip(names, values.double().cpu().tolist(), strict=True)
     return {name: value for name, value in kept if value == value and abs(value) != float("inf")}
-
-
-def _wide(image: Tensor) -> Tensor:
-    return image if image.dtype == torch.float64 else image.float()
 
 
 def _stack(rows: Sequence[tuple[FixedCase, Tensor]], table: OrganTable, like: Tensor) -> Stack:

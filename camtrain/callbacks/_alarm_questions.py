@@ -14,13 +14,13 @@ from camtrain._errors import InputError
 from camtrain.callbacks._alarm_forwards import (
     depth_values,
     measure_depth,
-    measure_reliance,
-    reliance_values,
+    measure_pulls,
     stacks,
 )
 from camtrain.callbacks._alarm_rules import Depth, Reliance
 from camtrain.callbacks._context import RunContext, tell_once
 from camtrain.callbacks._fixed_cases import FixedCases
+from camtrain.callbacks._pulls import Pulls, Sums, pull_values
 from camtrain.callbacks._scores import Score
 from camtrain.callbacks.outside_swap import OutsideSwap
 from camtrain.cam.asked import Asked
@@ -29,9 +29,11 @@ from camtrain.cam.mid_layer import mid_layer
 from camtrain.cam.question import WantedLayer
 from camtrain.cam.rerun import Rerun
 from camtrain.cam.watch import ModuleWatch
-from camtrain.metrics import EnergyInside, ShortcutReliance
+from camtrain.metrics import EnergyInside
 
 _MIB = 2**20
+OTHERS = ("blur", "mean", "air", "case")
+"""What judges a network that was trained with the replacement asked for; `air` needs images in 0..1."""
 
 
 class FixedQuestions:
@@ -59,22 +61,27 @@ class FixedQuestions:
         self._chosen: list[str] = []
         self._mid = None if self.depth is None else self.depth.layer
         self._off: dict[str, str] = {}
+        self._answers: list[Sums] = []
         self.drop()
 
     def drop(self) -> None:
         """Let go of the network."""
         self._rerun, self._due = None, []
+        self._pulls: Pulls | None = None
+        self._before: dict[str, Tensor] = {}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain values."""
         chosen = self._chosen if self._cases is None else self._cases.state()
-        return {"checked": dict(self._checked), "cases": list(chosen), "mid": self._mid}
+        answers = [sums.plain() for sums in self._answers]
+        return {"checked": dict(self._checked), "cases": list(chosen), "mid": self._mid, "answers": answers}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with an earlier run; its cases are fetched again in the next check."""
         self._checked = {name: int(epoch) for name, epoch in state.get("checked", {}).items()}
         self._chosen, self._cases = [str(name) for name in state.get("cases", [])], None
         self._mid = self._mid or state.get("mid")
+        self._answers = [Sums.of(plain) for plain in state.get("answers", [])]
 
     def begin(self, trainer: Any) -> None:
         """Which checks with forwards of their own are due? The same on every process: it follows from the epoch."""
@@ -95,6 +102,7 @@ class FixedQuestions:
         self,
         watch: ModuleWatch,
         words: Batch,
+        logits: Tensor,
         label: Tensor,
         segmented: Tensor,
         cases: Sequence[str],
@@ -118,7 +126,14 @@ class FixedQuestions:
         self._rerun = rerun
         if self._cases is None:
             self._cases = self._new_cases()
-        self._cases.offer(cases, image, words.organs, label, segmented, words.affine)
+        self._cases.offer(cases, image, words.organs, label, segmented, words.affine, words.allowed_organs)
+        if "reliance" in self._due and "reliance" not in self._off:
+            if self._pulls is None:
+                self._pulls = Pulls(label.shape[1]).to(logits.device)
+            self._pulls.update(logits, label)
+            # Their logits as they are come for nothing.
+            wanted = {case.id for case in self._cases}
+            self._before |= {name: logits[row] for row, name in enumerate(cases) if name in wanted}
 
     def _new_cases(self) -> FixedCases:
         """This process's share of the fixed cases."""
@@ -148,28 +163,29 @@ class FixedQuestions:
 
     def _ask_reliance(self, trainer: Any, context: RunContext, device: torch.device) -> dict[str, dict[str, float]]:
         names, around = context.names or [], trainer.precision_plugin.val_step_context
-        metrics = {word: ShortcutReliance(len(names), "none").to(device) for word in self._judges(trainer)}
-        if self._rerun is not None and self._cases is not None and "reliance" not in self._off:
+        replacement, rule = self._judge(trainer), self.reliance
+        pulls = Pulls(len(names)).to(device) if self._pulls is None else self._pulls
+        if rule is not None and self._rerun is not None and self._cases is not None and "reliance" not in self._off:
             try:
-                for stack in stacks(self._cases, context.selected, self._rerun.call.image):
-                    measure_reliance(self._rerun, stack, context.selected, self._cases, metrics, around)
+                turn = (int(trainer.current_epoch) + 1) // rule.every_n_epochs - 1
+                measure_pulls(self._rerun, self._cases, context.selected, replacement, rule.margin, turn, self._before,
+                              pulls, around)  # fmt: skip
             except InputError as error:
                 self._switch_off(["reliance"], error)
         # Every process counts together, also one that has nothing: what it skips here would leave the others waiting.
-        return reliance_values(metrics, names) if metrics else {}
+        self._answers = [*self._answers, pulls.joined()][-(1 if rule is None else rule.window) :]
+        return pull_values(self._answers, names)
 
-    def _judges(self, trainer: Any) -> list[str]:
-        """The replacements that the network was not trained with."""
-        rule = self.reliance
+    def _judge(self, trainer: Any) -> str:
+        """The replacement, if the network was not trained with it."""
+        wanted = "case" if self.reliance is None else self.reliance.replacement
         swaps = [c for c in trainer.callbacks if any(kind.__name__ == OutsideSwap.__name__ for kind in type(c).__mro__)]
         trained = {str(swap.state_dict().get("replacement", "case")) for swap in swaps}
-        left = [] if rule is None else [word for word in rule.replacements if word not in trained]
-        if rule is not None and not left:
-            left = ["blur"] if "blur" not in trained else ["mean"]
-        if rule is not None and left != list(rule.replacements):
+        left = next(word for word in (wanted, *OTHERS) if word not in trained)
+        if left != wanted:
             tell_once(
                 trainer,
-                f"camtrain: alarm 'reliance' judges with {', '.join(left)}, since OutsideSwap trains the network with "
+                f"camtrain: alarm 'reliance' judges with {left}, since OutsideSwap trains the network with "
                 f"{', '.join(sorted(trained))}",
             )
         return left

@@ -8,35 +8,41 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from camtrain._errors import InputError, nearest
-from camtrain.anatomy.sides import known_replacement
+from camtrain.anatomy.sides import CASE, known_replacement
 from camtrain.callbacks._alarm_seen import ALL, Judgement, Seen, check_numbers, rises
 
 
 @dataclass(frozen=True)
 class Reliance:
-    """More of a label's reaction comes from outside its organs than from inside, whatever is put there.
+    """A label's logit follows what is put in place of the image far from its organs.
 
     Args:
-        threshold: Share of the reaction to the outside (`ShortcutReliance`), the lowest over the replacements.
+        threshold: Share of the outside in the whole pull, outside / (outside + inside).
         patience: Checks in a row.
-        outside: The outside effect (mean change of the probability) must be above this too.
+        window: Checks taken together, this one included; each asks the cases about another organ rule.
+        outside: The pull of the outside must be above this too, in units of the gap between the mean logits of the
+            label's positives and negatives.
         every_n_epochs: Ask every so many epochs.
-        cases: Fixed cases; each is asked about one organ rule.
-        replacements: What comes in: `case`, `air`, `blur`, `mean`; all must agree. One that an `OutsideSwap` trains
-            with is left out.
+        cases: Fixed cases; each is asked about one organ rule, in two forwards.
+        replacement: What comes in: `case` (another case's image, of the opposite truth), `air`, `blur`, `mean`. One
+            that an `OutsideSwap` trains with gives way to another.
+        margin: Share of each axis of the image around the organs that still counts as inside, at least a voxel: an
+            organ's border is known by what lies beyond it. 0: none.
         memory_mib: Most memory of the fixed cases, over all processes.
     """
 
-    threshold: float = 0.55
+    threshold: float = 0.33
     patience: int = 2
-    outside: float = 0.1
+    window: int = 3
+    outside: float = 0.2
     every_n_epochs: int = 2
     cases: int = 32
-    replacements: tuple[str, ...] = ("case", "air")
+    replacement: str = CASE
+    margin: float = 1 / 32
     memory_mib: int = 1024
     name: ClassVar[str] = "reliance"
-    measures: ClassVar[tuple[str, ...]] = ("shortcut_reliance", "outside_effect")
-    what: ClassVar[str] = "share of the reaction that comes from outside the organs"
+    measures: ClassVar[tuple[str, ...]] = ("outside_share", "outside_pull", "inside_pull")
+    what: ClassVar[str] = "share of what moves the logit that lies far from the organs"
     means: ClassVar[str] = "The network decides by what lies outside the label's organs: a shortcut."
     tries: ClassVar[str] = (
         "OutsideSwap, or data in which the shortcut does not go with the label; check first that the organ table has "
@@ -45,16 +51,13 @@ class Reliance:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        if not self.replacements:
-            raise InputError("alarm 'reliance': replacements= expects at least one word, got none")
-        for word in self.replacements:
-            known_replacement(word)
+        known_replacement(self.replacement)
 
     def judge(self, seen: Seen) -> Iterator[Judgement]:
-        """Share and outside effect, both above their limits."""
-        effects = seen.of("outside_effect")
-        for label, share in seen.of("shortcut_reliance").items():
-            speaks = share > self.threshold and effects.get(label, 0.0) > self.outside
+        """Share and pull of the outside, both above their limits."""
+        pulls = seen.of("outside_pull")
+        for label, share in seen.of("outside_share").items():
+            speaks = share > self.threshold and pulls.get(label, 0.0) > self.outside
             yield Judgement(label, share, self.threshold, speaks)
 
 
@@ -303,11 +306,9 @@ def _read(given: str | Mapping[str, Any]) -> Any:
     if not isinstance(name, str) or name not in ALARMS:
         raise InputError(f"alarms= expects names of alarms, got {name!r}{nearest(str(name), ALARMS)}")
     known = [field.name for field in dataclasses.fields(ALARMS[name])]
-    for option, value in options.items():
+    for option in options:
         if option not in known:
             raise InputError(
                 f"alarm {name!r} has the options {', '.join(known)}, got {option}={nearest(option, known)}"
             )
-        if option == "replacements":
-            options[option] = (value,) if isinstance(value, str) else tuple(value)
     return ALARMS[name](**options)

@@ -93,6 +93,9 @@ def check_numbers(alarm: Any) -> None:
                 isinstance(value, int) and not isinstance(value, bool) and value >= (2 if field.name == "cases" else 1)
             )
             wanted = "a whole number of at least " + ("2" if field.name == "cases" else "1")
+        elif field.name == "margin":
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 0.5
+            wanted = "a share of the image from 0 to below 0.5"
         elif field.name in ("threshold", "outside", "inside", "correlation", "gain", "auroc"):
             fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             wanted = "a number"

@@ -21,6 +21,7 @@ class FixedCase:
         organs: (1, *S) integer ids.
         label: (L,), NaN = unknown.
         affine: (4, 4) voxel to world in mm, or None.
+        allowed_organs: (L, organs), where the batch says of each case which organs its labels may use; else None.
     """
 
     id: str
@@ -28,6 +29,7 @@ class FixedCase:
     organs: Tensor
     label: Tensor
     affine: Tensor | None
+    allowed_organs: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -71,6 +73,7 @@ class FixedCases:
         label: Tensor,
         segmented: Tensor,
         affine: Tensor | None = None,
+        allowed_organs: Tensor | None = None,
     ) -> None:
         """Look at the cases of one batch, while the choice is not complete.
 
@@ -81,6 +84,7 @@ class FixedCases:
             label: (B, L), NaN = unknown.
             segmented: (B,) bool.
             affine: (B, 4, 4), or None.
+            allowed_organs: (B, L, organs), or None.
         """
         if self.complete:
             return
@@ -94,7 +98,8 @@ class FixedCases:
                 continue
             held.add(name)
             at = None if affine is None else affine[row].double().cpu()
-            self._take(FixedCase(name, small_copy(image[row]), _small_ids(organs[row]), truths[row].clone(), at))
+            told = None if allowed_organs is None else allowed_organs[row].detach().cpu().clone()
+            self._take(FixedCase(name, small_copy(image[row]), _small_ids(organs[row]), truths[row].clone(), at, told))
 
     def end(self) -> None:
         """The pass is over: what was chosen stays."""

@@ -12,7 +12,10 @@ from camtrain.callbacks._logger_guard import patience_with
 from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.reporting import Patience, PatientSink, RunDir, Unwritten, file_failure, sinks_for, write_cases
-from camtrain.reporting.alarm_log import write_alarms
+from camtrain.reporting._logs import adding
+from camtrain.reporting.alarm_log import NAME, readable_alarms, write_alarms
+from camtrain.reporting.case_log import readable_cases
+from camtrain.reporting.run_dir import readable_scores
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
 
@@ -37,9 +40,16 @@ class Outlets:
         self.run_dir = run_dir
         meanwhile = "scores stay in memory until they can be written, and go to the loggers"
         self.files = Patience(f"writing to {run_dir.path}", meanwhile, file_failure)
-        self.scores = Unwritten(run_dir.write_scores, self.files)
-        self.cases = Unwritten(lambda rows: write_cases(run_dir, rows), self.files)
-        self.alarms = Unwritten(lambda rows: write_alarms(run_dir.path, rows), self.files)
+        path = run_dir.scores_path
+        self.scores = Unwritten(adding(path, run_dir.write_scores, lambda: readable_scores(path)), self.files)
+        self.cases = Unwritten(
+            adding(run_dir.cases_path, lambda rows: write_cases(run_dir, rows), lambda: readable_cases(run_dir)),
+            self.files,
+        )
+        folder = run_dir.path
+        self.alarms = Unwritten(
+            adding(folder / NAME, lambda rows: write_alarms(folder, rows), lambda: readable_alarms(folder)), self.files
+        )
         self._sinks = []
         for sink in sinks_for(loggers, run_dir, wandb_budget):
             logger = getattr(sink, "logger", None)  # none: the folder

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
+from camtrain._errors import InputError
 from camtrain.callbacks._case_scores import rows_of
 from camtrain.callbacks._outlets import Outlets
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.reporting import CasePicture, CaseRow, RunDir, compose_overview, shared_scale
+from camtrain.reporting._logs import put_aside
 
 _COLUMNS = (
     *("epoch", "case", "label", "kind", "truth", "probability", "error"),
@@ -83,6 +86,25 @@ def _save_panel(run_dir: RunDir, entries: Mapping[str, Sequence[PanelEntry]], sc
         for split, listed in entries.items()
         for e in listed
     ]
-    known = run_dir.read_panel() or {}
-    kept = [case for case in known.get("cases", []) if case.get("split") not in entries]
+    known = _known_panel(run_dir)
+    kept = [case for case in known["cases"] if case["split"] not in entries]
     run_dir.write_panel({**known, "scale": scale, "cases": kept + cases})
+
+
+def _known_panel(run_dir: RunDir) -> dict[str, Any]:
+    """What `panel.json` says, with a list of cases; a changed one is put aside, and the run goes on."""
+    try:
+        known = run_dir.read_panel() or {}
+        cases = known.get("cases", [])
+        if all("split" in case for case in cases):
+            return {**known, "cases": list(cases)}
+        reason = "not a panel"
+    except (InputError, AttributeError, TypeError) as error:
+        reason = "not readable" if isinstance(error, InputError) else "not a panel"
+    aside = put_aside(run_dir.panel_path)
+    warnings.warn(
+        f"camtrain: {run_dir.panel_path}: {reason}. It was changed by somebody else and is now {aside.name}; the run "
+        "goes on",
+        stacklevel=2,
+    )
+    return {"cases": []}

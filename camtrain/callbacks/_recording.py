@@ -18,7 +18,7 @@ from camtrain._batch import Batch
 from camtrain.anatomy import spacing_of
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._run_facts import run_facts
-from camtrain.callbacks._side_maps import SideMaps
+from camtrain.callbacks._step_maps import Made, StepMaps
 from camtrain.metrics import energy_inside
 from camtrain.reporting import Patience, RunDir, geometry
 from camtrain.reporting.panel_files import CaseMap, PanelVolume, write_maps, write_volume
@@ -63,60 +63,71 @@ class Recorder:
         self._started = time.strftime("%Y-%m-%d %H:%M")
         self.begin()
 
+    def wanted(self, split: str, rows: Iterable[int], cases: Sequence[str], label: Tensor, logits: Tensor) -> Tensor:
+        """(B, L) bool: the labels that the report shows of the panel's rows of a batch.
+
+        Args:
+            split: Split of the batch.
+            rows: Rows of the panel's cases.
+            cases: B names.
+            label: (B, L), NaN = unknown.
+            logits: (B, L).
+        """
+        asked = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+        for row in rows:
+            asked[row, self._chosen(split, cases[row], label[row], logits[row])] = True
+        return asked
+
     def collect(
         self,
         split: str,
-        rows: Iterable[int],
+        wanted: Tensor,
         cases: Sequence[str],
         words: Batch,
         logits: Tensor,
-        paid: Mapping[str, Tensor],
-        side: SideMaps,
+        made: Made,
+        step: StepMaps,
         fitting: bool,
     ) -> None:
         """Copy the panel's rows of one batch to the host.
 
         Args:
             split: Split of the batch.
-            rows: Rows of the panel's cases.
+            wanted: What `wanted` said.
             cases: B names.
             words: The batch.
             logits: (B, L).
-            paid: Method -> (B, L, *S') of methods that are not asked again, NaN where not computed.
-            side: What the step can be asked for.
+            made: The maps of the step.
+            step: What it can be asked for.
             fitting: Is this a pass of a fit?
         """
         with self._harmless():
-            self._collect(split, list(rows), cases, words, logits, paid, side, fitting)
+            self._collect(split, wanted, cases, words, logits, made, step, fitting)
 
     def _collect(
         self,
         split: str,
-        rows: list[int],
+        wanted: Tensor,
         cases: Sequence[str],
         words: Batch,
         logits: Tensor,
-        paid: Mapping[str, Tensor],
-        side: SideMaps,
+        made: Made,
+        step: StepMaps,
         fitting: bool,
     ) -> None:
-        if not rows or words.image is None or words.label is None:
+        if words.image is None or words.label is None:
             return
-        chosen = {row: self._chosen(split, cases[row], words.label[row], logits[row]) for row in rows}
-        wanted = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-        for row, labels in chosen.items():
-            wanted[row, labels] = True
-        made = [*side.maps(wanted), *((method, "", maps) for method, maps in paid.items())]
+        chosen = {row: wanted[row].nonzero()[:, 0].tolist() for row in wanted.any(dim=1).nonzero()[:, 0].tolist()}
         inside = _Inside(self._context, words, wanted)
         for row, labels in chosen.items():
             self._volume(split, cases[row], words, row, labels)
             for index in labels:
                 self._maps.setdefault(split, []).extend(
-                    _record(cases[row], row, index, self._name(index), words.label, logits, made, inside)
+                    _record(cases[row], row, index, self._name(index), words.label, logits, made.shown, inside)
                 )
         if self._facts is None:
             # One case is run again, once in a fit; validate and test add no forward.
-            self._facts = {"layers": side.layers(), "seen": side.seen() if fitting else {}}
+            self._facts = {"layers": step.layers(), "seen": step.seen() if fitting else {}}
 
     def write(
         self,

@@ -37,8 +37,9 @@ MEASURES: dict[str, bool | None] = {
     "class_sensitivity": False,
     "sum_to_score_l1": False,
     "bias_share": None,
-    "shortcut_reliance": False,
-    "outside_effect": False,
+    "outside_share": False,
+    "outside_pull": False,
+    "inside_pull": True,
     "mid_energy_inside": True,
     "last_energy_inside": True,
 }

@@ -18,15 +18,15 @@ from camtrain.callbacks._case_scores import scored
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
 from camtrain.callbacks._logger_guard import LoggerGuard
-from camtrain.callbacks._methods import first_only, maps_of_methods, only, read_methods, refuse_never
+from camtrain.callbacks._methods import read_methods, refuse_never
 from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._panel import Panel, asked_too
 from camtrain.callbacks._publish import Publisher
 from camtrain.callbacks._recording import Recorder
 from camtrain.callbacks._run_facts import monitor_facts
 from camtrain.callbacks._scores import Score, ScoreBook, warn_of_thresholds
-from camtrain.callbacks._side_maps import SideMaps
 from camtrain.callbacks._splits import HOOKS, Repeats, split_name
+from camtrain.callbacks._step_maps import StepMaps, first_only, only
 from camtrain.callbacks._steps import WrappedStep, batch_of
 from camtrain.cam.asked import Asked
 from camtrain.cam.engine import Reshape
@@ -82,7 +82,7 @@ class AttentionMonitor(Callback):
         report: Keep the panel's raw maps and write `report.html` into the run folder, rewritten every epoch. Once in a
             fit this runs one case again, to find what share of the image a cell has seen.
         alarms: Which alarms watch the validations of a fit (docs/alarms.md): None = all, [] = none; names, or dicts of
-            `name` and options (`{"name": "reliance", "threshold": 0.6}`). `reliance` and `depth` ask the network about
+            `name` and options (`{"name": "reliance", "threshold": 0.4}`). `reliance` and `depth` ask the network about
             32 fixed cases every second epoch, with forwards of their own, in eval mode.
         stop_on: Alarms that end the training when they are raised.
         in_bar: Scores whose means stand in the progress bar, as `<score>` or `<score>@<method>`.
@@ -290,11 +290,9 @@ class AttentionMonitor(Callback):
                 outputs = None if self.context.names is None else len(self.context.names)
                 sources, logits = watch.take_all(outputs, self.context.expected(trainer, pl_module))
                 names = self.context.resolve(trainer, pl_module, logits.shape[1])
-                maps = partial(maps_of_methods, self._due, watch, sources, logits, reshape=self.reshape)
-                free = tuple(asked.name for asked in self._asked if not asked.paid)
-                side = SideMaps(watch, sources, logits, free, self.reshape)
+                made = StepMaps(self._due, watch, sources, logits, self.reshape)
                 words = self.context.read(batch, len(names))
-                self._count(trainer, watch, words, maps, logits.detach(), names, side)
+                self._count(trainer, words, made, logits.detach(), names)
         finally:
             watch.stop()
         return output
@@ -306,16 +304,7 @@ class AttentionMonitor(Callback):
             self._watch = ModuleWatch(pl_module, layers, self.logits, self.call, cut=True)
         return self._watch
 
-    def _count(
-        self,
-        trainer: Any,
-        watch: ModuleWatch,
-        words: Batch,
-        maps_of: Callable[[Tensor, Tensor], dict[str, Tensor]],
-        logits: Tensor,
-        names: list[str],
-        side: SideMaps,
-    ) -> None:
+    def _count(self, trainer: Any, words: Batch, step: StepMaps, logits: Tensor, names: list[str]) -> None:
         if words.label is None:
             raise InputError(
                 "AttentionMonitor needs labels, but the batch has no key 'label': name yours with keys={'label': ...}"
@@ -330,21 +319,28 @@ class AttentionMonitor(Callback):
         rows: dict[int, list[int]] = {}
         if self.publisher.draws(trainer):
             rows = self._panel(split).wanted(cases, label, segmented, logits.float().sigmoid())
-        # The sanity check only shows that a method works here; one map does, and K forwards of a Score-CAM are long.
-        asked = first_only(present) if trainer.sanity_checking else asked_too(rows, present)
-        maps = maps_of(present & asked, asked)
+        asked = asked_too(rows, present)
+        recorded = (
+            None if self.recorder is None or not rows else self.recorder.wanted(split, rows, cases, label, logits)
+        )
+        if trainer.sanity_checking:
+            # This only shows that a method works here; one map does, and K forwards of a Score-CAM are long.
+            asked = first_only(present)
+        elif recorded is not None:
+            asked |= recorded
+        made = step.make(present & asked, asked, recorded is not None)
+        maps = made.by_method
         allowed = self.context.allowed_on_grids(words, maps, present)
         if split not in self._books:
             self._books[split] = self._book(trainer, split, names, logits.device)
-        self.alarms.questions.collect(watch, words, label, segmented, cases, dataloader_idx)
+        self.alarms.questions.collect(step.watch, words, logits, label, segmented, cases, dataloader_idx)
         # What only the panel shows is not scored.
         self._books[split].update(only(maps, present, asked), allowed, label, segmented, logits)
         if rows:
             region = partial(self.context.region, words)
             self._panel(split).collect(rows, cases, words, maps, logits, names, region, allowed)
-            if self.recorder is not None:
-                paid = {method: each for method, each in maps.items() if method not in side.methods}
-                self.recorder.collect(split, rows, cases, words, logits, paid, side, trainer.state.fn == "fit")
+        if self.recorder is not None and recorded is not None:
+            self.recorder.collect(split, recorded, cases, words, logits, made, step, trainer.state.fn == "fit")
 
     def _book(self, trainer: Any, split: str, names: list[str], device: torch.device) -> ScoreBook:
         """Validation chooses thresholds on its own cases, each loader for itself; test takes those of `val`."""

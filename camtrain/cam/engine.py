@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,11 +44,25 @@ def attention_maps(
     Raises:
         InputError: The logits do not depend on the activations, or the method does not suit the head.
     """
-    row = find_method(method)
-    if row.family != "gradient":
-        raise InputError(
-            f"method {row.name!r} needs a forward of its own and cannot be read off one that has run: call ct.explain"
-        )
+    return attention_maps_by(source, logits, [method], labels, create_graph, reshape)[find_method(method).name]
+
+
+def attention_maps_by(
+    source: Tensor,
+    logits: Tensor,
+    methods: Sequence[str],
+    labels: Labels = None,
+    create_graph: bool = True,
+    reshape: Reshape | None = None,
+) -> dict[str, Tensor]:
+    """Maps of several methods of the gradient family, which share one backward pass per label.
+
+    Arguments and errors are those of `attention_maps`.
+
+    Returns:
+        Method -> its maps.
+    """
+    rows = [_of_gradients(method) for method in methods]
     with gradients_on(logits.device):
         chosen = select(labels, logits.shape[0], logits.shape[1], logits.device)
         activations = precise(spatial(source, reshape))
@@ -58,18 +72,29 @@ def attention_maps(
                 "on slices or patches, bring them back to (B, K, *S) with reshape="
             )
         weights = _weights(logits, source) if reshape is None else None
-        if row.name == "cam":
+        if any(row.name == "cam" for row in rows):
             weights = _checked_pool(weights)
         if weights is not None:
-            maps = _closed_form(activations, weights.to(activations), row, chosen)
+            maps = {row.name: _closed_form(activations, weights.to(activations), row, chosen) for row in rows}
         else:
             if create_graph:
                 _refuse_compiled(logits, source)
-            gradients = label_gradients(logits, source, chosen, create_graph)
-            formula = row.function()
-            each = [formula(activations, precise(spatial(gradient, reshape))) for gradient in gradients]
-            maps = chosen.arrange(_stack(each, activations))
-    return maps if create_graph else maps.detach()
+            each: dict[str, list[Tensor]] = {row.name: [] for row in rows}
+            for gradient in label_gradients(logits, source, chosen, create_graph):
+                on_grid = precise(spatial(gradient, reshape))
+                for row in rows:
+                    each[row.name].append(row.function()(activations, on_grid))
+            maps = {name: chosen.arrange(_stack(found, activations)) for name, found in each.items()}
+    return maps if create_graph else {name: found.detach() for name, found in maps.items()}
+
+
+def _of_gradients(method: str) -> Method:
+    row = find_method(method)
+    if row.family != "gradient":
+        raise InputError(
+            f"method {row.name!r} needs a forward of its own and cannot be read off one that has run: call ct.explain"
+        )
+    return row
 
 
 def column_of(scores: Any, batch: int) -> Tensor:

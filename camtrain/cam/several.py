@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from camtrain._errors import InputError
 from camtrain.cam.affine_head import is_source
-from camtrain.cam.engine import Reshape, attention_maps
+from camtrain.cam.engine import Reshape, attention_maps_by
 from camtrain.cam.layer_lookup import INPUT, LayerSpec, find_layer, plain_name
 from camtrain.cam.selection import Labels
 
@@ -111,11 +111,28 @@ def maps_of_layers(
     Raises:
         InputError: As `attention_maps`; of several layers it says which one.
     """
+    found = maps_of_layers_by(sources, logits, [method], labels, create_graph, reshape)
+    return {key: maps for key, each in found.items() for maps in each.values()}
+
+
+def maps_of_layers_by(
+    sources: Mapping[str, Tensor],
+    logits: Tensor,
+    methods: Sequence[str],
+    labels: Labels = None,
+    create_graph: bool = True,
+    reshape: Reshape | None = None,
+) -> dict[str, dict[str, Tensor]]:
+    """Maps of every layer by several methods, which share their backward passes; otherwise as `maps_of_layers`.
+
+    Returns:
+        Layer -> method -> maps.
+    """
     each = {}
     for key, source in sources.items():
         shape = None if key == INPUT else reshape
         try:
-            each[key] = attention_maps(source, logits, method, labels, create_graph, shape)
+            each[key] = attention_maps_by(source, logits, methods, labels, create_graph, shape)
         except InputError as error:
             if len(sources) == 1:
                 raise

@@ -15,6 +15,7 @@ from camtrain.cli.lightning_cli import SaveRunConfig
 from camtrain.reporting import Score, describe_loggers, score_table
 from camtrain.reporting.alarm_log import NAME as ALARMS_FILE
 from camtrain.reporting.need_table import need_table
+from camtrain.reporting.run_dir import readable_scores
 
 _MEAN = "mean"
 
@@ -46,7 +47,7 @@ def show(trainer: Any, command: str, console: Console | None = None) -> None:
 def _splits(monitor: AttentionMonitor, epoch: int | None, key: str) -> Iterator[tuple[str, str, list[Score]]]:
     """Split, title and rows: those of the best epoch where a file has them, else the last ones."""
     run = monitor.publisher.run_dir
-    stored = run.read_scores() if run is not None and epoch is not None else []
+    stored = readable_scores(run.scores_path)[0] if run is not None and epoch is not None else []
     for split, scores in monitor.scores.items():
         best = [row for row in stored if row.epoch == epoch and row.split == split]
         if best:

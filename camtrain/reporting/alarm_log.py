@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from camtrain.reporting._files import replacing
+from camtrain.reporting._logs import Log, read_rows, readable_rows
 
 NAME = "alarms.csv"
 
@@ -49,8 +50,11 @@ def write_alarms(folder: Path, events: Iterable[AlarmEvent]) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        InputError: The file was changed into something else.
     """
-    merged = {event[:4]: event for event in read_alarms(folder)}
+    merged = {event[:4]: event for event in read_rows(folder / NAME, _LOG, _event)}
     for event in events:
         merged.pop(event[:4], None)
         merged[event[:4]] = event
@@ -73,19 +77,25 @@ def read_alarms(folder: Path) -> list[AlarmEvent]:
         >>> [(event.label, event.value) for event in read_alarms(folder)]
         [('nodule', 0.8)]
     """
-    path = folder / NAME
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        try:
-            if header != list(AlarmEvent._fields):
-                raise ValueError(f"its columns are {header}")
-            return [AlarmEvent(int(r[0]), r[1], r[2], r[3], float(r[4]), float(r[5]), r[6], r[7]) for r in reader if r]
-        except (ValueError, IndexError) as error:
-            warnings.warn(f"{path} is not a file of alarms ({error}) and is passed over", stacklevel=2)
-            return []
+    events, faults = readable_alarms(folder)
+    if not faults:
+        return events
+    warnings.warn(
+        f"{folder / NAME} is not a file of alarms and is passed over: {faults[0].lstrip(':, ')}", stacklevel=2
+    )
+    return []
+
+
+def readable_alarms(folder: Path) -> tuple[list[AlarmEvent], list[str]]:
+    """The events of a run folder that can be read, and what is wrong with the other lines."""
+    return readable_rows(folder / NAME, _LOG, _event)
+
+
+_LOG = Log(AlarmEvent._fields, "alarms")
+
+
+def _event(r: list[str]) -> AlarmEvent:
+    return AlarmEvent(int(r[0]), r[1], r[2], r[3], float(r[4]), float(r[5]), r[6], r[7])
 
 
 def alert(loggers: Iterable[Any], title: str, text: str) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from camtrain._errors import InputError
+from camtrain.reporting._logs import Log, read_rows, readable_rows
 from camtrain.reporting.run_dir import RunDir
 
 
@@ -78,17 +77,15 @@ def read_cases(run_dir: RunDir) -> list[CaseRow]:
     Raises:
         InputError: The file was changed into something else.
     """
-    path = run_dir.cases_path
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        if (header := next(reader, [])) != list(CaseRow._fields):
-            raise InputError(f"{path}: expected the columns {', '.join(CaseRow._fields)}, got {header}")
-        try:
-            return [_row(cells) for cells in reader]
-        except (ValueError, IndexError) as error:
-            raise InputError(f"{path}, line {reader.line_num}: not a row of cases ({error})") from error
+    return read_rows(run_dir.cases_path, _LOG, _row)
+
+
+def readable_cases(run_dir: RunDir) -> tuple[list[CaseRow], list[str]]:
+    """The rows of `cases.csv` that can be read, and what is wrong with the others."""
+    return readable_rows(run_dir.cases_path, _LOG, _row)
+
+
+_LOG = Log(CaseRow._fields, "cases")
 
 
 def _key(row: CaseRow) -> tuple[object, ...]:

@@ -137,9 +137,11 @@ class Unwritten:
     def __init__(self, write: Callable[[list[Any]], Any], patience: Patience) -> None:
         self._write, self._patience = write, patience
         self._rows: list[Any] = []
+        self._begun = False
 
     def add(self, rows: Sequence[Any]) -> None:
-        """Write these rows and all that could not be written before."""
+        """Write these rows and all that could not be written before; the first time also none: a file without rows."""
         self._rows += rows
-        if self._rows and self._patience(self._write, self._rows):
+        if (self._rows or not self._begun) and self._patience(self._write, self._rows):
+            self._begun = True
             self._rows = []

@@ -50,6 +50,17 @@ MEASURES = {
     ),
     "sum_to_score_l1": ReportMeasure("sum to score", False, "distance between the sum of the map and the logit", False),
     "bias_share": ReportMeasure("bias share", None, "part of the logit that no cell accounts for", False),
+    "outside_share": ReportMeasure(
+        "pull from outside",
+        False,
+        "of what moves the logit when replaced, the share that lies far from the organs",
+    ),
+    "outside_pull": ReportMeasure(
+        "outside pull", False, "how far the logit follows what comes in outside the organs; 1 = all the way", False
+    ),
+    "inside_pull": ReportMeasure(
+        "inside pull", True, "how far the logit follows what comes in inside the organs; 1 = all the way", False
+    ),
 }
 _STATES = {"outside": "mostly outside", "partly": "partly outside", "inside": "inside", "free": "may be read anywhere"}
 _UNSCORED = "not scored"

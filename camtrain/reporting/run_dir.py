@@ -18,6 +18,7 @@ from PIL import Image
 
 from camtrain._errors import InputError
 from camtrain.reporting._files import file_stem, replacing
+from camtrain.reporting._logs import Log, read_rows, readable_rows
 
 
 class Score(NamedTuple):
@@ -252,17 +253,19 @@ def read_score_rows(path: Path) -> list[Score]:
     Raises:
         InputError: The file was changed into something else.
     """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        if header != list(Score._fields):
-            raise InputError(f"{path}: expected the columns {', '.join(Score._fields)}, got {header}")
-        try:
-            return [Score(int(r[0]), int(r[1]), r[2], r[3], r[4], r[5], float(r[6])) for r in reader]
-        except (ValueError, IndexError) as error:
-            raise InputError(f"{path}, line {reader.line_num}: not a row of scores ({error})") from error
+    return read_rows(path, _LOG, _row)
+
+
+def readable_scores(path: Path) -> tuple[list[Score], list[str]]:
+    """The rows of a `scores.csv` that can be read, and what is wrong with the others."""
+    return readable_rows(path, _LOG, _row)
+
+
+_LOG = Log(Score._fields, "scores")
+
+
+def _row(c: list[str]) -> Score:
+    return Score(int(c[0]), int(c[1]), c[2], c[3], c[4], c[5], float(c[6]))
 
 
 def _new_folder(parent: Path) -> Path:

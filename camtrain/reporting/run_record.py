@@ -13,7 +13,7 @@ from camtrain._errors import InputError
 from camtrain.reporting.panel_files import LAYOUT
 from camtrain.reporting.report_blocks import VOLUME_VOXELS, Piece, PieceStore, thinned
 from camtrain.reporting.report_digest import Curves
-from camtrain.reporting.run_dir import Score, read_score_rows
+from camtrain.reporting.run_dir import Score, readable_scores
 
 PAGE_BYTES = 18_000_000  # of the volumes and maps of a page
 
@@ -189,10 +189,14 @@ def _scale(folder: Path) -> dict[str, float]:
 
 def _scores(folder: Path, notes: list[str]) -> list[Score]:
     try:
-        return read_score_rows(folder / "scores.csv")
-    except (InputError, OSError, ValueError) as error:
-        notes.append(f"scores.csv: {str(error).rpartition(': ')[2]}: no scores are shown")
-        return []
+        scores, faults = readable_scores(folder / "scores.csv")
+    except OSError as error:
+        scores, faults = [], [f": not readable ({type(error).__name__})"]
+    if faults:
+        more = f", and {len(faults) - 1} more lines" if len(faults) > 1 else ""
+        left = f"the other {len(scores)} rows are shown" if scores else "no scores are shown"
+        notes.append(f"scores.csv{faults[0]}{more}: {left}")
+    return scores
 
 
 def _map_files(folder: Path, budget: int, notes: list[str]) -> list[Path]:

@@ -10,6 +10,7 @@ import io
 import json
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from camtrain.reporting.panels import same_size
 Pixels = npt.NDArray[np.uint8]
 BUDGET = 8_000_000  # bytes per pass
 _STEP = "trainer/global_step"
+_PART = 160  # bytes; a file system takes 255, and W&B puts step, checksum and ending behind it
 # Quality and chroma subsampling of the JPEGs: as they should be, and where the budget is tight.
 _GOOD: dict[str, int] = {"quality": 90, "subsampling": 0}
 _TIGHT: dict[str, int] = {"quality": 60, "subsampling": 2}
@@ -204,13 +206,23 @@ def _encoded(pixels: Pixels, kind: str, **how: int) -> bytes:
 
 
 def _path_safe(key: str) -> str:
-    """W&B makes file names of keys; a label called `..` must not lead out of the run's folder.
+    """W&B makes file names of keys: a label called `..` must not lead out of the run's folder, nor one be too long.
 
     Example:
         >>> _path_safe("val/attention/../../x")
         'val/attention/__/__/x'
+        >>> len(_path_safe("val/" + "a" * 1000))
+        164
     """
-    return "/".join("_" * len(part) if part.strip(".") == "" else part for part in key.split("/"))
+    return "/".join("_" * len(part) if part.strip(".") == "" else _short(part) for part in key.split("/"))
+
+
+def _short(part: str) -> str:
+    """At most `_PART` bytes; different parts stay different. The caption has the whole name."""
+    encoded = part.encode(errors="replace")
+    if len(encoded) <= _PART:
+        return part
+    return f"{encoded[: _PART - 9].decode(errors='ignore')}-{zlib.crc32(encoded):08x}"
 
 
 def _same_size(pictures: Sequence[Pixels | CasePicture]) -> list[CasePicture]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camtrain import InputError
-from camtrain.anatomy.replacing import replace_inside, replace_outside
+from camtrain.anatomy.replacing import grow, replace_inside, replace_outside
 
 SIZES = [(11,), (5, 8), (4, 3, 6)]
 
@@ -108,3 +108,17 @@ def test_wrong_input_is_refused(replace):
     for seam in (-1, 0.5, True):
         with pytest.raises(InputError, match="whole number of voxels"):
             replace(image, other, region, seam)
+
+
+@pytest.mark.parametrize(("size", "voxels"), [((9,), [2]), ((7, 11), [0, 5]), ((6, 9, 30), [1, 20, 13])])
+def test_grow_reaches_so_many_voxels_along_each_axis(size, voxels):
+    rng = torch.Generator().manual_seed(0)
+    region = torch.rand(2, 1, *size, generator=rng) < 0.03
+    before = region.clone()
+    grown = grow(region, voxels)
+    wanted = torch.zeros_like(region)
+    for place in region.nonzero().tolist():
+        box = [slice(max(0, at - v), at + v + 1) for at, v in zip(place[2:], voxels, strict=True)]
+        wanted[(place[0], 0, *box)] = True
+    assert torch.equal(grown, wanted)
+    assert torch.equal(region, before)

@@ -23,9 +23,9 @@ def rows(**measures):
     return [{m: {"nodule": v[i]} for m, v in measures.items() if v[i] is not None} for i in range(count)]
 
 
-def test_reliance_needs_share_and_effect():
-    share, effect = [0.9, 0.9, 0.9, 0.2], [0.3, 0.05, 0.3, 0.3]
-    history = rows(shortcut_reliance=share, outside_effect=effect)
+def test_reliance_needs_share_and_pull():
+    share, pull = [0.9, 0.9, 0.9, 0.2], [0.3, 0.05, 0.3, 0.3]
+    history = rows(outside_share=share, outside_pull=pull)
     assert events(history, "reliance", patience=1) == [
         (0, "nodule", "raised"), (1, "nodule", "cleared"), (2, "nodule", "raised"), (3, "nodule", "cleared")
     ]  # fmt: skip
@@ -38,7 +38,7 @@ def test_reliance_needs_share_and_effect():
 
 
 def test_an_epoch_without_figures_changes_nothing():
-    history = rows(shortcut_reliance=[0.9, None, 0.9, None, 0.1], outside_effect=[0.3, None, 0.3, None, 0.3])
+    history = rows(outside_share=[0.9, None, 0.9, None, 0.1], outside_pull=[0.3, None, 0.3, None, 0.3])
     assert events(history, "reliance", patience=2) == [(2, "nodule", "raised"), (4, "nodule", "cleared")]
 
 
@@ -136,8 +136,8 @@ def test_state_goes_on_where_it_was(tmp_path):
 def test_what_can_be_asked_for():
     assert [alarm.name for alarm in read_alarms(None)] == list(ALARMS)
     assert read_alarms([]) == []
-    (alarm,) = read_alarms([{"name": "reliance", "replacements": ["blur"], "patience": 3}])
-    assert (alarm.replacements, alarm.patience) == (("blur",), 3)
+    (alarm,) = read_alarms([{"name": "reliance", "replacement": "blur", "patience": 3, "margin": 0}])
+    assert (alarm.replacement, alarm.patience, alarm.margin) == ("blur", 3, 0)
     for kind in ALARMS.values():
         assert kind.means.endswith(".")
         assert not kind.tries.endswith(".")
@@ -153,8 +153,8 @@ def test_what_can_be_asked_for():
         ([{"name": "reliance", "threshold": "high"}], "threshold= expects a number"),
         ([{"name": "depth", "patience": 0}], "patience= expects a whole number of at least 1"),
         ([{"name": "depth", "cases": 1}], "at least 2"),
-        ([{"name": "reliance", "replacements": ["water"]}], "expects case, air, blur, mean"),
-        ([{"name": "reliance", "replacements": []}], "at least one word"),
+        ([{"name": "reliance", "replacement": "water"}], "expects case, air, blur, mean"),
+        ([{"name": "reliance", "margin": 0.5}], "margin= expects a share of the image"),
         (["depth", "depth"], "twice"),
     ],
 )

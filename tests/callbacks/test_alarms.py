@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import camtrain as ct
 from camtrain import InputError
-from camtrain.callbacks._fixed_cases import rule_to_ask
-from camtrain.evaluation.reliance import reliance_probabilities
-from camtrain.metrics import shortcut_reliance
+from camtrain.anatomy.baselines import make_baseline
+from camtrain.anatomy.replacing import replace_inside, replace_outside
+from camtrain.callbacks._fixed_cases import FixedCases
+from camtrain.callbacks._pulls import questions
 
 NAMES = ["reliance", "depth", "energy_below_chance", "same_place", "empty_maps", "drifting", "bias_share"]
 NOW = {"patience": 1}
@@ -23,7 +25,7 @@ ALWAYS = {"name": "energy_below_chance", "threshold": 100.0, "patience": 2}
 
 
 def reliance(**options):
-    return {"name": "reliance", "every_n_epochs": 1, "patience": 1, "replacements": ["blur"], **options}
+    return {"name": "reliance", "every_n_epochs": 1, "patience": 1, "replacement": "blur", **options}
 
 
 def monitor(kit, *alarms, **options):
@@ -42,11 +44,14 @@ def fit(kit, folder, added, *others, net=None, cases=None, epochs=2, ckpt_path=N
 
 
 def reactive(kit, cases):
-    """A module whose probabilities move when a part of the image is replaced, and that training hardly changes."""
+    """A module whose logits move when a part of the image is replaced, that training hardly changes, and that tells the
+    truths of its labels apart: they are set to what it says."""
     net, image = kit.make_net(), torch.stack([case["image"] for case in cases])
     with torch.no_grad():
         net.head[1].weight.mul_(100.0)
         net.head[1].bias.sub_(net(image).median(0).values)
+        for case, truth in zip(cases, (net(image) > 0).float(), strict=True):
+            case["label"] = truth
     net.calls = 0
     return kit.make_lit(net, configure_optimizers=lambda self: torch.optim.SGD(self.parameters(), 1e-7))
 
@@ -91,41 +96,79 @@ def test_no_alarms_leave_no_keys_no_file_and_no_forward(kit, tmp_path):
 
 
 def test_defaults_watch_a_fit_and_nothing_else(kit, tmp_path):
-    net = kit.make_net()
+    cases = kit.make_cases(12)
+    module = reactive(kit, cases)
+    net = module.net
     added = monitor(kit, alarms=None)
-    trainer = fit(kit, tmp_path, added, net=net, num_sanity_val_steps=1)
+    trainer = fit(kit, tmp_path, added, module=module, cases=cases, num_sanity_val_steps=1)
     assert set(logged(trainer)) == set(NAMES)
     asked = net.calls
-    trainer.validate(trainer.lightning_module, kit.loader(kit.make_cases()), verbose=False)
-    assert net.calls == asked + 3
-    found = {(row.epoch, row.label) for row in added.publisher.run_dir.read_scores() if row.measure == "outside_effect"}
+    trainer.validate(trainer.lightning_module, kit.loader(cases), verbose=False)
+    assert net.calls == asked + 4
+    found = {(row.epoch, row.label) for row in added.publisher.run_dir.read_scores() if row.measure == "outside_pull"}
     assert found == {(1, label) for label in (*kit.LABELS, "mean")}
 
 
-def test_reliance_is_that_of_the_evaluation(kit, tmp_path):
+@pytest.mark.parametrize("replacement", ["case", "blur"])
+def test_pulls_by_hand_with_two_images_per_case(kit, tmp_path, replacement):
     cases = kit.make_cases(9)
     module = reactive(kit, cases)
-    net = module.net
-    added = monitor(kit, reliance(replacements=["blur", "mean"], cases=9))
+    net, images = module.net, []
+    net.register_forward_pre_hook(lambda _, given: images.append(len(given[0])))
+    added = monitor(kit, reliance(replacement=replacement, cases=9, margin=0.1, threshold=0.0, outside=-9.0))
     trainer = fit(kit, tmp_path, added, module=module, cases=cases, epochs=1)
-    board = added.state_dict()["alarms"]
-    assert board["questions"]["cases"] == [case["id"] for case in cases]
-    # The questions, by hand: each case about one rule, in turn; then as an evaluation does it.
-    batch, table = torch.utils.data.default_collate(cases), ct.OrganTable.load(kit.TABLE)
-    label = torch.full_like(batch["label"], torch.nan)
-    for row, group in enumerate(rule_to_ask(list(batch["label"]), [[0], [1], [2]])):
-        label[row, group] = batch["label"][row, group]
-    before = net.eval()(batch["image"]).sigmoid().detach()
-    found = []
-    for word in ("blur", "mean"):
-        changed = reliance_probabilities(net, batch["image"], batch["organs"], table, label, word)
-        found.append(shortcut_reliance(before, *changed, label))
-    share = torch.stack([one.share for one in found]).amin(0)
-    effect = torch.stack([one.outside_effect for one in found]).amin(0)
-    assert share.isfinite().all()
-    for name, value, moved in zip(kit.LABELS, share.tolist(), effect.tolist(), strict=True):
-        assert trainer.callback_metrics[f"val/shortcut_reliance/{name}"].item() == pytest.approx(value, abs=2e-3)
-        assert trainer.callback_metrics[f"val/outside_effect/{name}"].item() == pytest.approx(moved, abs=2e-3)
+    table = ct.OrganTable.load(kit.TABLE)
+    fixed = FixedCases(9, 2**30)
+    batch = torch.utils.data.default_collate(cases)
+    fixed.offer(batch["id"], batch["image"], batch["organs"], batch["label"], torch.ones(9, dtype=torch.bool))
+    asked = questions(fixed, table, replacement)
+    assert sum(images) == 9 + 9 + 2 * len(asked)  # training, validation, and two forwards per case
+    assert len(asked) == 9
+    before = net.eval()(batch["image"]).detach()
+    moved = {name: {side: {0.0: [], 1.0: []} for side in range(2)} for name in kit.LABELS}
+    for one in asked:
+        row = batch["id"].index(one.case.id)
+        for column in one.columns:
+            region = table.select([kit.LABELS[column]]).allowed(batch["organs"][row : row + 1], size=None)
+            near = F.max_pool3d(region.float(), (3, 5, 5), 1, (1, 2, 2)) > 0  # a tenth of 12 x 16 x 20 voxels
+            image = batch["image"][row : row + 1]
+            other = make_baseline(image, "blur") if one.donor is None else one.donor.image.float()[None]
+            truth = batch["label"][row, column].item()
+            for side, changed in enumerate((replace_outside(image, other, near), replace_inside(image, other, near))):
+                move = (net(changed) - before[row])[0, column].item()
+                moved[kit.LABELS[column]][side][truth].append(
+                    abs(move) if one.donor is None else move * (1 - 2 * truth)
+                )
+    for column, name in enumerate(kit.LABELS):
+        truth = batch["label"][:, column] == 1
+        gap = (before[truth, column].mean() - before[~truth, column].mean()).item()
+        pulls = [
+            sum(sum(v) / len(v) for v in moved[name][side].values() if v)
+            / sum(bool(v) for v in moved[name][side].values()) / gap
+            for side in range(2)
+        ]  # fmt: skip
+        for word, value in zip(("outside_pull", "inside_pull"), pulls, strict=True):
+            assert trainer.callback_metrics[f"val/{word}/{name}"].item() == pytest.approx(value, abs=5e-3)
+        share = max(pulls[0], 0) / (max(pulls[0], 0) + max(pulls[1], 0))
+        assert trainer.callback_metrics[f"val/outside_share/{name}"].item() == pytest.approx(share, abs=5e-3)
+
+
+def test_a_window_of_checks_is_pooled_and_outlives_a_checkpoint(kit, tmp_path):
+    cases = kit.make_cases(9)
+    modules = [reactive(kit, cases) for _ in range(2)]
+    seen = []
+    for number, module in enumerate(modules):
+        added = monitor(kit, reliance(replacement="case", window=2))
+        trainer = fit(kit, tmp_path / str(number), added, module=module, cases=cases, epochs=2 if number else 3)
+        seen.append(trainer)
+    seen[1].save_checkpoint(tmp_path / "two.ckpt")
+    again = monitor(kit, reliance(replacement="case", window=2))
+    on = fit(kit, tmp_path / "1", again, module=modules[1], cases=cases, epochs=3, ckpt_path=tmp_path / "two.ckpt")
+    for name in kit.LABELS:
+        key = f"val/outside_pull/{name}"
+        assert on.callback_metrics[key].item() == pytest.approx(seen[0].callback_metrics[key].item(), abs=1e-4)
+        assert on.callback_metrics[key].item() != pytest.approx(seen[1].callback_metrics[key].item(), abs=1e-4)
+    assert len(again.state_dict()["alarms"]["questions"]["answers"]) == 2
 
 
 class Normed(nn.Module):
@@ -192,12 +235,13 @@ def test_outside_swap_is_judged_by_what_it_does_not_train_with(kit, tmp_path, ca
     net = kit.make_net()
     with torch.no_grad():
         net.head[1].weight.mul_(50.0)
-    added = monitor(kit, reliance(replacements=["case", "air"]))
+    added = monitor(kit, reliance(replacement="case"))
     fit(kit, tmp_path, added, ct.OutsideSwap(kit.TABLE, p=0.5), net=net, epochs=1)
-    assert "judges with air, since OutsideSwap trains the network with case" in caplog.text
-    added = monitor(kit, reliance(replacements=["case"]))
+    assert "judges with blur, since OutsideSwap trains the network with case" in caplog.text
+    caplog.clear()
+    added = monitor(kit, reliance(replacement="air"))
     fit(kit, tmp_path, added, ct.OutsideSwap(kit.TABLE, p=0.5), net=net, epochs=1)
-    assert "judges with blur" in caplog.text
+    assert "judges with" not in caplog.text
 
 
 def test_stop_on_ends_the_training(kit, tmp_path):
@@ -213,13 +257,14 @@ def test_stop_on_ends_the_training(kit, tmp_path):
 
 
 def test_resume_goes_on_with_cases_counters_and_checks(kit, tmp_path):
-    slow = [{**ALWAYS, "patience": 3}, reliance(every_n_epochs=2, cases=3, threshold=0.0, outside=0.0, patience=2)]
-    modules = [reactive(kit, kit.make_cases()) for _ in range(3)]
+    slow = [{**ALWAYS, "patience": 3}, reliance(every_n_epochs=2, cases=6, threshold=0.0, outside=-9.0, patience=2)]
+    cases = kit.make_cases()
+    modules = [reactive(kit, cases) for _ in range(3)]
     first, second, whole = (monitor(kit, *slow) for _ in range(3))
-    fit(kit, tmp_path / "a", first, module=modules[0], epochs=2).save_checkpoint(tmp_path / "last.ckpt")
-    resumed = fit(kit, tmp_path / "a", second, module=modules[1], epochs=4, ckpt_path=tmp_path / "last.ckpt",
-                  num_sanity_val_steps=1)  # fmt: skip
-    straight = fit(kit, tmp_path / "b", whole, module=modules[2], epochs=4)
+    fit(kit, tmp_path / "a", first, module=modules[0], cases=cases, epochs=2).save_checkpoint(tmp_path / "last.ckpt")
+    resumed = fit(kit, tmp_path / "a", second, module=modules[1], cases=cases, epochs=4, num_sanity_val_steps=1,
+                  ckpt_path=tmp_path / "last.ckpt")  # fmt: skip
+    straight = fit(kit, tmp_path / "b", whole, module=modules[2], cases=cases, epochs=4)
     assert logged(resumed) == logged(straight)
     assert first.publisher.run_dir.path == second.publisher.run_dir.path
     told = [
@@ -230,7 +275,7 @@ def test_resume_goes_on_with_cases_counters_and_checks(kit, tmp_path):
     states = [m.state_dict()["alarms"] for m in (second, whole)]
     assert states[0]["questions"] == states[1]["questions"]
     assert states[0]["questions"]["checked"] == {"reliance": 4}
-    assert len(states[0]["questions"]["cases"]) == 3
+    assert len(states[0]["questions"]["cases"]) == 6
     assert states[0]["board"]["told"] == states[1]["board"]["told"]
 
 
@@ -243,7 +288,6 @@ def test_one_label_and_a_batch_of_one(kit, tmp_path, precision):
     data = kit.loader(cases, batch_size=1)
     trainer.fit(kit.make_lit(kit.make_net(outputs=1)), data, data)
     assert logged(trainer) == {"reliance": 0.0, "same_place": 0.0, "depth": 0.0, "energy_below_chance": 1.0}
-    assert "val/outside_effect/nodule" in trainer.callback_metrics
 
 
 def test_more_than_a_hundred_labels(kit, tmp_path):
@@ -256,7 +300,7 @@ def test_more_than_a_hundred_labels(kit, tmp_path):
     assert logged(trainer)["energy_below_chance"] > 80
     assert {r["label"] for r in rows(added)} <= set(names)
     # Two rules: each of the 8 cases is asked about one of them, for all its labels at once, 8 images a forward.
-    assert net.calls == 2 * (6 + 1 + 2)
+    assert net.calls == 2 * (6 + 2)
 
 
 def test_nan_weights_and_scores_switch_a_check_off_and_end_nothing(kit, tmp_path, caplog):
@@ -282,7 +326,7 @@ def test_what_cannot_be_asked_is_told_and_the_rest_goes_on(kit, tmp_path, caplog
     assert logged(trainer) == {"reliance": 0.0, "energy_below_chance": 3.0}
     dark = [{**case, "image": case["image"] - 1.0} for case in kit.make_cases()]
     caplog.clear()
-    fit(kit, tmp_path, monitor(kit, reliance(replacements=["air"])), cases=dark)
+    fit(kit, tmp_path, monitor(kit, reliance(replacement="air")), cases=dark)
     assert "the baseline 'air' is 0.0" in caplog.text
 
 

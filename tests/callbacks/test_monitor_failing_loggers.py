@@ -14,6 +14,7 @@ import pytest
 import camtrain as ct
 from camtrain import InputError
 from camtrain.reporting import patience, read_cases
+from camtrain.reporting.alarm_log import read_alarms
 
 LP = "lightning.pytorch"
 
@@ -203,3 +204,44 @@ def test_an_unknown_logger_gets_scalars_and_is_told_what_it_misses(kit, tmp_path
     with pytest.warns(UserWarning, match="Mine gets scores but no pictures and no tables from camtrain; they are in"):
         trainer.fit(module, data, data)
     assert {"val/organ_iou", "val/energy_inside/stent"} <= keys
+
+
+CHANGED = {
+    "foreign": lambda text: "name,score\nmine,1\n",
+    "bytes": lambda text: "\udcff\x00" * 9,
+    "one line": lambda text: text + "0,9,val\n",
+}
+
+
+@pytest.mark.parametrize("how", CHANGED)
+def test_files_that_somebody_changed_are_put_aside_with_one_warning_each(kit, tmp_path, how):
+    """What can be read of them is kept, nothing of theirs is lost, and the run goes on."""
+    names = ["scores.csv", "cases.csv", "alarms.csv", "panel.json"]
+    spoilt = {}
+
+    def on_train_epoch_start(self):
+        for path in [added.publisher.run_dir.path / name for name in names] if self.current_epoch == 1 else ():
+            text = CHANGED[how](path.read_text())
+            spoilt[path.name] = text.encode(errors="surrogateescape")
+            path.write_bytes(spoilt[path.name])
+
+    # Every label is told of in the second epoch, that with the changed files.
+    alarms = [{"name": "energy_below_chance", "threshold": 99.0, "patience": 2}]
+    added = ct.AttentionMonitor(kit.LAYER, kit.TABLE, panel_cases=2, labels_per_case=1, alarms=alarms)
+    trainer = kit.make_trainer(tmp_path, added, max_epochs=3)
+    data = kit.loader(kit.make_cases())
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        trainer.fit(kit.make_lit(kit.make_net(), on_train_epoch_start=on_train_epoch_start), data, data)
+    said = [str(w.message) for w in seen if "changed by somebody else" in str(w.message)]
+    assert trainer.current_epoch == 3
+    run = added.publisher.run_dir
+    for name in names:
+        assert sum(f"/{name}" in text for text in said) == 1, (name, said)
+        stem, _, ending = name.partition(".")
+        assert (run.path / f"{stem}.changed.{ending}").read_bytes() == spoilt[name]
+    kept = {0} if how == "one line" else set()
+    assert {row.epoch for row in run.read_scores()} == kept | {1, 2}
+    assert {row.epoch for row in read_cases(run)} == kept | {1, 2}
+    assert {row.epoch for row in read_alarms(run.path)} == {1}
+    assert {case["split"] for case in run.read_panel()["cases"]} == {"val"}

@@ -185,6 +185,37 @@ def test_many_labels_are_a_few_dozen_charts(kit, tmp_path, monkeypatch):
     assert Path("__/__") in {p.parent for p in stored}  # a label does not lead out of the folder
 
 
+@pytest.mark.parametrize("count", [3, 120])
+def test_over_a_hundred_labels_and_names_of_over_a_hundred_characters(kit, tmp_path, monkeypatch, count):
+    """Every label is known by its full name in the tables, whatever a file can be called."""
+    labels = [f"<i>λ/{i:03d}</i> " + "very long finding " * 15 for i in range(count)]
+    table = {"organs": {"lung": 1}, "labels": {name: ["lung"] for name in labels}}
+    logger = offline_logger(tmp_path, monkeypatch)
+    added = ct.AttentionMonitor(kit.LAYER, table, panel_cases=6, wandb_budget_mb=20)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*camtrain.*")
+        fit(kit, tmp_path, logger, added, epochs=2, cases=kit.make_cases(labels=count),
+            module=kit.make_lit(kit.make_net(outputs=count)))  # fmt: skip
+    logger.experiment.finish()
+    (read,) = OfflineRun.in_folder(tmp_path)
+    keys = {key for entry in read.history for key in entry if key.startswith("val/")}
+    assert len(keys) < 100
+    shown = {case["label"] for case in added.publisher.run_dir.read_panel()["cases"]}
+    pictures_of = [value for entry in read.history for key, value in entry.items() if "attention/" in key]
+    assert {label for label in shown for value in pictures_of if any(label in c for c in value["captions"])} == shown
+    for value in pictures_of:
+        assert all((read.media.parent / path).is_file() for path in value["filenames"])
+    if count > 100:
+        scores = [read.table(entry["val/scores"]) for entry in read.history if "val/scores" in entry]
+        assert [[row[0] for row in one["data"]] for one in scores] == [labels, labels]
+        assert not any(label in key for key in keys for label in labels if "attention" not in key)
+    else:
+        assert all(sum(f"val/auroc/{label}" in entry for entry in read.history) == 2 for label in labels)
+    report = added.publisher.run_dir.report_path.read_text(encoding="utf-8")
+    assert "<i>λ" not in report
+    assert "&lt;i&gt;λ/000&lt;/i&gt;" in report
+
+
 def children_of(pid):
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

@@ -57,5 +57,5 @@ def test_small_form(tmp_path):
     assert [len(run["result"]["history"]) for run in runs] == [2, 2]
     assert set(runs[1]["result"]["auroc"]) == {"test", "shift_reversed"}
     assert runs[0]["result"]["auroc"] == {}
-    assert "outside_effect" in runs[1]["result"]["history"][1]
+    assert "outside_pull" in runs[1]["result"]["history"][1]
     assert (out / "tables.md").read_text().count("| flatten |") == 2
