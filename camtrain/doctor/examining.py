@@ -75,6 +75,7 @@ def examine(
     watches: Sequence[Watch] = (),
     extent: Extent = Extent(),
     say: Callable[[str], None] = lambda text: None,
+    unbuilt: str = "",
 ) -> Examination:
     """Look at a data set, and at a network on one batch of it. Nothing is trained and no file is changed.
 
@@ -85,6 +86,7 @@ def examine(
         watches: Callbacks that take maps.
         extent: How far to look.
         say: Called with a sentence before what takes long.
+        unbuilt: What network or callbacks said when they could not be made.
 
     Returns:
         Facts and findings.
@@ -100,6 +102,7 @@ def examine(
     of_files = facts is not None or isinstance(data, ManifestDataModule)
     if facts is None:
         facts = facts_of_manifest(data) if of_files else Facts(_name(data))
+    facts.unbuilt = unbuilt
     found = Examination(facts, stages=["form"])
     splits: dict[str, Split] = {}
     if of_files:

@@ -77,10 +77,11 @@ def ids(facts: Facts) -> list[Finding]:
             title = f"{count(len(places), 'row')} without a value in the column {name!r}"
             found.append(Finding("ids", "error", title, "a value", "nothing", "fill it in", tuple(places)))
     first: dict[str, Row] = {}
-    twice = []
-    for row in facts.rows:
-        if row.id and (earlier := first.setdefault(row.id, row)) is not row:
-            twice.append(row.place(f"as in {_short(earlier.where)} ({earlier.split or 'no split'})"))
+    twice = [
+        row.place(f"as in {_short(earlier.where)} ({earlier.split or 'no split'})")
+        for row in facts.rows
+        if row.id and (earlier := first.setdefault(row.id, row)) is not row
+    ]
     if twice:
         title = f"{count(len(twice), 'id')} given again"
         todo = "give every case an id of its own"
@@ -131,21 +132,20 @@ def rules(facts: Facts) -> list[Finding]:
     if facts.table is None:
         return []
     known = facts.table.labels
-    found = []
-    for label in facts.labels:
-        if label not in known:
-            found.append(
-                Finding(
-                    "rules",
-                    "error",
-                    f"label {label!r} has no rule in the organ table",
-                    "a rule for every label",
-                    f"none{nearest(label, known)}",
-                    f"correct the name, add it to the table ('{label}: anywhere' sets no limit), or leave the column "
-                    "out with labels=",
-                )
-            )
-    return found
+    expected = "a rule for every label"
+    return [
+        Finding(
+            "rules",
+            "error",
+            f"label {label!r} has no rule in the organ table",
+            expected,
+            f"none{nearest(label, known)}",
+            f"correct the name, add it to the table ('{label}: anywhere' sets no limit), or leave the column out with "
+            "labels=",
+        )
+        for label in facts.labels
+        if label not in known
+    ]
 
 
 def patients(facts: Facts) -> list[Finding]:
