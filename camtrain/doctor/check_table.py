@@ -35,6 +35,7 @@ def _check(run: Callable[[Facts], list[Finding]], stage: Stage) -> Check:
 _STAGES: dict[Stage, tuple[Callable[[Facts], list[Finding]], ...]] = {
     "form": (
         form_checks.config,
+        form_checks.organ_table,
         form_checks.made,
         form_checks.built,
         form_checks.sheet,

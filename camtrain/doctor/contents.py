@@ -55,7 +55,8 @@ def read_content(
         found["image_fault"] = str(error)
     try:
         if row.organs is not None and table is not None:
-            organs = read_organs(row.organs, table)
+            files: Any = row.organs
+            organs = read_organs(files, table)
             if grid is not None:
                 affine = np.asarray(organs.affine, dtype=np.float64)
                 found["grids"] = how_grids_differ(*grid, tuple(organs.shape[1:]), affine)

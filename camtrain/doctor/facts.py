@@ -27,7 +27,7 @@ class Row:
         patient: Whose scan it is; "" = not said.
         label: 0, 1 or NaN per label, in the order of `Facts.labels`.
         image: The scan; None where the data module has no files, or the manifest names none.
-        organs: Segmentation: a file or a folder.
+        organs: Segmentation: a file, a folder, or several files.
     """
 
     where: str
@@ -36,11 +36,17 @@ class Row:
     patient: str = ""
     label: tuple[float, ...] = ()
     image: Path | None = None
-    organs: Path | None = None
+    organs: Path | tuple[Path, ...] | None = None
 
-    def place(self, got: str, file: Path | None = None) -> Place:
+    @property
+    def organ_files(self) -> tuple[Path, ...]:
+        """The segmentation's files or its folder."""
+        return () if self.organs is None else self.organs if isinstance(self.organs, tuple) else (self.organs,)
+
+    def place(self, got: str, file: Path | tuple[Path, ...] | None = None) -> Place:
         """This row in a finding."""
-        return Place(self.where, self.id, "" if file is None else str(file), got)
+        files = file if isinstance(file, tuple) else () if file is None else (file,)
+        return Place(self.where, self.id, " | ".join(map(str, files)), got)
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,7 @@ class Facts:
         hounsfield: Are intensities as read Hounsfield units (a manifest), and not what a module made of them?
         sheet: The manifest as text, where it could not be used.
         refused: What the data module said when it was made, "" = it could be made.
+        table_fault: Why the organ table cannot be read, "" = it can.
         unbuilt: What the network or a callback said when it was made, "" = it could be made.
         untested: What the data module said when its test splits were set up, "" = nothing.
         config: What the config is refused for before anything is built, "" = nothing.
@@ -174,6 +181,7 @@ class Facts:
     hounsfield: bool = False
     sheet: Sheet | None = None
     refused: str = ""
+    table_fault: str = ""
     unbuilt: str = ""
     untested: str = ""
     config: str = ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from camtrain._errors import nearest
 from camtrain.data.manifest import REQUIRED
 from camtrain.doctor.facts import Facts, Row
-from camtrain.doctor.finding import Finding, Place, count, some
+from camtrain.doctor.finding import Finding, Place, Severity, count, some
 from camtrain.doctor.sheet import Sheet
 
 
@@ -93,9 +94,9 @@ def paths(facts: Facts) -> list[Finding]:
     """Are the files there that the rows name?"""
     lacking: dict[str, list[Place]] = {"image": [], "organs": []}
     for row in facts.rows:
-        for column, path in (("image", row.image), ("organs", row.organs)):
-            if path is not None and not _exists(path):
-                lacking[column].append(row.place(_why_missing(path), path))
+        named = {"image": () if row.image is None else (row.image,), "organs": row.organ_files}
+        for column, files in named.items():
+            lacking[column] += [row.place(_why_missing(path), path) for path in files if not exists(path)]
     found = []
     for column, places in lacking.items():
         if places:
@@ -151,7 +152,7 @@ def rules(facts: Facts) -> list[Finding]:
 def patients(facts: Facts) -> list[Finding]:
     """Is every patient, and every file, on one side of a split?"""
     found = []
-    grouped = {"patient": lambda row: row.patient, "scan": lambda row: str(row.image.resolve()) if row.image else ""}
+    grouped = {"patient": lambda row: row.patient, "scan": lambda row: os.path.realpath(row.image) if row.image else ""}
     for what, key in grouped.items():
         places, groups = _in_several_splits(facts.rows, key)
         if places:
@@ -211,18 +212,28 @@ def config(facts: Facts) -> list[Finding]:
     return [Finding("config", "error", "the config is refused", "keys and values that exist", facts.config, todo)]
 
 
+def organ_table(facts: Facts) -> list[Finding]:
+    """Can the organ table be read?"""
+    if not facts.table_fault:
+        return []
+    todo = "correct the table, or name a shipped one; labels and organs have not been compared"
+    expected = "a readable organ table"
+    return [Finding("organ_table", "error", "the organ table is refused", expected, facts.table_fault, todo)]
+
+
 def made(facts: Facts) -> list[Finding]:
-    """Can the data module be made? Its own words, where no other check said why not."""
-    if not facts.refused:
+    """Can the data module be made? Its own words, where no other check said why not, or where it has several."""
+    first, *lines = facts.refused.splitlines() or [""]
+    if not first:
         return []
-    if facts.sheet is not None and any(
-        finding.severity == "error"
-        for check in (sheet, columns, ids, paths, label_values, rules, patients)
-        for finding in check(facts)
-    ):
+    others = (organ_table, sheet, columns, ids, paths, label_values, rules, patients)
+    told = any(finding.severity == "error" for check in others for finding in check(facts))
+    if told and not lines:
         return []
-    title = "the data cannot be set up"
-    return [Finding("made", "error", title, f"arguments that {facts.source} takes", facts.refused, "see what came")]
+    title = "the data cannot be set up" if not told else "the data module in its own words"
+    places = tuple(Place(line.removeprefix("- ")) for line in lines)
+    expected = f"arguments and files that {facts.source} takes"
+    return [Finding("made", "error", title, expected, first, "see what came", places)]
 
 
 def built(facts: Facts) -> list[Finding]:
@@ -283,9 +294,9 @@ def _number(text: str) -> float:
     return math.nan if value is None else value
 
 
-def _roles(facts: Facts) -> list[tuple[str, str, str]]:
+def _roles(facts: Facts) -> list[tuple[str, str, Severity]]:
     """Argument, split, and how bad it is when the split is empty: training reads the first two before it begins."""
-    val = [] if facts.val is None else [("val_split", facts.val, "error")]
+    val: list[tuple[str, str, Severity]] = [] if facts.val is None else [("val_split", facts.val, "error")]
     return [("train_split", facts.train, "error"), *val, *(("test_splits", name, "warning") for name in facts.tests)]
 
 
@@ -299,7 +310,8 @@ def _in_several_splits(rows: Iterable[Row], key: Callable[[Row], str]) -> tuple[
     return places, list(groups)
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Is something there?"""
     try:
         return path.exists()
     except OSError:  # a name that is too long, or a loop of links

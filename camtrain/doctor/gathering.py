@@ -17,6 +17,8 @@ from camtrain.doctor.form_checks import rows_of
 from camtrain.doctor.network import free_memory
 from camtrain.doctor.sheet import Sheet, read_sheet
 
+# Arguments by which labels, splits or files come from elsewhere than the manifest's own columns.
+_ELSEWHERE = ("labels_csv", "root", "splits", "split_files", "folds", "fold")
 _BYTES = 8  # per voxel of a cached case: image float32, organs int32
 
 
@@ -41,8 +43,9 @@ def facts_of_refused(arguments: Mapping[str, Any], refused: str) -> Facts:
     """
     path = arguments.get("manifest")
     sheet = None if path is None else read_sheet(path)
-    if sheet is None:
-        return Facts("ManifestDataModule", refused=refused, hounsfield=True)
+    if sheet is None or any(arguments.get(name) for name in _ELSEWHERE):
+        # What the CSV need not hold then, only the data module knows.
+        return Facts(str(path or "ManifestDataModule"), refused=refused, hounsfield=True)
     table, trouble = _table(arguments.get("table"))
     chosen = arguments.get("labels")
     facts = Facts(
@@ -51,7 +54,8 @@ def facts_of_refused(arguments: Mapping[str, Any], refused: str) -> Facts:
         table=table,
         rows=rows_of(sheet),
         sheet=sheet,
-        refused=trouble or refused,
+        refused=refused,
+        table_fault=trouble,
     )
     if chosen is not None:
         facts.sheet, facts.rows = _only(sheet, facts)
@@ -123,4 +127,4 @@ def _triple(value: Any) -> tuple[float, ...] | None:
 
 
 def _listed(value: Any) -> list[str]:
-    return [value] if isinstance(value, str | Path) else [str(one) for one in value or ()]
+    return [str(value)] if isinstance(value, str | Path) else [str(one) for one in value or ()]

@@ -90,7 +90,7 @@ def seen_box(
         return tuple(slice(0, n) for n in shape)
     box = []
     for n, own, wanted, keep in zip(shape, step, spacing or step, size, strict=True):
-        resampled = round((n - 1) * own / wanted) + 1  # the first voxels share their centre
+        resampled = round((n - 1) * own / wanted + 1)  # as MONAI rounds; the first voxels share their centre
         first = max(0, resampled // 2 - keep // 2)
         last = min(resampled, first + keep)
         low, high = ((edge - 0.5) * wanted / own for edge in (first, last))

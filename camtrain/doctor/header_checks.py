@@ -10,6 +10,7 @@ import numpy as np
 
 from camtrain.doctor.facts import Facts, Header
 from camtrain.doctor.finding import Finding, Place, count, some
+from camtrain.doctor.form_checks import exists
 from camtrain.doctor.grids import how_grids_differ, turned_to_ras
 
 _FEW = 5  # cases below which nothing is an outlier
@@ -29,7 +30,8 @@ def unreadable(facts: Facts) -> list[Finding]:
         ):
             header = headers.get(index)
             fault = (header.fault if header else "") or told
-            if fault and (file is None or file.exists()):  # what is missing is told by `paths`
+            files = file if isinstance(file, tuple) else () if file is None else (file,)
+            if fault and all(exists(path) for path in files):  # what is missing is told by `paths`
                 places.append(row.place(f"{column}: {fault}", header.path if header else file))
     if not places:
         return []
@@ -56,9 +58,10 @@ def cut_off(facts: Facts) -> list[Finding]:
     ]
     if not places:
         return []
-    title = f"{count(len(places), 'file')} shorter than the header says"
-    todo = "copy them again; a full read (without --headers-only) tells for certain"
-    return [Finding("cut_off", "error", title, "as many voxels as the header says", "fewer", todo, tuple(places))]
+    title = f"{count(len(places), 'file')} perhaps truncated"
+    todo = "read in full (without --headers-only), which tells for certain, or copy them again"
+    expected = "an end that fits the header"
+    return [Finding("cut_off", "warning", title, expected, "another", todo, tuple(places))]
 
 
 def grids(facts: Facts) -> list[Finding]:

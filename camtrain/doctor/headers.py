@@ -11,15 +11,17 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from camtrain.data.manifest_files import SUFFIXES
+from camtrain._errors import InputError
+from camtrain.data import manifest_files
 from camtrain.doctor.facts import Header
 
+_TRAILING = 2**16  # bytes that may follow the voxels
 _SAMPLE = 2**16  # bytes at either end of a file that its print is made of
 
 
 def is_nifti(path: Path) -> bool:
     """Is this a file whose header can be read here? Of others only a full read tells."""
-    return path.name.endswith(SUFFIXES) and not path.name.startswith(".") and not path.is_dir()
+    return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".") and not path.is_dir()
 
 
 def nifti_files(folder: Path) -> list[Path]:
@@ -27,11 +29,14 @@ def nifti_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if is_nifti(path)]
 
 
-def read_header(path: Path) -> Header:
-    """Header of a NIfTI file; what is wrong is in its `fault`, nothing is raised.
+def read_header(path: Path) -> Header | None:
+    """Header of a volume; what is wrong is in its `fault`, nothing is raised.
 
     Args:
-        path: `.nii` or `.nii.gz`.
+        path: A file; of other formats than NIfTI, what the data room can read.
+
+    Returns:
+        The header, or None where only a full read tells.
 
     Example:
         >>> read_header(Path("nowhere.nii")).fault
@@ -39,6 +44,8 @@ def read_header(path: Path) -> Header:
     """
     if not path.exists():
         return Header(path, fault="no such file")
+    if not is_nifti(path):
+        return _other_header(path)
     try:
         size, mark = path.stat().st_size, fingerprint(path)
     except OSError as error:
@@ -57,17 +64,34 @@ def read_header(path: Path) -> Header:
         return Header(path, size=size, print=mark, fault=f"no readable NIfTI header ({_first_line(error)})")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
+    bytes_ = offset + math.prod(shape) * dtype.itemsize
     return Header(
         path=path,
         shape=shape,
         affine=affine,
         dtype="RGB" if dtype.names else str(dtype),
         placed=any(codes) or not codes,
-        fault=_fault(shape, dtype, affine),
-        doubt=_too_short(path, size, offset + math.prod(shape) * dtype.itemsize),
+        fault=_fault(shape, dtype, affine) or _too_short(path, size, bytes_),
+        doubt=_odd_end(path, bytes_),
         size=size,
         print=mark,
     )
+
+
+def _other_header(path: Path) -> Header | None:
+    """Header of another format, where the data room reads any."""
+    read = getattr(manifest_files, "read_header", None)
+    if read is None:
+        return None
+    size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+    try:
+        told = read(path)
+    except InputError as error:
+        return Header(path, size=size, fault=str(error))
+    shape = tuple(int(n) for n in told.shape)
+    affine = np.asarray(told.affine, dtype=np.float64)
+    mark = fingerprint(path) if path.is_file() else ""
+    return Header(path, shape, affine, str(told.dtype), bool(told.oriented), size=size, print=mark)
 
 
 def _fault(shape: tuple[int, ...], dtype: np.dtype[Any], affine: np.ndarray[Any, Any]) -> str:
@@ -88,15 +112,24 @@ def _fault(shape: tuple[int, ...], dtype: np.dtype[Any], affine: np.ndarray[Any,
 
 
 def _too_short(path: Path, size: int, expected: int) -> str:
-    """Fewer bytes than the header promises. The last four bytes of a gz stream are its length, modulo 2^32."""
-    if path.name.endswith(".gz"):
-        with path.open("rb") as file:
-            file.seek(-4, 2)
-            (length,) = struct.unpack("<I", file.read(4))
-        short = length != expected % 2**32 and length < expected
-        # A file in several members (bgzip) ends with the length of the last one: a doubt, until it has been read.
-        return f"its end says {length:,} bytes, its header {expected:,}: cut off?" if short else ""
-    return f"{size:,} bytes, where the header promises {expected:,}: cut off" if size < expected else ""
+    """Fewer bytes than the header promises."""
+    if path.name.endswith(".gz") or size >= expected:
+        return ""
+    return f"{size:,} bytes, where the header promises {expected:,}: truncated"
+
+
+def _odd_end(path: Path, expected: int) -> str:
+    """The last four bytes of a gz stream are its length, modulo 2^32; those of half a stream are anything."""
+    if not path.name.endswith(".gz"):
+        return ""
+    with path.open("rb") as file:
+        if file.read(14).endswith(b"BC"):
+            return ""  # bgzip: many streams, the last one empty
+        file.seek(-4, 2)
+        (length,) = struct.unpack("<I", file.read(4))
+    if 0 <= length - expected % 2**32 < _TRAILING:
+        return ""
+    return f"its end says {length:,} bytes, its header {expected:,}: truncated?"
 
 
 def fingerprint(path: Path) -> str:

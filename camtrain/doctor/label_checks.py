@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scipy.stats import fisher_exact
 
 from camtrain.doctor.facts import Facts
-from camtrain.doctor.finding import Finding, count, some
+from camtrain.doctor.finding import Finding, Severity, count, some
 
 _CHANCE = 0.001  # below this, having organs and having a finding do not go together by chance
 _GAP = 0.2  # difference of shares from which that matters
@@ -39,27 +38,32 @@ def tally(facts: Facts, indices: Iterable[int], label: int) -> Tally:
 
 def balance(facts: Facts) -> list[Finding]:
     """Labels without positives or negatives in a split that training, validation or test reads."""
-    found = []
+    lacking: dict[tuple[str, bool], dict[str, list[str]]] = {}
     for split in facts.used_splits:
         indices = facts.of_split(split)
-        if not indices:
-            continue
-        counts = {name: tally(facts, indices, n) for n, name in enumerate(facts.labels)}
-        training = split == facts.train
-        for what, of in (("positives", "present"), ("negatives", "absent")):
-            none = [name for name, t in counts.items() if not getattr(t, of) and t.present + t.absent]
-            if none:
-                because = "cannot be learned" if training else "have no AUROC"
-                found.append(_lacking(split, what, none, because, training or what == "positives"))
-        if nobody := [name for name, t in counts.items() if not t.present + t.absent]:
-            found.append(_lacking(split, "known truths", nobody, "do not count at all", True))
-    return found
+        for number, label in enumerate(facts.labels if indices else ()):
+            t = tally(facts, indices, number)
+            if not t.present + t.absent:
+                what = "known truths"
+            elif not t.present:
+                what = "positives"
+            elif not t.absent:
+                what = "negatives"
+            else:
+                continue
+            lacking.setdefault((what, split == facts.train), {}).setdefault(label, []).append(split)
+    return [_lacking(what, training, where) for (what, training), where in lacking.items()]
 
 
-def _lacking(split: str, what: str, labels: Sequence[str], because: str, bad: bool) -> Finding:
+def _lacking(what: str, training: bool, where: dict[str, list[str]]) -> Finding:
     todo = "move cases between splits, add cases, or leave the labels out with labels="
-    title = f"{count(len(labels), 'label')} without {what} in {split!r}: they {because}"
-    return Finding("balance", "warning" if bad else "note", title, f"some {what} of every label", some(labels), todo)
+    consequence = "cannot be learned" if training else "has no AUROC there"
+    splits = some({split: None for many in where.values() for split in many}, 4)
+    title = f"{count(len(where), 'label')} without {what} in {splits}: such a label {consequence}"
+    got = some(f"{label} ({some(many, 4)})" for label, many in where.items())
+    # Negatives are missing where all cases of a small split have the finding: worth knowing, not more.
+    severity: Severity = "note" if what == "negatives" and not training else "warning"
+    return Finding("balance", severity, title, f"some {what} of every label", got, todo)
 
 
 def empty_regions(facts: Facts) -> list[Finding]:
@@ -167,10 +171,9 @@ def _present(facts: Facts, index: int) -> list[str]:
 
 
 def _has_organs(facts: Facts, index: int) -> bool:
-    content = facts.contents.get(index)
-    if content is not None and facts.rows[index].organs is None:
-        return content.organs is not None
-    return facts.rows[index].organs is not None
+    if facts.hounsfield:
+        return facts.rows[index].organs is not None
+    return index in facts.contents and facts.contents[index].organs is not None
 
 
 def prevalence(facts: Facts) -> list[Finding]:
@@ -191,13 +194,3 @@ def prevalence(facts: Facts) -> list[Finding]:
     title = f"{count(len(said), 'label')} much more or less frequent than in training"
     todo = "check how the splits were made; probabilities will be off there, AUROC is not"
     return [Finding("prevalence", "note", title, "like shares in all splits", some(said, 4), todo)]
-
-
-def share(part: int, whole: int) -> float:
-    """A share, NaN of nothing.
-
-    Example:
-        >>> share(1, 4), share(0, 0)
-        (0.25, nan)
-    """
-    return part / whole if whole else math.nan

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
@@ -13,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from camtrain.doctor.contents import lenient, read_content
 from camtrain.doctor.facts import Facts, Header, Row
-from camtrain.doctor.headers import is_nifti, nifti_files, read_header
+from camtrain.doctor.form_checks import exists
+from camtrain.doctor.headers import nifti_files, read_header
 
 _T = TypeVar("_T")
 _PROBES = 3  # cases that are read to tell how long all will take
@@ -58,17 +60,18 @@ def read_headers(facts: Facts, workers: int = 1) -> None:
 
 
 def _headers_of(row: Row, organs: set[str]) -> tuple[Header | None, Header | None, tuple[str, ...]]:
-    image = read_header(row.image) if row.image is not None and is_nifti(row.image) else None
-    if row.organs is None:
-        return image, None, ()
-    if not row.organs.is_dir():
-        return image, read_header(row.organs) if is_nifti(row.organs) else None, ()
-    files = nifti_files(row.organs)
-    stems = {path.name.split(".nii")[0]: path for path in files}
-    known = [path for stem, path in stems.items() if stem in organs]
-    stray = tuple(stem for stem in stems if stem not in organs) if organs else ()
-    # Of a folder the first header stands for all until the files are read: training compares each of them.
-    headers = [read_header(path) for path in known]
+    image = read_header(row.image) if row.image is not None else None
+    files: list[Path] = []
+    stray: tuple[str, ...] = ()
+    for path in row.organ_files:
+        if path.is_dir() and (inside := nifti_files(path)):
+            known = [file for file in inside if file.name.split(".nii")[0] in organs]
+            stray += tuple(file.name.split(".nii")[0] for file in inside if organs and file not in known)
+            files += known
+        else:
+            files.append(path)
+    # The first header stands for all until the files are read: training compares each of them.
+    headers = [header for path in files if (header := read_header(path)) is not None]
     worst = next((header for header in headers if header.fault), None) or next(iter(headers), None)
     return image, worst, stray
 
@@ -78,13 +81,13 @@ def to_read(facts: Facts) -> list[int]:
     return [
         index
         for index, row in enumerate(facts.rows)
-        if (row.image is not None and row.image.exists() and not _broken(facts.image_headers.get(index)))
-        or (row.organs is not None and row.organs.exists() and not _broken(facts.organ_headers.get(index)))
+        if _readable((row.image,) if row.image else (), facts.image_headers.get(index))
+        or _readable(row.organ_files, facts.organ_headers.get(index))
     ]
 
 
-def _broken(header: Header | None) -> bool:
-    return header is not None and bool(header.fault)
+def _readable(files: Sequence[Path], header: Header | None) -> bool:
+    return bool(files) and all(exists(path) for path in files) and not (header is not None and header.fault)
 
 
 def probe(facts: Facts, workers: int = 1) -> Estimate | None:
@@ -101,7 +104,8 @@ def probe(facts: Facts, workers: int = 1) -> Estimate | None:
     by_size = sorted(cases, key=lambda index: sizes[index])
     middle = len(by_size) // 2
     chosen = by_size[max(0, middle - _PROBES // 2) :][:_PROBES]
-    begin, measured = time.perf_counter(), []
+    begin = time.perf_counter()
+    measured: list[int] = []
     for index in chosen:
         if measured and time.perf_counter() - begin > _PROBE_SECONDS:
             break
@@ -133,9 +137,9 @@ def read_all(facts: Facts, workers: int = 1) -> None:
 
 def _read_into(facts: Facts, index: int) -> None:
     row = facts.rows[index]
-    if row.image is not None and (_broken(facts.image_headers.get(index)) or not row.image.exists()):
+    if not _readable((row.image,) if row.image else (), facts.image_headers.get(index)):
         row = replace(row, image=None)
-    if row.organs is not None and (_broken(facts.organ_headers.get(index)) or not row.organs.exists()):
+    if not _readable(row.organ_files, facts.organ_headers.get(index)):
         row = replace(row, organs=None)
     facts.contents[index] = read_content(row, lenient(facts.table), facts.spacing, facts.size, facts.window)
 
@@ -199,8 +203,3 @@ class bar:  # noqa: N801  (a context manager, used as a function)
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-
-
-def bytes_of(headers: Iterable[Header]) -> int:
-    """Bytes on disk."""
-    return sum(header.size for header in headers)
