@@ -84,6 +84,8 @@ def doctor(args: Sequence[str]) -> None:
         say=lambda text: console.print(text, highlight=False, markup=False),
         unbuilt=patient.unbuilt,
     )
+    if options.config and patient.model is None:
+        found.left_out.append("the network: it is made when config and data are right")
     page = page_of(found, shlex.join(["camtrain", "doctor", *args]))
     _show(console, found, page.tables)
     if options.out:

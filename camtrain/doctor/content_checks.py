@@ -136,16 +136,21 @@ def organs_never(facts: Facts) -> list[Finding]:
     there = [index for index, content in facts.contents.items() if content.organs is not None]
     if facts.table is None or not there:
         return []
+    found = {name for name in facts.table.organs if any(facts.organ_voxels(index, name) for index in there)}
+    rules = {label: set(rule.organs) for label, rule in facts.table.rules.items() if not rule.anywhere}
+    lost = [label for label, organs in rules.items() if not organs & found]
+    others = sorted(set().union(*rules.values(), []) - found - {name for label in lost for name in rules[label]})
     said = []
-    for name in facts.table.organs:
-        users = [label for label, rule in facts.table.rules.items() if name in rule.organs]
-        if users and not any(facts.organ_voxels(index, name) for index in there):
-            said.append(f"{name} (for {some(users, 3)})")
-    if not said:
-        return []
-    title = f"{count(len(said), 'organ')} of the rules in none of {count(len(there), 'segmented case')}"
+    number = count(len(there), "segmented case")
     todo = "compare the table's ids with those of the segmenter, and names with its files"
-    return [Finding("organs_never", "warning", title, "every organ in some case", some(said), todo)]
+    if lost:
+        title = f"{count(len(lost), 'label')} whose organs are in none of {number}"
+        got = some(f"{label} ({some(sorted(rules[label]), 3)})" for label in lost)
+        said.append(Finding("organs_never", "warning", title, "organs of every label in some case", got, todo))
+    if others:
+        title = f"{count(len(others), 'organ')} of the rules in none of {number}; their labels have others"
+        said.append(Finding("organs_never", "note", title, "every organ in some case", some(others), todo))
+    return said
 
 
 def sides(facts: Facts) -> list[Finding]:

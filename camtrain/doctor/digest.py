@@ -12,7 +12,7 @@ import numpy as np
 from camtrain.doctor.check_table import CHECKS
 from camtrain.doctor.examining import Examination, duration
 from camtrain.doctor.facts import Facts
-from camtrain.doctor.finding import SEVERITIES, count, some
+from camtrain.doctor.finding import SEVERITIES, bytes_in_words, count, some
 from camtrain.doctor.grids import turned_to_ras
 from camtrain.doctor.label_checks import tally
 from camtrain.doctor.net_checks import organ_size
@@ -61,7 +61,7 @@ def _lead(found: Examination) -> str:
     cases, labels = count(len(facts.rows), "case"), count(len(facts.labels), "label")
     text = f"{facts.source}: {cases} ({splits or 'no split'}), {labels}."
     if found.estimate is not None:
-        text += f" {found.estimate.bytes / 2**30:.2f} GiB on disk."
+        text += f" {bytes_in_words(found.estimate.bytes)} on disk."
     return f"{text} The examination took {duration(found.seconds)}."
 
 
@@ -185,28 +185,26 @@ def _cost(facts: Facts) -> DoctorTable:
         return DoctorTable("Memory and time", "", ("", "", ""), [])
     where = "measured" if net.device == "cpu" else f"measured on {net.device}"
     rows: Rows = [
-        ("parameters", _mib(net.parameters), f"{net.kind}"),
-        ("gradients and optimiser", _mib(net.trainable * (1 + net.optimizer_states)), net.optimizer),
-        ("a batch", _mib(net.batch), " x ".join(map(str, net.image_shape))),
+        ("parameters", bytes_in_words(net.parameters), f"{net.kind}"),
+        ("gradients and optimiser", bytes_in_words(net.trainable * (1 + net.optimizer_states)), net.optimizer),
+        ("a batch", bytes_in_words(net.batch), " x ".join(map(str, net.image_shape))),
     ]
     for name, cost in (("a step", net.step), ("a step with the mask loss", net.masked_step)):
         if cost is not None:
-            rows.append((f"kept for the backward pass, {name}", _mib(cost.held), where))
+            rows.append((f"kept for the backward pass, {name}", bytes_in_words(cost.held), where))
             rows.append((f"time of {name}", f"{cost.seconds:.3g} s", where))
     if net.memory is not None:
-        rows.append(("memory of training, about", _mib(net.memory), "the sum; workspaces of the device come on top"))
+        rows.append(
+            ("memory of training, about", bytes_in_words(net.memory), "the sum; workspaces of the device come on top")
+        )
     if net.epoch_seconds is not None:
         rows.append(("an epoch, cases at hand", duration(net.epoch_seconds), f"{net.steps:,} steps"))
     if net.read_seconds == net.read_seconds:
         reading = f"{net.train_cases:,} cases x {net.read_seconds:.3g} s / {count(max(1, net.workers), 'worker')}"
         rows.append(("reading all training cases once", duration(net.epoch_reading_seconds), reading))
     if facts.cached_bytes:
-        free = "" if facts.free_memory is None else f"of {_mib(facts.free_memory)} free"
-        rows.append(("cases kept in memory", _mib(facts.cached_bytes), free))
+        free = "" if facts.free_memory is None else f"of {bytes_in_words(facts.free_memory)} free"
+        rows.append(("cases kept in memory", bytes_in_words(facts.cached_bytes), free))
     device = "the CPU of this machine" if net.device == "cpu" else net.device
     says = f"One batch on {device}; nothing was trained, and callbacks that only look come on top."
     return DoctorTable("Memory and time", says, ("", "", "from"), rows)
-
-
-def _mib(number: float) -> str:
-    return f"{number / 2**30:.3g} GiB" if number >= 2**30 else f"{number / 2**20:.3g} MiB"

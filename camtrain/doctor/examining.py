@@ -13,7 +13,7 @@ from camtrain.data.manifest_module import ManifestDataModule
 from camtrain.data.manifest_transforms import root_input_error
 from camtrain.doctor.check_table import Stage, run_checks
 from camtrain.doctor.facts import Facts
-from camtrain.doctor.finding import Finding
+from camtrain.doctor.finding import Finding, bytes_in_words
 from camtrain.doctor.gathering import facts_of_manifest
 from camtrain.doctor.net_facts import NetFacts
 from camtrain.doctor.network import Trial, Watch, free_memory, try_network
@@ -127,7 +127,7 @@ def _look_at_files(found: Examination, extent: Extent, say: Callable[[str], None
     if estimate is None:
         found.left_out.append("no volume was read: none can be")
         return
-    size = f"{estimate.bytes / 2**30:.2f} GiB on disk, " if estimate.bytes else ""
+    size = f"{bytes_in_words(estimate.bytes)} on disk, " if estimate.bytes else ""
     say(
         f"{estimate.cases:,} cases, {size}headers are read; a full read takes about {duration(estimate.seconds)} with "
         f"{extent.workers} worker{'s' if extent.workers > 1 else ''} (measured on {estimate.measured})"

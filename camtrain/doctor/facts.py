@@ -143,7 +143,8 @@ class Facts:
     Attributes:
         source: The manifest, or the class of the data module.
         labels: Label names, in the order of the outputs.
-        table: Organ table, cut to the labels; None where it could not be read.
+        table: Organ table, cut to the labels that it knows; None where it could not be read.
+        rules: Labels for which the whole table has a rule.
         rows: All cases.
         train: Name of the training split.
         val: Of the validation split, None = there is none.
@@ -171,6 +172,7 @@ class Facts:
     source: str
     labels: Sequence[str] = ()
     table: OrganTable | None = None
+    rules: Sequence[str] = ()
     rows: Sequence[Row] = ()
     train: str = "train"
     val: str | None = "val"

@@ -76,6 +76,16 @@ def count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def bytes_in_words(number: float) -> str:
+    """A size in MiB or GiB.
+
+    Example:
+        >>> bytes_in_words(3 * 2**20), bytes_in_words(2.5 * 2**30)
+        ('3 MiB', '2.5 GiB')
+    """
+    return f"{number / 2**30:.3g} GiB" if number >= 2**30 else f"{number / 2**20:.3g} MiB"
+
+
 def some(words: Iterable[object], most: int = 6) -> str:
     """The first words of a list, and how many more there are.
 

@@ -52,6 +52,7 @@ def facts_of_refused(arguments: Mapping[str, Any], refused: str) -> Facts:
         source=str(sheet.path),
         labels=list(sheet.labels) if chosen is None else [name for name in _listed(chosen) if name in sheet.labels],
         table=table,
+        rules=() if table is None else table.labels,
         rows=rows_of(sheet),
         sheet=sheet,
         refused=refused,
@@ -59,6 +60,8 @@ def facts_of_refused(arguments: Mapping[str, Any], refused: str) -> Facts:
     )
     if chosen is not None:
         facts.sheet, facts.rows = _only(sheet, facts)
+    if table is not None and (known := [name for name in facts.labels if name in table.labels]):
+        facts.table = table.select(known)
     return _with_arguments(facts, arguments)
 
 

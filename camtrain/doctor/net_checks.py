@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from camtrain.doctor.facts import Facts
-from camtrain.doctor.finding import Finding, count, some
+from camtrain.doctor.finding import Finding, bytes_in_words, count, some
 from camtrain.doctor.net_facts import WatchedLayer
 
 _MEMORY_SHARE = 0.9
@@ -87,18 +87,16 @@ def memory(facts: Facts) -> list[Finding]:
     if free and facts.cached_bytes > _MEMORY_SHARE * free:
         title = "the cached cases do not fit into the memory of this machine"
         todo = "set cache: 0.3 (a part of the cases) or cache: false, or a smaller size="
-        expected = f"at most {_gib(free)} that are free"
-        found.append(Finding("memory", "warning", title, expected, _gib(facts.cached_bytes), todo))
+        expected = f"at most {bytes_in_words(free)} that are free"
+        found.append(Finding("memory", "warning", title, expected, bytes_in_words(facts.cached_bytes), todo))
     net = facts.net
     if net is not None and net.device == "cpu" and net.memory and free and net.memory > _MEMORY_SHARE * free:
         title = "a training step does not fit into the memory of this machine"
         todo = "a smaller batch_size or size, or train where there is more (a GPU counts by its own memory)"
-        found.append(Finding("memory", "warning", title, f"at most {_gib(free)}", _gib(net.memory), todo))
+        found.append(
+            Finding("memory", "warning", title, f"at most {bytes_in_words(free)}", bytes_in_words(net.memory), todo)
+        )
     if net is not None and net.skipped:
         todo = "see what came"
         found.append(Finding("memory", "note", "no training step was measured", "a short one", net.skipped, todo))
     return found
-
-
-def _gib(number: float) -> str:
-    return f"{number / 2**30:.3g} GiB"

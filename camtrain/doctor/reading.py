@@ -187,13 +187,15 @@ class bar:  # noqa: N801  (a context manager, used as a function)
     """A progress bar on stderr, which a log file does not get."""
 
     def __init__(self, title: str, total: int) -> None:
+        console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=total)
 

@@ -24,6 +24,8 @@ SPLITS = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
 class Study:
     """Scans, organs and manifest in a folder; every part can be changed before it is examined."""
 
+    shape, step, splits = SHAPE, STEP, SPLITS
+
     def __init__(self, folder):
         self.folder = folder
         self.header = ["id", "image", "organs", "split", "patient", "nodule", "cardiomegaly"]

@@ -7,7 +7,6 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import SHAPE
 
 from camtrain._errors import InputError
 from camtrain.data.manifest_files import read_image
@@ -67,7 +66,7 @@ def test_unreadable_not_gz_empty_or_no_nifti(study):
 
 def test_unreadable_4d_rgb_complex_or_flat_affine(study):
     study.save("c0.nii.gz", np.stack([study.scan(0)] * 2, axis=-1))
-    colours = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    colours = np.zeros(study.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, study.affine), study.folder / "c1.nii.gz")
     study.save("c2.nii.gz", study.scan(2).astype(np.complex64))
     study.save("c4.nii.gz", study.scan(4)[..., None])  # one time point is 3D
