@@ -157,13 +157,13 @@ def _of_manifest(options: argparse.Namespace) -> _Patient:
     return _of_arguments(arguments)
 
 
-def _of_arguments(arguments: Mapping[str, Any]) -> _Patient:
-    """Of `ManifestDataModule`, or of what can be read of a manifest that it refuses."""
+def _of_arguments(arguments: Mapping[str, Any], kind: type | None = None) -> _Patient:
+    """Of a manifest's data module, or of what can be read of a manifest that it refuses."""
     from camtrain.data.manifest_module import ManifestDataModule
     from camtrain.doctor.gathering import facts_of_refused
 
     try:
-        return _Patient(data=ManifestDataModule(**arguments))
+        return _Patient(data=(kind or ManifestDataModule)(**arguments))
     except InputError as error:
         return _Patient(facts=facts_of_refused(arguments, str(error)))
 
@@ -185,20 +185,21 @@ def _of_config(options: argparse.Namespace, more: Sequence[str]) -> _Patient:
     if data is None:
         return _Patient(facts=Facts(source, config="the config names no data module (data.class_path)"))
     patient = _Patient()
-    of_manifest = _is_manifest(data["class_path"])
-    if of_manifest:
-        patient = _of_arguments(data["init_args"].as_dict())
+    kind = _manifest_module(data["class_path"])
+    if kind is not None:
+        patient = _of_arguments(data["init_args"].as_dict(), kind)
     if patient.facts is None:
-        _build(cli, patient, of_manifest, source)
+        _build(cli, patient, kind is not None, source)
     return patient
 
 
-def _is_manifest(class_path: str) -> bool:
+def _manifest_module(class_path: str) -> type | None:
+    """The class, where it reads a manifest."""
     from camtrain.data.manifest_module import ManifestDataModule
 
     module, _, name = class_path.rpartition(".")
     found = getattr(importlib.import_module(module), name, None)  # the parser has found it already
-    return isinstance(found, type) and issubclass(found, ManifestDataModule)
+    return found if isinstance(found, type) and issubclass(found, ManifestDataModule) else None
 
 
 def _build(cli: Any, patient: _Patient, of_manifest: bool, source: str) -> None:

@@ -128,7 +128,7 @@ def organ_ids(facts: Facts) -> list[Finding]:
     todo = "add them to the table under organs, or set ignore_unknown: true there"
     if passes:
         todo = "nothing: ignore_unknown lets them pass; are they organs that a label needs?"
-    return [Finding("organ_ids", "note" if passes else "error", title, expected, got, todo, places)]
+    return [Finding("organ_ids", "note" if passes else facts.of_a_file, title, expected, got, todo, places)]
 
 
 def organs_never(facts: Facts) -> list[Finding]:
@@ -155,7 +155,7 @@ def organs_never(facts: Facts) -> list[Finding]:
 
 def sides(facts: Facts) -> list[Finding]:
     """Is every left organ on the left of its right twin? Else image or segmentation were mirrored."""
-    if facts.table is None or not facts.hounsfield:
+    if facts.table is None or not facts.files:
         return []
     pairs = [
         (name, name.replace("left", "right"))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
@@ -57,17 +58,29 @@ def read_content(
         if row.organs is not None and table is not None:
             files: Any = row.organs
             organs = read_organs(files, table)
-            if grid is not None:
-                affine = np.asarray(organs.affine, dtype=np.float64)
-                found["grids"] = how_grids_differ(*grid, tuple(organs.shape[1:]), affine)
-            turned = to_ras(organs)
-            affine = np.asarray(turned.affine, dtype=np.float64)
-            step = np.linalg.norm(affine[:3, :3], axis=0)
-            box = seen_box(turned.shape[1:], step, spacing, size)
-            found["organs"] = organ_sizes(turned.as_tensor()[0].numpy(), affine, box)
+            found |= _of_organs(organs, grid, spacing, size)
     except InputError as error:
         found["organs_fault"] = str(error)
     return Content(**found, seconds=time.perf_counter() - begin)
+
+
+def _of_organs(
+    organs: MetaTensor,
+    grid: tuple[tuple[int, ...], NDArray[np.float64]] | None,
+    spacing: Sequence[float] | None,
+    size: Sequence[int] | None,
+) -> dict[str, Any]:
+    """Organs of a case, and how their grid differs from that of its image."""
+    shape = tuple(int(n) for n in organs.shape[1:])
+    if len(shape) != 3:  # a picture has no place in the world
+        differs = "" if grid is None or grid[0] == shape else f"shape {shape} instead of {grid[0]}"
+        return {"grids": differs, "organs": organ_sizes(organs.as_tensor()[0].numpy())}
+    affine = np.asarray(organs.affine, dtype=np.float64)
+    differs = "" if grid is None else how_grids_differ(*grid, shape, affine)
+    turned = to_ras(organs)
+    affine = np.asarray(turned.affine, dtype=np.float64)
+    box = seen_box(turned.shape[1:], np.linalg.norm(affine[:3, :3], axis=0).tolist(), spacing, size)
+    return {"grids": differs, "organs": organ_sizes(turned.as_tensor()[0].numpy(), affine, box)}
 
 
 def of_intensities(image: NDArray[Any], window: Sequence[float] | None = None) -> dict[str, Any]:

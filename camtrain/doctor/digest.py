@@ -92,7 +92,7 @@ def _rule(facts: Facts, label: str) -> str:
 
 def _scans(facts: Facts) -> DoctorTable:
     """Range of what headers and volumes say."""
-    good = [h for h in facts.image_headers.values() if h.shape and not h.fault]
+    good = [h for h in facts.image_headers.values() if len(h.shape) == 3 and not h.fault]
     turned = [turned_to_ras(h.shape, h.affine) for h in good]
     shapes = np.array([shape for shape, _ in turned]).reshape(-1, 3)
     steps = np.array([np.linalg.norm(affine[:3, :3], axis=0) for _, affine in turned]).reshape(-1, 3)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camtrain.anatomy.organ_table import OrganTable
-from camtrain.doctor.finding import Place
+from camtrain.doctor.finding import Place, Severity
 from camtrain.doctor.net_facts import NetFacts
 from camtrain.doctor.sheet import Sheet
 
@@ -152,7 +152,9 @@ class Facts:
         spacing: Voxel size in mm that training resamples to, None = each scan's own.
         size: Voxels after cropping, None = each scan's own.
         window: HU that become 0 and 1; None where the data module has no window.
-        hounsfield: Are intensities as read Hounsfield units (a manifest), and not what a module made of them?
+        files: Are the rows those of a manifest, whose files can be looked at one by one?
+        hounsfield: Are intensities as read Hounsfield units, and not pictures, or what a module made of them?
+        skips: Does training leave out what cannot be read, instead of stopping?
         sheet: The manifest as text, where it could not be used.
         refused: What the data module said when it was made, "" = it could be made.
         table_fault: Why the organ table cannot be read, "" = it can.
@@ -180,7 +182,9 @@ class Facts:
     spacing: tuple[float, ...] | None = None
     size: tuple[int, ...] | None = None
     window: tuple[float, float] | None = None
+    files: bool = False
     hounsfield: bool = False
+    skips: bool = False
     sheet: Sheet | None = None
     refused: str = ""
     table_fault: str = ""
@@ -195,6 +199,11 @@ class Facts:
     stray_files: dict[int, tuple[str, ...]] = field(default_factory=dict)
     contents: dict[int, Content] = field(default_factory=dict)
     net: NetFacts | None = None
+
+    @property
+    def of_a_file(self) -> Severity:
+        """How bad a file is that training cannot read."""
+        return "warning" if self.skips else "error"
 
     @property
     def splits(self) -> list[str]:

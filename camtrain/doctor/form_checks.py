@@ -168,7 +168,7 @@ def patients(facts: Facts) -> list[Finding]:
                     places,
                 )
             )
-    if facts.rows and not any(row.patient for row in facts.rows) and facts.hounsfield:
+    if facts.rows and not any(row.patient for row in facts.rows) and facts.files:
         found.append(
             Finding(
                 "patients",

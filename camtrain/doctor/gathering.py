@@ -18,7 +18,8 @@ from camtrain.doctor.network import free_memory
 from camtrain.doctor.sheet import Sheet, read_sheet
 
 # Arguments by which labels, splits or files come from elsewhere than the manifest's own columns.
-_ELSEWHERE = ("labels_csv", "root", "splits", "split_files", "folds", "fold")
+_ELSEWHERE = ("labels_csv", "root", "splits", "folds")
+_PICTURES = (".png", ".jpg", ".jpeg")
 _BYTES = 8  # per voxel of a cached case: image float32, organs int32
 
 
@@ -43,9 +44,10 @@ def facts_of_refused(arguments: Mapping[str, Any], refused: str) -> Facts:
     """
     path = arguments.get("manifest")
     sheet = None if path is None else read_sheet(path)
-    if sheet is None or any(arguments.get(name) for name in _ELSEWHERE):
+    elsewhere = any(arguments.get(name) for name in _ELSEWHERE) or arguments.get("split_column", "split") != "split"
+    if sheet is None or elsewhere:
         # What the CSV need not hold then, only the data module knows.
-        return Facts(str(path or "ManifestDataModule"), refused=refused, hounsfield=True)
+        return Facts(str(path or "ManifestDataModule"), refused=refused, files=True)
     table, trouble = _table(arguments.get("table"))
     chosen = arguments.get("labels")
     facts = Facts(
@@ -97,7 +99,8 @@ def _row(case: Case) -> Row:
 
 def _with_arguments(facts: Facts, arguments: Mapping[str, Any]) -> Facts:
     """Splits, spacing, crop, window and cache."""
-    facts.hounsfield = True
+    facts.files = True
+    facts.skips = arguments.get("on_error") == "skip"
     facts.train = str(arguments.get("train_split") or "train")
     val = arguments.get("val_split", "val")
     facts.val = None if val is None else str(val)
@@ -106,8 +109,11 @@ def _with_arguments(facts: Facts, arguments: Mapping[str, Any]) -> Facts:
     size = _triple(arguments.get("size"))
     facts.size = None if size is None else tuple(int(n) for n in size)
     window = arguments.get("window", (-1000.0, 800.0))
-    if isinstance(window, Sequence) and len(window) == 2:
+    pictures = any(row.image is not None and row.image.suffix.lower() in _PICTURES for row in facts.rows)
+    if isinstance(window, Sequence) and not isinstance(window, str) and len(window) == 2 and not pictures:
         facts.window = (float(window[0]), float(window[1]))
+        # A window that begins at 0 or above is not for HU, where air is -1000.
+        facts.hounsfield = facts.window[0] < 0
     try:
         facts.cache = float(arguments.get("cache", True))
     except (TypeError, ValueError):

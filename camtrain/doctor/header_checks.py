@@ -38,7 +38,7 @@ def unreadable(facts: Facts) -> list[Finding]:
     return [
         Finding(
             "unreadable",
-            "error",
+            facts.of_a_file,
             f"{count(len(places), 'volume')} cannot be used",
             "whole, readable 3D files with one real number per voxel and a place in the world",
             some(dict.fromkeys(_in_short(place.got) for place in places), 3),
@@ -73,7 +73,7 @@ def grids(facts: Facts) -> list[Finding]:
             places.append(row.place(content.grids, row.organs))
             continue
         image, organs = facts.image_headers.get(index), facts.organ_headers.get(index)
-        if content is None and image and organs and not image.fault and not organs.fault:
+        if content is None and image and organs and _usable(image) and _usable(organs):
             differs = how_grids_differ(image.shape, image.affine, organs.shape, organs.affine)
             if differs:
                 places.append(row.place(differs, organs.path))
@@ -82,7 +82,7 @@ def grids(facts: Facts) -> list[Finding]:
     return [
         Finding(
             "grids",
-            "error",
+            facts.of_a_file,
             f"organs of {count(len(places), 'case')} lie on another grid than the image",
             "one voxel grid for image and organs (corners within a tenth of a voxel, any order of the axes)",
             some(dict.fromkeys(place.got for place in places), 2),
@@ -181,7 +181,7 @@ def stray_files(facts: Facts) -> list[Finding]:
 
 
 def _usable(header: Header) -> bool:
-    return not header.fault and bool(header.shape)
+    return not header.fault and len(header.shape) == 3
 
 
 def _ras_step(header: Header) -> tuple[float, ...]:

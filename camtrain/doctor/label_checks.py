@@ -171,7 +171,7 @@ def _present(facts: Facts, index: int) -> list[str]:
 
 
 def _has_organs(facts: Facts, index: int) -> bool:
-    if facts.hounsfield:
+    if facts.files:
         return facts.rows[index].organs is not None
     return index in facts.contents and facts.contents[index].organs is not None
 

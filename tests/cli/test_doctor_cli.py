@@ -18,7 +18,7 @@ SIZE = [24, 18, 30]
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Ten phantom cases as files."""
+    """Twelve phantom cases as files."""
     monkeypatch.chdir(tmp_path)
     manifest = export_phantom(
         "files", {"train": 6, "val": 3, "test": 3}, size=tuple(SIZE), labels=["effusion", "nodule"]
