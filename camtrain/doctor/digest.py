@@ -12,7 +12,7 @@ import numpy as np
 from camtrain.doctor.check_table import CHECKS
 from camtrain.doctor.examining import Examination, duration
 from camtrain.doctor.facts import Facts
-from camtrain.doctor.finding import SEVERITIES, bytes_in_words, count, some
+from camtrain.doctor.finding import SEVERITIES, bytes_in_words, count, number_in_words, some
 from camtrain.doctor.grids import turned_to_ras
 from camtrain.doctor.label_checks import tally
 from camtrain.doctor.net_checks import organ_size
@@ -153,9 +153,9 @@ def _organ_cells(facts: Facts, name: str, segmented: list[int], layers: list[Wat
     cells = []
     for layer in layers:
         cell = np.prod(layer.cell_mm) / 1000 if unit == "ml" and layer.cell_mm else np.prod(layer.cell)
-        cells.append(f"{volume / cell:.3g}")
+        cells.append(number_in_words(volume / cell))
     length = f"{longest:.3g} {'mm' if unit == 'ml' else 'voxels'}"
-    return [f"{len(has):,} of {len(segmented):,}", f"{volume:.3g} {unit}", length, f"{kept:.0%}", *cells]
+    return [f"{len(has):,} of {len(segmented):,}", f"{number_in_words(volume)} {unit}", length, f"{kept:.0%}", *cells]
 
 
 def _extent(facts: Facts, index: int, organ_id: int) -> tuple[float, ...]:

@@ -129,7 +129,7 @@ def _look_at_files(found: Examination, extent: Extent, say: Callable[[str], None
         return
     size = f"{bytes_in_words(estimate.bytes)} on disk, " if estimate.bytes else ""
     say(
-        f"{estimate.cases:,} cases, {size}headers are read; a full read takes about {duration(estimate.seconds)} with "
+        f"{estimate.cases:,} cases, {size}headers are read; a full read takes {_about(estimate.seconds)} with "
         f"{extent.workers} worker{'s' if extent.workers > 1 else ''} (measured on {estimate.measured})"
     )
     if extent.headers_only:
@@ -258,6 +258,10 @@ def _first_reading(facts: Facts, otherwise: float) -> float:
 
 def _name(data: Any) -> str:
     return "no data" if data is None else type(data).__name__
+
+
+def _about(seconds: float) -> str:
+    return duration(seconds) if seconds < 1 else f"about {duration(seconds)}"
 
 
 def duration(seconds: float) -> str:

@@ -86,6 +86,16 @@ def bytes_in_words(number: float) -> str:
     return f"{number / 2**30:.3g} GiB" if number >= 2**30 else f"{number / 2**20:.3g} MiB"
 
 
+def number_in_words(number: float) -> str:
+    """Three digits, without an exponent for what is large.
+
+    Example:
+        >>> number_in_words(1081.3), number_in_words(4.0971), number_in_words(0.027)
+        ('1,081', '4.1', '0.027')
+    """
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
 def some(words: Iterable[object], most: int = 6) -> str:
     """The first words of a list, and how many more there are.
 

@@ -129,7 +129,7 @@ def label_values(facts: Facts) -> list[Finding]:
 
 
 def rules(facts: Facts) -> list[Finding]:
-    """Has every label a rule in the organ table, and are table and data the same labels?"""
+    """Has every label a rule in the organ table?"""
     if facts.sheet is None or facts.table is None:
         return []  # the data module knows it, and has taken them
     known = facts.rules

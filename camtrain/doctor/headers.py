@@ -16,7 +16,7 @@ from camtrain.data import manifest_files
 from camtrain.doctor.facts import Header
 
 _TRAILING = 2**16  # bytes that may follow the voxels
-_SAMPLE = 2**16  # bytes at either end of a file that its print is made of
+_SAMPLE = 2**12  # bytes at either end of a file that its print is made of
 
 
 def is_nifti(path: Path) -> bool:

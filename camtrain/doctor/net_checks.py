@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from camtrain.doctor.facts import Facts
-from camtrain.doctor.finding import Finding, bytes_in_words, count, some
+from camtrain.doctor.finding import Finding, bytes_in_words, count, number_in_words, some
 from camtrain.doctor.net_facts import WatchedLayer
 
 _MEMORY_SHARE = 0.9
@@ -63,7 +63,7 @@ def _smaller(facts: Facts, name: str, layer: WatchedLayer) -> str:
     cell = float(np.prod(layer.cell_mm)) / 1000 if unit == "ml" and layer.cell_mm else float(np.prod(layer.cell))
     if unit == "ml" and not layer.cell_mm:
         return ""
-    return f"{volume:.3g} {unit} in cells of {cell:.3g}" if volume < cell else ""
+    return f"{number_in_words(volume)} {unit} in cells of {number_in_words(cell)}" if volume < cell else ""
 
 
 def organ_size(facts: Facts, name: str) -> tuple[float, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from camtrain.data.phantom_export import export_phantom
+from camtrain.doctor import CHECKS
 
 CT = Path(__file__).parents[2].parent / "shared" / "data" / "ct_abdomen"
 SIZE = [24, 18, 30]
@@ -52,7 +54,7 @@ def test_a_sound_manifest(run, files, tmp_path):
     result = run("doctor", "--manifest", files, "--table", "phantom", "--workers", 2, "--out", "page.html")
     assert result.code == 0, result.err
     assert "12 cases" in result.out
-    assert "a full read takes about" in result.out
+    assert "a full read takes" in result.out
     assert set(everything(tmp_path)) - set(before) == {str(tmp_path / "page.html")}
     page = Path("page.html").read_text()
     assert "http://" not in page
@@ -170,5 +172,23 @@ def test_a_real_ct_and_its_segmentation(run, tmp_path, monkeypatch):
     assert [line for line in result.out.splitlines() if line.startswith("error")] == [
         "error  no case in the split 'val'  [splits]"
     ]
-    assert "1.04e+03 ml" in result.out
+    assert "1,043 ml" in result.out
     assert json.dumps(str(CT))[1:-1] not in result.out
+
+
+def test_the_example_of_the_page_gives_what_the_page_says(run, tmp_path, monkeypatch):
+    """docs/doctor.md: its Python makes the study, its command finds the six faults and no others."""
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(block, "doctor.md", "exec"), {})  # noqa: S102 - our own page
+    words = re.search(r"^camtrain (doctor --manifest study/\S+ .*)$", text, flags=re.MULTILINE)[1].split()
+    result = run(*words)
+    assert result.code == 2
+    heads = re.compile(r"^(?:error|warning|note)  .*\[\w+\]$", flags=re.MULTILINE)
+    assert heads.findall(result.out) == heads.findall(text)
+
+
+def test_the_page_lists_every_check():
+    text = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert [name for name, check in CHECKS.items() if f"| `{name}` | {check.asks} |" not in text] == []
