@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from camtrain.doctor.facts import Facts
-from camtrain.doctor.finding import Finding, bytes_in_words, count, number_in_words, some
-from camtrain.doctor.net_facts import WatchedLayer
+from camtrain.doctor.finding import Finding, Severity, bytes_in_words, count, number_in_words, some
+from camtrain.doctor.net_facts import BY_DEFAULT, WatchedLayer
 
 _MEMORY_SHARE = 0.9
 
@@ -37,7 +37,7 @@ def small_organs(facts: Facts) -> list[Finding]:
         return []
     used = {name for rule in facts.table.rules.values() for name in rule.organs}
     found, told = [], set()
-    for layer in facts.net.layers:
+    for layer in sorted(facts.net.layers, key=lambda layer: layer.asked_by == BY_DEFAULT):  # those that are used first
         if layer.fault or layer.name in told:
             continue
         told.add(layer.name)
@@ -50,7 +50,10 @@ def small_organs(facts: Facts) -> list[Finding]:
             title = f"{count(len(small), 'organ is', 'organs are')} smaller than a cell of {layer.name!r}"
             todo = "take an earlier layer (camtrain layers), or smaller voxels: a cell there is half organ at best"
             expected = f"organs larger than a cell, {cell} {unit}"
-            found.append(Finding("small_organs", "warning", title, expected, some(small), todo))
+            # Where callbacks name their layers, nobody takes the one of layer=None.
+            aside = layer.asked_by == BY_DEFAULT and any(other.asked_by != BY_DEFAULT for other in facts.net.layers)
+            severity: Severity = "note" if aside else "warning"
+            found.append(Finding("small_organs", severity, title, expected, some(small), todo))
     return found
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+BY_DEFAULT = "layer=None"
+
 
 @dataclass(frozen=True)
 class WatchedLayer:

@@ -20,7 +20,7 @@ from camtrain.anatomy.organ_table import OrganTable
 from camtrain.cam.layer_lookup import default_layer, find_layer, plain_name
 from camtrain.cam.layer_table import layers as list_layers
 from camtrain.cam.tap import LayerTap
-from camtrain.doctor.net_facts import NetFacts, StepCost, WatchedLayer
+from camtrain.doctor.net_facts import BY_DEFAULT, NetFacts, StepCost, WatchedLayer
 from camtrain.losses.organ_mask import OrganMaskLoss
 
 _LONGEST = 180.0  # seconds that a step may be expected to take, else it is not tried
@@ -231,7 +231,7 @@ def _layers(model: nn.Module, batch: Any, watches: Sequence[Watch]) -> list[Watc
     assert read.image is not None  # noqa: S101
     rows = {row.name: row for row in list_layers(model, read.image, depth=None, affine=read.affine, seen=False)}
     found = []
-    for watch in (Watch("layer=None", None), *watches):
+    for watch in (Watch(BY_DEFAULT, None), *watches):
         for layer in watch.layer if isinstance(watch.layer, list | tuple) else [watch.layer]:
             try:
                 full = default_layer(model, read.image)[0] if layer is None else find_layer(model, layer)[0]
