@@ -153,7 +153,7 @@ def _organ_cells(facts: Facts, name: str, segmented: list[int], layers: list[Wat
     cells = []
     for layer in layers:
         cell = np.prod(layer.cell_mm) / 1000 if unit == "ml" and layer.cell_mm else np.prod(layer.cell)
-        cells.append(number_in_words(volume / cell))
+        cells.append(number_in_words(float(volume / cell)))
     length = f"{longest:.3g} {'mm' if unit == 'ml' else 'voxels'}"
     return [f"{len(has):,} of {len(segmented):,}", f"{number_in_words(volume)} {unit}", length, f"{kept:.0%}", *cells]
 
