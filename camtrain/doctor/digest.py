@@ -107,8 +107,9 @@ def _scans(facts: Facts) -> DoctorTable:
     rows += _range(f"highest {unit}", np.array([c.high for c in read]))
     rows += _range("outside the window, %", np.array([100 * c.clipped for c in read if c.clipped == c.clipped]))
     rows += _range("reading a case, s", np.array([c.seconds for c in read if c.seconds == c.seconds]))
-    says = f"{count(len(good) or len(read), 'scan')}; axes as the patient's."
+    says = f"{count(len(good) or len(read), 'scan')}."
     if good:
+        says += " Axes as the patient's."
         axes = Counter("".join(nib.aff2axcodes(h.affine)) for h in good)
         kinds = Counter(h.dtype for h in good)
         says += f" Orientation on disk: {_counted(axes)}; numbers: {_counted(kinds)}."

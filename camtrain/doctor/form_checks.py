@@ -122,7 +122,7 @@ def label_values(facts: Facts) -> list[Finding]:
         if wrong:
             values = some(dict.fromkeys(place.got for place in wrong))
             todo = "correct the values, or name the label columns with labels= if this column is no label"
-            title = f"label {label!r} has {count(len(wrong), 'value')} that say neither yes nor no"
+            title = f"label {label!r} has {count(len(wrong), 'value')} other than 0, 1 and unknown"
             expected = "0, 1, or empty / -1 / NaN for unknown"
             found.append(Finding("label_values", "error", title, expected, values, todo, tuple(wrong)))
     return found
@@ -227,13 +227,16 @@ def made(facts: Facts) -> list[Finding]:
     if not first:
         return []
     others = (organ_table, sheet, columns, ids, paths, label_values, rules, patients)
-    told = any(finding.severity == "error" for check in others for finding in check(facts))
-    if told and not lines:
+    errors = [finding for check in others for finding in check(facts) if finding.severity == "error"]
+    if errors and not lines:
         return []
+    told = sum(max(1, len(finding.places)) for finding in errors)
     title = "the data cannot be set up" if not told else "the data module in its own words"
     places = tuple(Place(line.removeprefix("- ")) for line in lines)
     expected = f"arguments and files that {facts.source} takes"
-    return [Finding("made", "error", title, expected, first, "see what came", places)]
+    # What others have told, kind by kind, is repeated in its words for who compares the two.
+    severity: Severity = "note" if lines and told >= len(lines) else "error"
+    return [Finding("made", severity, title, expected, first, "see what came", places)]
 
 
 def built(facts: Facts) -> list[Finding]:

@@ -96,21 +96,23 @@ def orientation(facts: Facts) -> list[Finding]:
     """Does every header say where left and right are?"""
     found = []
     lost = [
-        facts.rows[index].place("neither sform nor qform", header.path)
+        facts.rows[index].place("not said", header.path)
         for headers in (facts.image_headers, facts.organ_headers)
         for index, header in headers.items()
-        if not header.placed and not header.fault
+        if not header.placed and _usable(header)
     ]
     if lost:
-        todo = "write sform or qform where you know them; left and right may be swapped, and so the organs of a side"
+        todo = (
+            "write it (in NIfTI sform or qform) where you know it; left and right may be swapped, and organs with them"
+        )
         title = f"{count(len(lost), 'header')} without orientation: NIfTI's default is assumed"
         expected = "a header that says where left and right are"
-        found.append(Finding("orientation", "warning", title, expected, "neither sform nor qform", todo, tuple(lost)))
+        found.append(Finding("orientation", "warning", title, expected, "not said", todo, tuple(lost)))
     codes = Counter("".join(nib.aff2axcodes(h.affine)) for h in facts.image_headers.values() if _usable(h))
     if len(codes) > 1:
         got = ", ".join(f"{code} {n}" for code, n in codes.most_common())
         todo = "nothing: every volume is turned to RAS when it is read"
-        found.append(Finding("orientation", "note", "scans in several orientations", "one or several", got, todo))
+        found.append(Finding("orientation", "note", "scans in several orientations", "one orientation", got, todo))
     return found
 
 
@@ -142,7 +144,7 @@ def spacing(facts: Facts) -> list[Finding]:
             )
             title = f"{count(len(far), 'scan')} with a {name} far from the others"
             todo = "look at them: another protocol, a scout, a part of the body, or a wrong header"
-            expected = f"about {unit + ' of ' if unit else ''}{_mm(typical)}, the median of all scans"
+            expected = f"{unit + ' of ' if unit else ''}about {_mm(typical)}, the median of all scans"
             got = some((place.got for place in places), 3)
             found.append(Finding("spacing", "warning", title, expected, got, todo, places))
     return found

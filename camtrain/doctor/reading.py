@@ -57,6 +57,10 @@ def read_headers(facts: Facts, workers: int = 1) -> None:
             facts.organ_headers[index] = organs
         if stray:
             facts.stray_files[index] = stray
+    # In the order of the rows, whichever thread was first.
+    facts.image_headers = dict(sorted(facts.image_headers.items()))
+    facts.organ_headers = dict(sorted(facts.organ_headers.items()))
+    facts.stray_files = dict(sorted(facts.stray_files.items()))
 
 
 def _headers_of(row: Row, organs: set[str]) -> tuple[Header | None, Header | None, tuple[str, ...]]:
@@ -133,6 +137,7 @@ def read_all(facts: Facts, workers: int = 1) -> None:
     rest = [index for index in to_read(facts) if index not in facts.contents]
     for _ in in_threads(lambda index: _read_into(facts, index), rest, workers, "reading volumes"):
         pass
+    facts.contents = dict(sorted(facts.contents.items()))
 
 
 def _read_into(facts: Facts, index: int) -> None:
