@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from camtrain._errors import InputError
@@ -216,8 +216,21 @@ def _look_at_network(
         read_seconds=seconds,
         device=extent.device,
     )
-    facts.net = try_network(trial)
+    facts.net = _unturned(try_network(trial), facts.spacing)
     found.stages.append("network")
+
+
+def _unturned(net: NetFacts, spacing: tuple[float, ...] | None) -> NetFacts:
+    """Cells in the mm that all cases are resampled to: those of the batch are scaled a little by augmentation."""
+    if spacing is None:
+        return net
+    layers = [
+        replace(layer, cell_mm=tuple(n * mm for n, mm in zip(layer.cell, spacing, strict=True)))
+        if len(layer.cell) == len(spacing)
+        else layer
+        for layer in net.layers
+    ]
+    return replace(net, layers=layers)
 
 
 def _training_split(data: Any) -> Split:

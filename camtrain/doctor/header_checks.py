@@ -102,9 +102,7 @@ def orientation(facts: Facts) -> list[Finding]:
         if not header.placed and _usable(header)
     ]
     if lost:
-        todo = (
-            "write it (in NIfTI sform or qform) where you know it; left and right may be swapped, and organs with them"
-        )
+        todo = "write it (in NIfTI sform or qform) where you know it: left and right may be swapped, with their organs"
         title = f"{count(len(lost), 'header')} without orientation: NIfTI's default is assumed"
         expected = "a header that says where left and right are"
         found.append(Finding("orientation", "warning", title, expected, "not said", todo, tuple(lost)))

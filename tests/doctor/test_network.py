@@ -157,11 +157,12 @@ def test_a_network_on_a_manifest_with_a_damaged_first_case(study):
 
     (study.folder / "c0.nii.gz").write_bytes(b"nothing")
     size = (16, 16, 16)
-    data = ManifestDataModule(study.write(), study.folder / "table.yaml", spacing=3, size=size)
+    data = ManifestDataModule(study.write(), study.folder / "table.yaml", spacing=3, size=size, augment=True)
     model = LitClassifier(FlattenNet(size=size, widths=(4, 6, 8, 5)), labels=data.labels)
     found = examine(data=data, model=model)
     assert [f.check for f in found.findings if f.severity == "error"] == ["unreadable"]
     assert found.facts.net.batch_size == 2
+    assert {layer.cell_mm for layer in found.facts.net.layers} == {tuple(3 * n for n in found.facts.net.layers[0].cell)}
     assert found.facts.net.read_seconds > 0
     assert np.prod(found.facts.net.image_shape) == 2 * 16**3
 
