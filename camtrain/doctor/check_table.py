@@ -21,15 +21,25 @@ class Check:
         run: Facts -> findings; pure.
         stage: What must have been looked at before it says anything: later stages know what earlier ones do.
         asks: Its question.
+        of_files: Is it about a manifest and its files, so that other data have nothing to ask?
     """
 
     run: Callable[[Facts], list[Finding]]
     stage: Stage
     asks: str
+    of_files: bool = False
 
 
 def _check(run: Callable[[Facts], list[Finding]], stage: Stage) -> Check:
-    return Check(run, stage, (run.__doc__ or "").splitlines()[0])
+    return Check(run, stage, (run.__doc__ or "").splitlines()[0], run in _OF_FILES)
+
+
+_OF_FILES = (
+    *(form_checks.organ_table, form_checks.sheet, form_checks.columns, form_checks.ids, form_checks.paths),
+    *(form_checks.label_values, form_checks.rules, header_checks.cut_off, header_checks.grids),
+    *(header_checks.orientation, header_checks.spacing, header_checks.stray_files),
+    *(content_checks.sides, label_checks.crop),
+)
 
 
 _STAGES: dict[Stage, tuple[Callable[[Facts], list[Finding]], ...]] = {

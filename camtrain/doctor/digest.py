@@ -31,7 +31,6 @@ def page_of(found: Examination, command: str = "") -> DoctorPage:
     """
     numbers = Counter(finding.severity for finding in found.findings)
     said = ", ".join(count(numbers[severity], severity) for severity in SEVERITIES if numbers[severity])
-    quiet = {name for name, check in CHECKS.items() if check.stage in found.stages} - {f.check for f in found.findings}
     return DoctorPage(
         title=f"camtrain doctor: {Path(found.facts.source).name}",
         verdict=verdict(found),
@@ -40,10 +39,23 @@ def page_of(found: Examination, command: str = "") -> DoctorPage:
         lead=_lead(found),
         findings=found.findings,
         tables=tables_of(found),
-        quiet=[(name, CHECKS[name].asks) for name in CHECKS if name in quiet],
+        quiet=[(name, CHECKS[name].asks) for name in _quiet(found)],
         left_out=found.left_out,
         command=command,
     )
+
+
+def _quiet(found: Examination) -> list[str]:
+    """Checks that looked at all there is for them, and had nothing to say."""
+    told = {finding.check for finding in found.findings}
+    return [
+        name
+        for name, check in CHECKS.items()
+        if check.stage in found.stages
+        and name not in told
+        and not (check.stage == "contents" and found.partly)
+        and (found.facts.files or not check.of_files)
+    ]
 
 
 def verdict(found: Examination) -> str:
@@ -192,7 +204,7 @@ def _cost(facts: Facts) -> DoctorTable:
     ]
     for name, cost in (("a step", net.step), ("a step with the mask loss", net.masked_step)):
         if cost is not None:
-            rows.append((f"kept for the backward pass, {name}", bytes_in_words(cost.held), where))
+            rows.append((f"kept for backward, {name}", bytes_in_words(cost.held), where))
             rows.append((f"time of {name}", f"{cost.seconds:.3g} s", where))
     if net.memory is not None:
         rows.append(

@@ -51,6 +51,7 @@ class Examination:
         findings: What is wrong or suspicious, worst first.
         stages: What was looked at.
         estimate: How long a full read takes, or would take; None without files.
+        partly: Were only some cases read?
         left_out: What was not looked at, and why.
         seconds: The examination took so long.
     """
@@ -59,6 +60,7 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
     estimate: Estimate | None = None
+    partly: bool = False
     left_out: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -132,6 +134,7 @@ def _look_at_files(found: Examination, extent: Extent, say: Callable[[str], None
         f"{estimate.cases:,} cases, {size}headers are read; a full read takes {_about(estimate.seconds)} with "
         f"{extent.workers} worker{'s' if extent.workers > 1 else ''} (measured on {estimate.measured})"
     )
+    found.partly = extent.headers_only
     if extent.headers_only:
         seen = len(facts.contents)
         found.left_out.append(f"volumes were not read (--headers-only), except {seen} to tell how long it takes")

@@ -67,6 +67,10 @@ def test_headers_only(run, files):
     result = run("doctor", "--manifest", files, "--table", "phantom", "--headers-only", "--labels", "nodule")
     assert result.code == 0, result.err
     assert "not looked at: volumes were not read" in result.out
+    run("doctor", "--manifest", files, "--table", "phantom", "--headers-only", "--out", "page.html")
+    asked = Path("page.html").read_text().split('id="asked"')[1]
+    assert "<code>grids</code>" in asked
+    assert "<code>sides</code>" not in asked  # three cases say nothing of all
 
 
 def test_a_config_and_its_network(run, files, tmp_path):
@@ -128,8 +132,9 @@ def test_a_config_with_a_misspelt_key(run, files):
 
 
 def test_a_phantom_config_with_options_behind_it(run, write):
-    result = run("doctor", "--config", write(), "--data.cases", 8, "--cases", 4)
+    result = run("doctor", "--config", write(), "--data.cases", 8, "--cases", 4, "--out", "page.html")
     assert result.code == 0, result.err
+    assert "<code>sheet</code>" not in Path("page.html").read_text()  # there is none
     assert "all but 4 cases of each split" in result.out
 
 
