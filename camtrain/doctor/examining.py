@@ -285,7 +285,7 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> duration(0.04), duration(75), duration(7300)
-        ('under a second', '1 min 15 s', '2 h 2 min')
+        ('under a second', '1 min 15 s', '2 h 1 min')
     """
     if math.isnan(seconds):
         return "unknown"

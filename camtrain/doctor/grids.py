@@ -84,7 +84,7 @@ def seen_box(
 
     Example:
         >>> seen_box((100, 40), (1.0, 1.0), (2.0, 2.0), (20, 40))
-        (slice(30, 70, None), slice(0, 40, None))
+        (slice(29, 69, None), slice(0, 40, None))
     """
     if size is None:
         return tuple(slice(0, n) for n in shape)
@@ -94,7 +94,9 @@ def seen_box(
         first = max(0, resampled // 2 - keep // 2)
         last = min(resampled, first + keep)
         low, high = ((edge - 0.5) * wanted / own for edge in (first, last))
-        box.append(slice(max(0, int(np.ceil(low))), min(n, int(np.ceil(high)))))
+        # Where nothing is cropped, nothing is lost but what resampling rounds off.
+        start, stop = (0 if first == 0 else int(np.ceil(low))), (n if last == resampled else int(np.ceil(high)))
+        box.append(slice(max(0, start), min(n, stop)))
     return tuple(box)
 
 
