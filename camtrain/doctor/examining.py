@@ -175,7 +175,7 @@ def _set_up(found: Examination, data: Any) -> dict[str, Split]:
     except InputError:
         if not getattr(data, "make_organs", False):
             raise
-        data.organs = None  # not made yet
+        data.organs, found.facts.organs_to_come = None, True
         data.setup("fit")
     try:
         data.setup("test")

@@ -154,6 +154,7 @@ class Facts:
         window: HU that become 0 and 1; None where the data module has no window.
         files: Are the rows those of a manifest, whose files can be looked at one by one?
         hounsfield: Are intensities as read Hounsfield units, and not pictures, or what a module made of them?
+        organs_to_come: Will organs be made before training, and are not there yet?
         skips: Does training leave out what cannot be read, instead of stopping?
         sheet: The manifest as text, where it could not be used.
         refused: What the data module said when it was made, "" = it could be made.
@@ -184,6 +185,7 @@ class Facts:
     window: tuple[float, float] | None = None
     files: bool = False
     hounsfield: bool = False
+    organs_to_come: bool = False
     skips: bool = False
     sheet: Sheet | None = None
     refused: str = ""

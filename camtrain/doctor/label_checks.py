@@ -102,7 +102,7 @@ def empty_regions(facts: Facts) -> list[Finding]:
 
 def segmented(facts: Facts) -> list[Finding]:
     """How many cases have organs, and does having them give a finding away?"""
-    if facts.table is None or not facts.rows or all(facts.table.anywhere):
+    if facts.table is None or not facts.rows or facts.organs_to_come or all(facts.table.anywhere):
         return []
     train = facts.of_split(facts.train)
     has = {index: _has_organs(facts, index) for index in train}
