@@ -103,6 +103,15 @@ class CamtrainCLI(LightningCLI):
         if self._loaded is not None:
             check_fits(self._loaded, self.model, self._get(self.config, "ckpt_path"))
 
+    def build(self) -> None:
+        """Make data module and model after all, where only the config was read.
+
+        Raises:
+            InputError: One of them cannot be made, or they do not fit.
+        """
+        self._until = "built"
+        self.instantiate_classes()
+
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         if self._until != "done":

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("camtrain.cli.explain:explain", "attention maps of one scan as NIfTI files and a picture"),
     "report": ("camtrain.cli.report:report", "the page of a run built anew, or two runs side by side on one page"),
     "study": ("camtrain.cli.study:study", "blinded reader study: one offline page for readers, and its analysis"),
+    "doctor": ("camtrain.cli.doctor:doctor", "what is wrong or suspicious with data and config, before training"),
     "methods": ("camtrain.cli.tables:methods", "the attention methods: cost, guarantee, blind spot"),
     "layers": ("camtrain.cli.tables:layers", "the layers of a model that a map can be taken of"),
 }
@@ -40,6 +41,7 @@ options:
   --version    version
 
 first steps:
+  camtrain doctor --config configs/phantom.yaml
   camtrain fit --config configs/phantom.yaml
   camtrain fit --config configs/phantom.yaml --trainer.max_epochs 3 --model.lr 0.002
   camtrain evaluate --ckpt_path BEST.ckpt --methods hirescam,gradcam --out evaluation

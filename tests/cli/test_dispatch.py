@@ -29,7 +29,7 @@ def test_help_needs_no_library():
 
 
 def test_commands_are_those_of_this_release(run):
-    words = "import fit validate test evaluate explain report study methods layers"
+    words = "import fit validate test evaluate explain report study doctor methods layers"
     assert list(COMMANDS) == words.split()
     shown = run("--help")
     assert shown.code == 0
@@ -46,7 +46,7 @@ def test_unknown_command_offers_the_nearest(refused):
     assert "no command 'voyage'" in refused("voyage")
 
 
-@pytest.mark.parametrize("command", ["fit", "evaluate", "explain", "report", "methods", "layers"])
+@pytest.mark.parametrize("command", ["fit", "evaluate", "explain", "report", "doctor", "methods", "layers"])
 def test_help_of_a_command(run, command):
     shown = run(command, "--help")
     assert shown.code == 0
