@@ -7,17 +7,20 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
+from typing import TypeVar
 
 from camtrain._errors import InputError, nearest
 from camtrain.data._faults import Faults
-from camtrain.data.manifest_csv import CsvTable, choose_labels, quick_labels, read_csv, read_label
+from camtrain.data.manifest_csv import CsvTable, choose_labels, read_csv
 from camtrain.data.manifest_paths import Places, find_image, find_organs
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 REQUIRED = ("id", "image", "organs", "split")
 OPTIONAL = ("patient",)
 
@@ -141,17 +144,18 @@ def read_manifest(
     taken = ("id", "image", "organs", "split", *split, *OPTIONAL)
     source = table if labels_csv is None else read_csv(Path(labels_csv), ("id",), "labels", "labels_csv")
     names = choose_labels(source.path, source.columns, taken if labels_csv is None else ("id", *OPTIONAL), labels)
-    if not table.rows:
+    if not table.lines:
         raise InputError(f"{file}: expected one row per case, got no rows below the header: write one row per scan")
     faults = Faults(str(file))
-    truths = None if labels_csv is None else _truths(source, names, faults)
+    of_row = repeat((math.nan,) * len(names)) if labels_csv is not None else table.truths(names, faults)
     places = Places(file.parent if root is None else Path(root), closed=root is not None, touch=check_files)
-    cases = [_case(file, number, row, names, truths, split_column, places, faults) for number, row in table.rows]
+    rows = table.rows(taken)
+    cases = [_case(file, *row, truth, split_column, places, faults) for row, truth in zip(rows, of_row, strict=False)]
     made = tuple(case for case in cases if case is not None)
     _check_ids(made, faults)
     check_leaks(made, faults, touch=check_files)
-    if truths is not None:
-        _check_truths(source.path, file, truths, made, faults)
+    if labels_csv is not None:
+        made = _with_truths(source, file, names, made, faults)
     faults.stop()
     return Manifest(file, names, made)
 
@@ -160,8 +164,7 @@ def _case(
     file: Path,
     number: int,
     row: Mapping[str, str],
-    names: Sequence[str],
-    truths: Mapping[str, tuple[float, ...]] | None,
+    label: tuple[float, ...],
     split_column: str | None,
     places: Places,
     faults: Faults,
@@ -174,55 +177,48 @@ def _case(
     if empty:
         return None
     where = f"{where} (id {row['id']!r})"
-    image, organs, label = Path(row["image"]), None, (math.nan,) * len(names)
-    with faults.noting():
-        image = find_image(places, row["image"], where)
+    image, organs = _found(find_image, places, row["image"], where, faults), None
     if row["organs"]:
-        with faults.noting():
-            organs = find_organs(places, row["organs"], where)
-    if truths is None:
-        label = _labels(row, names, where, faults)
-    else:
-        label = truths.get(row["id"], label)
+        organs = _found(find_organs, places, row["organs"], where, faults)
+    image = image or Path(row["image"])
     split = "" if split_column is None else row[split_column]
     return Case(row["id"], image, organs, split, label, row.get("patient", ""), where)
 
 
-def _labels(row: Mapping[str, str], names: Iterable[str], where: str, faults: Faults) -> tuple[float, ...]:
-    quick = quick_labels(row, names)
-    if quick is not None:
-        return quick
-    values = []
-    for name in names:
-        value = math.nan
-        with faults.noting():
-            value = read_label(row[name], where, name)
-        values.append(value)
-    return tuple(values)
+def _found(find: Callable[[Places, str, str], T], places: Places, text: str, where: str, faults: Faults) -> T | None:
+    try:
+        return find(places, text, where)
+    except InputError as error:
+        faults.add(str(error))
+        return None
 
 
-def _truths(table: CsvTable, names: Sequence[str], faults: Faults) -> dict[str, tuple[float, ...]]:
-    """Id -> labels, of the separate file."""
+def _with_truths(
+    table: CsvTable, file: Path, names: Sequence[str], cases: Sequence[Case], faults: Faults
+) -> tuple[Case, ...]:
+    """The cases with the labels of the separate file."""
     found: dict[str, tuple[float, ...]] = {}
-    rows: dict[str, int] = {}
-    for number, row in table.rows:
-        where = f"{table.path}, row {number} (id {row['id']!r})"
-        if not row["id"]:
+    first: dict[str, int] = {}
+    for (number, row), truth in zip(table.rows(["id"]), table.truths(names, faults), strict=True):
+        name = row["id"]
+        if not name:
             faults.add(f"{table.path}, row {number}: expected a value in the column 'id', got nothing: fill it in")
-        elif row["id"] in rows:
-            faults.add(f"{where}: expected every id once, got it already in row {rows[row['id']]}: keep one row")
+        elif name in first:
+            faults.add(
+                f"{table.path}, row {number} (id {name!r}): expected every id once, got it already in row "
+                f"{first[name]}: keep one row"
+            )
         else:
-            rows[row["id"]] = number
-            found[row["id"]] = _labels(row, names, where, faults)
-    return found
+            first[name], found[name] = number, truth
+    _check_found(table.path, file, found, cases, faults)
+    unknown = (math.nan,) * len(names)
+    return tuple(dataclasses.replace(case, label=found.get(case.id, unknown)) for case in cases)
 
 
-def _check_truths(
-    source: Path, file: Path, truths: Mapping[str, object], cases: Sequence[Case], faults: Faults
-) -> None:
-    lost = [case.id for case in cases if case.id not in truths]
+def _check_found(source: Path, file: Path, found: Mapping[str, object], cases: Sequence[Case], faults: Faults) -> None:
+    lost = [case.id for case in cases if case.id not in found]
     if cases and len(lost) == len(cases):
-        example = next(iter(truths), "nothing")
+        example = next(iter(found), "nothing")
         faults.add(
             f"{source}: expected rows for the ids of {file.name} (such as {lost[0]!r}), got none of them but "
             f"{example!r}: write the same ids in both files"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +31,30 @@ class CsvTable:
     Attributes:
         path: The file.
         columns: Names in the order of the header.
-        rows: (line number, column -> text without blanks around it) of every row that is not empty.
+        lines: (line number, fields as they are) of every row that is not empty.
     """
 
     path: Path
     columns: tuple[str, ...]
-    rows: tuple[tuple[int, Mapping[str, str]], ...]
+    lines: tuple[tuple[int, list[str]], ...]
+
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+        """(line number, column -> text without blanks around it), of the columns asked for that there are."""
+        places = [(name, self.columns.index(name)) for name in names if name in self.columns]
+        for number, fields in self.lines:
+            yield number, {name: fields[place].strip() for name, place in places}
+
+    def truths(self, names: Sequence[str], faults: Faults) -> Iterator[tuple[float, ...]]:
+        """The labels of every row; what is none is noted and unknown."""
+        places = [self.columns.index(name) for name in names]
+        key = self.columns.index("id")
+        for number, fields in self.lines:
+            # Millions of cells: each is looked at by itself only where one is written in no usual way.
+            try:
+                yield tuple([_KNOWN[fields[place]] for place in places])
+            except KeyError:
+                where = f"{self.path}, row {number} (id {fields[key].strip()!r})"
+                yield tuple([_read(fields[p].strip(), where, n, faults) for p, n in zip(places, names, strict=True)])
 
 
 def read_csv(file: Path, required: Sequence[str], what: str, argument: str) -> CsvTable:
@@ -55,7 +73,7 @@ def read_csv(file: Path, required: Sequence[str], what: str, argument: str) -> C
     lines = _lines(file, what, argument)
     if not lines:
         raise InputError(f"{file}: expected a header {','.join(required)},..., got an empty file: write {what}")
-    columns = lines[0][1]
+    columns = [name.strip() for name in lines[0][1]]
     _check_columns(file, columns, required)
     faults = Faults(str(file))
     for number, fields in lines[1:]:
@@ -65,21 +83,22 @@ def read_csv(file: Path, required: Sequence[str], what: str, argument: str) -> C
                 "put fields that contain a comma in quotes, and leave unknown fields empty"
             )
     faults.stop()
-    rows = tuple((number, dict(zip(columns, fields, strict=True))) for number, fields in lines[1:])
-    return CsvTable(file, tuple(columns), rows)
+    return CsvTable(file, tuple(columns), tuple(lines[1:]))
 
 
 def _lines(file: Path, what: str, argument: str) -> list[tuple[int, list[str]]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream, strict=True)
-            lines = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
+            lines = [(reader.line_num, fields) for fields in reader]
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{file}: expected {what} (CSV file), got {reason!r}: check {argument}=") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file}: expected CSV text in UTF-8, got {error}: save it as CSV in UTF-8") from None
-    return [(number, fields) for number, fields in lines if any(fields)]
+    return [
+        (number, fields) for number, fields in lines if fields and (fields[0].strip() or any(map(str.strip, fields)))
+    ]
 
 
 def _check_columns(file: Path, columns: Sequence[str], required: Sequence[str]) -> None:
@@ -157,12 +176,10 @@ def one_letter_apart(one: str, other: str) -> bool:
     return changed or (len(a) > 1 and len(b) > 1 and a[:2] == b[1::-1] and a[2:] == b[2:])
 
 
-def quick_labels(row: Mapping[str, str], names: Iterable[str]) -> tuple[float, ...] | None:
-    """The labels of a row where all are written in a usual way; None = look at each (millions of cells take time)."""
-    try:
-        return tuple([_KNOWN[row[name]] for name in names])
-    except KeyError:
-        return None
+def _read(text: str, where: str, name: str, faults: Faults) -> float:
+    with faults.noting():
+        return read_label(text, where, name)
+    return math.nan
 
 
 def read_label(text: str, where: str, name: str) -> float:

@@ -41,7 +41,7 @@ def splits_from_files(manifest: Manifest, source: Splits) -> Manifest:
             raise InputError(
                 f"{source}: expected a column 'id' or 'patient' beside 'split', got {table.columns}: add it"
             )
-        pairs = [(f"{source}, row {number}", row[by], row["split"]) for number, row in table.rows]
+        pairs = [(f"{source}, row {number}", row[by], row["split"]) for number, row in table.rows([by, "split"])]
     known = {getattr(case, by) for case in manifest.cases}
     found: dict[str, str] = {}
     for where, name, split in pairs:
