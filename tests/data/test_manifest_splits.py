@@ -109,10 +109,10 @@ def test_faults_of_split_files_are_told_at_once(manifest, tmp_path):
 
 def test_a_patient_in_two_split_files(manifest, tmp_path):
     (tmp_path / "s.csv").write_text("id,split\n0,train\n1,val\n")
-    with pytest.raises(InputError, match="patient 'p0' in 'val' and .*'train'"):
+    with pytest.raises(InputError, match=r"patient 'p0' in 'val' and .*'train'"):
         splits_from_files(manifest, tmp_path / "s.csv")
+    (tmp_path / "s.csv").write_text("name,split\n0,train\n")
     with pytest.raises(InputError, match="'id' or 'patient'"):
-        (tmp_path / "s.csv").write_text("name,split\n0,train\n")
         splits_from_files(manifest, tmp_path / "s.csv")
     with pytest.raises(InputError, match=r"none\.txt"):
         splits_from_files(manifest, {"train": tmp_path / "none.txt"})
