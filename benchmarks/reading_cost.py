@@ -1,6 +1,7 @@
 """What reading costs: epochs from NIfTI, from the caches and from memory, interleaved in one run; and bytes per case.
 
     python benchmarks/reading_cost.py --cases 12 --size 64 --file 128 --repeats 3
+    python benchmarks/reading_cost.py --rows 36316        # a large manifest: its check, and the way to the first batch
 
 Ratios are to the time of the same training with the same volumes from a list in memory: of the clock, and of the
 processor (which a machine that others use as well does not blur; it misses waiting for the disk, and workers). `first`
@@ -22,6 +23,7 @@ import torch
 from monai.networks.nets import ResNet
 
 from camtrain.data import ManifestDataModule
+from camtrain.data.manifest import read_manifest
 from camtrain.data.manifest_transforms import collate
 from camtrain.models import LitClassifier
 
@@ -64,11 +66,37 @@ def main() -> None:
     parser.add_argument("--file", type=int, default=128, help="voxels per axis in the files")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=0, help="rows of a manifest to check instead, with 84 labels")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.rows:
+            check_rows(options.rows, folder)
+            return
         manifest = write_scans(folder, options.cases, options.file, spacing=300 / options.file)
         measure(options, folder, manifest)
+
+
+def check_rows(rows: int, folder: Path) -> None:
+    """A manifest of many rows (of the same few scans): its form alone, its files too, and the first batch."""
+    write_scans(folder, cases=8, voxels=48, spacing=6)
+    names = [f"finding_{i}" for i in range(84)]
+    lines = [",".join(["id,image,organs,split,patient", *names])]
+    lines += [f"c{i},{i % 8}.nii.gz,{i % 8}_organs.nii.gz,train,p{i // 2}" + ",0,1,-1,,0,0" * 14 for i in range(rows)]
+    (folder / "many.csv").write_text("\n".join(lines) + "\n")
+    for check_files in (False, True):
+        start = time.perf_counter(), time.process_time()
+        read_manifest(folder / "many.csv", check_files=check_files)
+        used = time.perf_counter() - start[0], time.process_time() - start[1]
+        what = "form and files" if check_files else "form alone"
+        print(f"{rows} rows, 84 labels, {what}: {used[0]:.1f} s by the clock, {used[1]:.1f} s of the processor")
+    table = {"organs": {"lung": 1, "heart": 2}, "labels": dict.fromkeys(names, "anywhere")}
+    start = time.perf_counter(), time.process_time()
+    data = ManifestDataModule(folder / "many.csv", table, size=48, val_split=None, cache_dir=folder / "cache")
+    data.setup("fit")
+    next(iter(data.train_dataloader()))
+    used = time.perf_counter() - start[0], time.process_time() - start[1]
+    print(f"data module to first batch: {used[0]:.1f} s by the clock, {used[1]:.1f} s of the processor")
 
 
 def measure(options: argparse.Namespace, folder: Path, manifest: Path) -> None:
