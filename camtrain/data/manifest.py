@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -109,6 +109,7 @@ def read_manifest(
     root: str | os.PathLike[str] | None = None,
     split_column: str | None = "split",
     check_files: bool = True,
+    rules: Collection[str] | None = None,
 ) -> Manifest:
     r"""Read a manifest and check all that can be checked without opening a volume.
 
@@ -122,6 +123,7 @@ def read_manifest(
             start at the manifest and may lead anywhere.
         split_column: Column of the splits; None where they come from elsewhere (every case is in split "" then).
         check_files: Are all files there? False touches no file but the CSV itself.
+        rules: Labels for which the organ table has a rule; a label without one is a fault. None: not asked.
 
     Returns:
         The manifest.
@@ -147,6 +149,13 @@ def read_manifest(
     if not table.lines:
         raise InputError(f"{file}: expected one row per case, got no rows below the header: write one row per scan")
     faults = Faults(str(file))
+    for name in names if rules is not None else ():
+        if name not in rules:
+            faults.add(
+                f"{source.path}: expected a rule in the organ table for every label, got none for {name!r}"
+                f"{nearest(name, rules)}: add it to the table ('{name}: anywhere' sets no limit), "
+                "or leave the column out with labels="
+            )
     of_row = repeat((math.nan,) * len(names)) if labels_csv is not None else table.truths(names, faults)
     places = Places(file.parent if root is None else Path(root), closed=root is not None, touch=check_files)
     rows = table.rows(taken)

@@ -124,7 +124,7 @@ def other_side(name: str) -> str:
 
 def mirrored_ids(table: OrganTable) -> dict[int, int]:
     """Id -> id of the organ on the other side, for organs that have one (a middle lobe has none and keeps its own)."""
-    found = {}
+    found: dict[int, int] = {}
     for name, ids in table.organs.items():
         partner = table.organs.get(other_side(name))
         if other_side(name) != name and partner is not None and len(partner) == len(ids):

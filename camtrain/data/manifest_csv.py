@@ -177,9 +177,11 @@ def one_letter_apart(one: str, other: str) -> bool:
 
 
 def _read(text: str, where: str, name: str, faults: Faults) -> float:
-    with faults.noting():
+    try:
         return read_label(text, where, name)
-    return math.nan
+    except InputError as error:
+        faults.add(str(error))
+        return math.nan
 
 
 def read_label(text: str, where: str, name: str) -> float:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from monai.data import DataLoader
 
-from camtrain._errors import InputError, nearest
+from camtrain._errors import InputError
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
-from camtrain.data._faults import Faults
 from camtrain.data._loaders import share_sampler
 from camtrain.data.manifest import Case, Manifest, read_manifest
 from camtrain.data.manifest_cache import CaseDataset, DiskDataset, LazyDataset, OnError
@@ -115,6 +114,7 @@ class ManifestDataModule(LightningDataModule):
         check_files: bool = True,
     ) -> None:
         super().__init__()
+        rules = OrganTable.load(os.fspath(table) if isinstance(table, os.PathLike) else table)
         read = read_manifest(
             manifest,
             [labels] if isinstance(labels, str) else labels,
@@ -122,13 +122,14 @@ class ManifestDataModule(LightningDataModule):
             root=root,
             split_column=None if splits is not None else split_column,
             check_files=check_files,
+            rules=rules.labels,
         )
         read = read if splits is None else splits_from_files(read, splits)
         if folds is not None:
             read = kfold(read, folds, fold, fold_seed, (train_split, val_split or "val"), val_split or "val")
         self.manifest: Manifest = read
         self.labels = list(self.manifest.labels)
-        self.table = _table(table, self.labels, self.manifest)
+        self.table = rules.select(self.labels)
         self.batch_size = _at_least("batch_size", batch_size, 1)
         self.num_workers = _at_least("num_workers", num_workers, 0)
         self.cache = check_cache(cache, cache_dir, size)
@@ -281,21 +282,6 @@ class ManifestDataModule(LightningDataModule):
         if unused := {name: n for name, n in self.manifest.splits.items() if name not in used}:
             text = ", ".join(f"{n} of {name!r}" for name, n in unused.items())
             _log.warning("%s: cases in no train, validation or test split: %s", self.manifest.path, text)
-
-
-def _table(source: TableSource, labels: Sequence[str], manifest: Manifest) -> OrganTable:
-    """The table, cut to the labels; every label needs a rule there."""
-    table = OrganTable.load(os.fspath(source) if isinstance(source, os.PathLike) else source)
-    faults = Faults(str(manifest.path))
-    for name in labels:
-        if name not in table.labels:
-            faults.add(
-                f"{manifest.path}: expected a rule in the organ table for every label, got none for {name!r}"
-                f"{nearest(name, table.labels)}: add it to the table ('{name}: anywhere' sets no limit), "
-                "or leave the column out with labels="
-            )
-    faults.stop()
-    return table.select(labels)
 
 
 def _all_pictures(manifest: Manifest) -> bool:

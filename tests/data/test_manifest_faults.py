@@ -151,7 +151,7 @@ def test_a_large_manifest_is_checked_in_seconds(tmp_path):
         for i in range(4000)
     ]
     (tmp_path / "cases.csv").write_text("\n".join([",".join(["id,image,organs,split,patient", *names]), *rows]))
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(read_manifest(tmp_path / "cases.csv", check_files=False).cases) == 4000
     # 36,316 rows of RAD-ChestCT with 84 labels in under ten seconds, on any machine that trains.
-    assert time.perf_counter() - start < 10 * 4000 / 36316 * 3
+    assert time.process_time() - start < 10 * 4000 / 36316

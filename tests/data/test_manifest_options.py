@@ -392,3 +392,14 @@ def test_a_rebuilt_module_has_the_same_options(study, caplog):
         again = ManifestDataModule(**dict(data.hparams))
     assert dict(again.hparams) == dict(data.hparams)
     assert again.manifest == data.manifest
+
+
+def test_labels_without_a_rule_are_told_with_all_else(study):
+    text = (study.folder / "cases.csv").read_text()
+    (study.folder / "cases.csv").write_text(text.replace("nodule", "nodul").replace("1.nii.gz", "none.nii.gz"))
+    with pytest.raises(InputError) as error:
+        study()
+    lines = str(error.value).splitlines()
+    assert lines[0].endswith(": 2 faults")
+    assert "got none for 'nodul'; nearest: nodule" in lines[1]
+    assert "row 3 (id '1')" in lines[2]
