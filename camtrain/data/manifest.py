@@ -149,13 +149,8 @@ def read_manifest(
     if not table.lines:
         raise InputError(f"{file}: expected one row per case, got no rows below the header: write one row per scan")
     faults = Faults(str(file))
-    for name in names if rules is not None else ():
-        if name not in rules:
-            faults.add(
-                f"{source.path}: expected a rule in the organ table for every label, got none for {name!r}"
-                f"{nearest(name, rules)}: add it to the table ('{name}: anywhere' sets no limit), "
-                "or leave the column out with labels="
-            )
+    if rules is not None:
+        _check_rules(source.path, names, rules, faults)
     of_row = repeat((math.nan,) * len(names)) if labels_csv is not None else table.truths(names, faults)
     places = Places(file.parent if root is None else Path(root), closed=root is not None, touch=check_files)
     rows = table.rows(taken)
@@ -192,6 +187,16 @@ def _case(
     image = image or Path(row["image"])
     split = "" if split_column is None else row[split_column]
     return Case(row["id"], image, organs, split, label, row.get("patient", ""), where)
+
+
+def _check_rules(source: Path, names: Sequence[str], rules: Collection[str], faults: Faults) -> None:
+    for name in names:
+        if name not in rules:
+            faults.add(
+                f"{source}: expected a rule in the organ table for every label, got none for {name!r}"
+                f"{nearest(name, rules)}: add it to the table ('{name}: anywhere' sets no limit), "
+                "or leave the column out with labels="
+            )
 
 
 def _found(find: Callable[[Places, str, str], T], places: Places, text: str, where: str, faults: Faults) -> T | None:
