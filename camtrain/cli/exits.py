@@ -83,9 +83,19 @@ def input_sentence(error: BaseException) -> str | None:
 
 
 def _one_line(message: str) -> str:
-    """A worker of a DataLoader sends its traceback along; the sentence is what follows the exception's name."""
+    r"""A worker of a DataLoader sends its traceback along; the sentence is what follows the exception's name.
+
+    Example:
+        >>> print(_one_line("cases.csv: 2 faults\n- row 2: a\n  b\n- row 3: c"))
+        cases.csv: 2 faults
+        - row 2: a
+        b
+        - row 3: c
+    """
     if "Original Traceback" in message:
         message = re.split(r"^[\w.]*Error: ", message, flags=re.MULTILINE)[-1]
+    if "\n- " in message:  # several faults of one input, one line each
+        return "\n".join(" ".join(line.split()) for line in message.splitlines() if line.strip())
     return " ".join(message.split())
 
 

@@ -34,7 +34,7 @@ from camtrain.data.ct_rate_files import (
 )
 from camtrain.data.ct_rate_header import CorrectHeader
 from camtrain.data.manifest import Case
-from camtrain.data.manifest_module import CaseDataset
+from camtrain.data.manifest_cache import CaseDataset
 from camtrain.data.manifest_transforms import build_transforms, check_triple, check_window, collate
 from camtrain.data.organ_report import OrganReport, cases_report, report_and_warn
 

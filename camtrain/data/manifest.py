@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import csv
+import dataclasses
+import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
+from typing import TypeVar
 
 from camtrain._errors import InputError, nearest
+from camtrain.data._faults import Faults
+from camtrain.data.manifest_csv import CsvTable, choose_labels, read_csv
+from camtrain.data.manifest_paths import Places, find_image, find_organs
 
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 REQUIRED = ("id", "image", "organs", "split")
 OPTIONAL = ("patient",)
 
@@ -21,8 +31,8 @@ class Case:
 
     Attributes:
         id: Name of the case, unique in the manifest.
-        image: The scan, a NIfTI file.
-        organs: Multi-label NIfTI file, folder of binary NIfTI files, or None when the case is not segmented.
+        image: The scan: a file, or the folder of a DICOM series.
+        organs: Multi-label file, folder of binary files, several binary files, or None when the case is not segmented.
         split: Any word.
         label: One value per label: 0, 1 or NaN (unknown).
         patient: Whose scan it is, "" when the manifest does not say.
@@ -31,7 +41,7 @@ class Case:
 
     id: str
     image: Path
-    organs: Path | None
+    organs: Path | tuple[Path, ...] | None
     split: str
     label: tuple[float, ...]
     patient: str
@@ -55,8 +65,7 @@ class Manifest:
     @property
     def splits(self) -> dict[str, int]:
         """Number of cases of each split."""
-        names = [case.split for case in self.cases]
-        return {name: names.count(name) for name in dict.fromkeys(names)}
+        return dict(Counter(case.split for case in self.cases))
 
     def split(self, name: str, argument: str = "split") -> list[Case]:
         """Cases of one split.
@@ -76,20 +85,52 @@ class Manifest:
             )
         return cases
 
+    def with_splits(self, splits: Mapping[str, str]) -> Manifest:
+        """The same cases with other splits.
 
-def read_manifest(path: str | os.PathLike[str], labels: Sequence[str] | None = None) -> Manifest:
+        Args:
+            splits: Id -> split; a case that is not named keeps its own.
+
+        Raises:
+            InputError: A patient or a scan is then in two splits.
+        """
+        cases = tuple(dataclasses.replace(case, split=splits.get(case.id, case.split)) for case in self.cases)
+        faults = Faults(str(self.path))
+        check_leaks(cases, faults, touch=False)
+        faults.stop()
+        return dataclasses.replace(self, cases=cases)
+
+
+def read_manifest(
+    path: str | os.PathLike[str],
+    labels: Sequence[str] | None = None,
+    *,
+    labels_csv: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    split_column: str | None = "split",
+    check_files: bool = True,
+    rules: Collection[str] | None = None,
+) -> Manifest:
     r"""Read a manifest and check all that can be checked without opening a volume.
 
     Args:
         path: CSV file with the columns `id, image, organs, split`, optional `patient`, and one column per label.
             Paths inside it are relative to the CSV file.
         labels: Label columns to use, in this order; None takes every column that is not named above.
+        labels_csv: CSV file with `id` and one column per label, where they do not stand in the manifest; other columns
+            of the manifest are then left alone. A case without a row there has unknown labels.
+        root: Folder in which all scans and organs must lie, links followed; relative paths start there. None: they
+            start at the manifest and may lead anywhere.
+        split_column: Column of the splits; None where they come from elsewhere (every case is in split "" then).
+        check_files: Are all files there? False touches no file but the CSV itself.
+        rules: Labels for which the organ table has a rule; a label without one is a fault. None: not asked.
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: A column, row, label value or file is not as it should be; the message names file and row.
+        InputError: A column, row, label value or file is not as it should be; the message names file and row, and all
+            faults that were found, one line each.
 
     Example:
         >>> import tempfile
@@ -100,152 +141,139 @@ def read_manifest(path: str | os.PathLike[str], labels: Sequence[str] | None = N
         ('nodule',)
     """
     file = Path(path)
-    columns, rows = _read_csv(file)
-    names = _label_columns(file, columns, labels)
-    cases = tuple(_case(file, number, row, names) for number, row in rows)
-    if not cases:
+    split = [] if split_column is None else [split_column]
+    table = read_csv(file, ("id", "image", "organs", *split), "a manifest", "manifest")
+    taken = ("id", "image", "organs", "split", *split, *OPTIONAL)
+    source = table if labels_csv is None else read_csv(Path(labels_csv), ("id",), "labels", "labels_csv")
+    names = choose_labels(source.path, source.columns, taken if labels_csv is None else ("id", *OPTIONAL), labels)
+    if not table.lines:
         raise InputError(f"{file}: expected one row per case, got no rows below the header: write one row per scan")
-    _check_ids(file, cases)
-    _check_leaks(file, cases)
-    return Manifest(file, names, cases)
+    faults = Faults(str(file))
+    if rules is not None:
+        _check_rules(source.path, names, rules, faults)
+    of_row = repeat((math.nan,) * len(names)) if labels_csv is not None else table.truths(names, faults)
+    places = Places(file.parent if root is None else Path(root), closed=root is not None, touch=check_files)
+    rows = table.rows(taken)
+    cases = [_case(file, *row, truth, split_column, places, faults) for row, truth in zip(rows, of_row, strict=False)]
+    made = tuple(case for case in cases if case is not None)
+    _check_ids(made, faults)
+    check_leaks(made, faults, touch=check_files)
+    if labels_csv is not None:
+        made = _with_truths(source, file, names, made, faults)
+    faults.stop()
+    return Manifest(file, names, made)
 
 
-def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Header and (line number, row) of a CSV file; blank lines are left out."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, strict=True)
-            lines = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{file}: expected a manifest (CSV file), got {reason!r}: check manifest=") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: expected CSV text in UTF-8, got {error}: save it as CSV in UTF-8") from None
-    lines = [(number, fields) for number, fields in lines if any(fields)]
-    if not lines:
-        raise InputError(
-            f"{file}: expected a header {','.join(REQUIRED)},<labels>, got an empty file: write a manifest"
-        )
-    columns = lines[0][1]
-    _check_columns(file, columns)
-    for number, fields in lines[1:]:
-        if len(fields) != len(columns):
-            raise InputError(
-                f"{file}, row {number}: expected {len(columns)} fields as in the header, got {len(fields)}: "
-                "put fields that contain a comma in quotes, and leave unknown fields empty"
-            )
-    return columns, [(number, dict(zip(columns, fields, strict=True))) for number, fields in lines[1:]]
-
-
-def _check_columns(file: Path, columns: Sequence[str]) -> None:
-    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
-        raise InputError(f"{file}: expected columns separated by commas, got {columns[0]!r}: save the file with commas")
-    for name in REQUIRED:
-        if name not in columns:
-            raise InputError(
-                f"{file}: expected the columns {', '.join(REQUIRED)}, {name!r} is missing{nearest(name, columns)}: "
-                "add it (organs may be left empty)"
-            )
-    for name in columns:
-        if not name or columns.count(name) > 1:
-            raise InputError(
-                f"{file}: expected every column to have a name of its own, got {columns.count(name)} "
-                f"named {name!r}: rename or delete"
-            )
-
-
-def _label_columns(file: Path, columns: Sequence[str], labels: Sequence[str] | None) -> tuple[str, ...]:
-    found = tuple(name for name in columns if name not in REQUIRED + OPTIONAL)
-    names = found if labels is None else tuple(labels)
-    if not names:
-        raise InputError(
-            f"{file}: expected at least one label, got only the columns {', '.join(columns)}: "
-            "add one column per label with 0, 1 or nothing (unknown), and leave labels= out or name such columns"
-        )
-    for name in names:
-        if name not in found:
-            raise InputError(
-                f"{file}: labels= names {name!r}, which is no label column{nearest(name, found)}: "
-                "add the column to the manifest or take the label out of labels="
-            )
-        if names.count(name) > 1:
-            raise InputError(f"labels= expects every label once, got {name!r} {names.count(name)} times: keep one")
-    return names
-
-
-def _case(file: Path, number: int, row: Mapping[str, str], labels: Iterable[str]) -> Case:
+def _case(
+    file: Path,
+    number: int,
+    row: Mapping[str, str],
+    label: tuple[float, ...],
+    split_column: str | None,
+    places: Places,
+    faults: Faults,
+) -> Case | None:
+    """One row; None, with its faults noted, where id, image or split are no use."""
     where = f"{file}, row {number}"
-    for name in ("id", "image", "split"):
-        if not row[name]:
-            raise InputError(f"{where}: expected a value in the column {name!r}, got nothing: fill it in")
+    empty = [name for name in ("id", "image", split_column) if name is not None and not row[name]]
+    for name in empty:
+        faults.add(f"{where}: expected a value in the column {name!r}, got nothing: fill it in")
+    if empty:
+        return None
     where = f"{where} (id {row['id']!r})"
-    image = _existing(file.parent / row["image"], where, "image")
-    if image.is_dir():
-        raise InputError(f"{where}: column 'image' expects a NIfTI file, got the folder {image}: name the file")
-    return Case(
-        id=row["id"],
-        image=image,
-        organs=_existing(file.parent / row["organs"], where, "organs") if row["organs"] else None,
-        split=row["split"],
-        label=tuple(_label(row[name], where, name) for name in labels),
-        patient=row.get("patient", ""),
-        where=where,
-    )
+    image, organs = _found(find_image, places, row["image"], where, faults), None
+    if row["organs"]:
+        organs = _found(find_organs, places, row["organs"], where, faults)
+    image = image or Path(row["image"])
+    split = "" if split_column is None else row[split_column]
+    return Case(row["id"], image, organs, split, label, row.get("patient", ""), where)
 
 
-def _existing(path: Path, where: str, column: str) -> Path:
-    if not path.exists():
-        what = "a NIfTI file" if column == "image" else "a NIfTI file, a folder of them, or nothing"
-        raise InputError(
-            f"{where}: column {column!r} expects {what}, got {path}, which does not exist: "
-            "correct the path (relative paths start at the folder of the manifest)"
-        )
-    return path
+def _check_rules(source: Path, names: Sequence[str], rules: Collection[str], faults: Faults) -> None:
+    for name in names:
+        if name not in rules:
+            faults.add(
+                f"{source}: expected a rule in the organ table for every label, got none for {name!r}"
+                f"{nearest(name, rules)}: add it to the table ('{name}: anywhere' sets no limit), "
+                "or leave the column out with labels="
+            )
 
 
-def _label(text: str, where: str, name: str) -> float:
-    """0 and 1 as they are; empty, -1 and NaN mean unknown."""
-    if not text:
-        return math.nan
+def _found(find: Callable[[Places, str, str], T], places: Places, text: str, where: str, faults: Faults) -> T | None:
     try:
-        value = float(text)
-    except ValueError:
-        value = math.inf
-    if value in (0.0, 1.0):
-        return value
-    if value == -1 or math.isnan(value):
-        return math.nan
-    raise InputError(
-        f"{where}: label {name!r} expects 0, 1, or empty / -1 / NaN for unknown, got {text!r}: correct the value, "
-        "or name the label columns with labels= if this column is no label"
-    )
+        return find(places, text, where)
+    except InputError as error:
+        faults.add(str(error))
+        return None
 
 
-def _check_ids(file: Path, cases: Iterable[Case]) -> None:
+def _with_truths(
+    table: CsvTable, file: Path, names: Sequence[str], cases: Sequence[Case], faults: Faults
+) -> tuple[Case, ...]:
+    """The cases with the labels of the separate file."""
+    found: dict[str, tuple[float, ...]] = {}
+    first: dict[str, int] = {}
+    for (number, row), truth in zip(table.rows(["id"]), table.truths(names, faults), strict=True):
+        name = row["id"]
+        if not name:
+            faults.add(f"{table.path}, row {number}: expected a value in the column 'id', got nothing: fill it in")
+        elif name in first:
+            faults.add(
+                f"{table.path}, row {number} (id {name!r}): expected every id once, got it already in row "
+                f"{first[name]}: keep one row"
+            )
+        else:
+            first[name], found[name] = number, truth
+    _check_found(table.path, file, found, cases, faults)
+    unknown = (math.nan,) * len(names)
+    return tuple(dataclasses.replace(case, label=found.get(case.id, unknown)) for case in cases)
+
+
+def _check_found(source: Path, file: Path, found: Mapping[str, object], cases: Sequence[Case], faults: Faults) -> None:
+    lost = [case.id for case in cases if case.id not in found]
+    if cases and len(lost) == len(cases):
+        example = next(iter(found), "nothing")
+        faults.add(
+            f"{source}: expected rows for the ids of {file.name} (such as {lost[0]!r}), got none of them but "
+            f"{example!r}: write the same ids in both files"
+        )
+    elif lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        _log.warning("%s: no row for %s%s: the labels are unknown", source, ", ".join(lost[:3]), more)
+
+
+def _check_ids(cases: Iterable[Case], faults: Faults) -> None:
     seen: dict[str, Case] = {}
     for case in cases:
         if (first := seen.setdefault(case.id, case)) is not case:
             splits = f", in the splits {first.split!r} and {case.split!r}" if first.split != case.split else ""
-            raise InputError(
+            faults.add(
                 f"{case.where}: expected every id once, got it already in row {_row(first)}{splits}: "
                 "give every case an id and a split of its own"
             )
 
 
-def _check_leaks(file: Path, cases: Iterable[Case]) -> None:
-    """The same scan or the same patient on both sides of a split makes every score too good."""
-    images: dict[Path, Case] = {}
+def check_leaks(cases: Iterable[Case], faults: Faults, touch: bool = True) -> None:
+    """The same scan or the same patient on both sides of a split makes every score too good.
+
+    Args:
+        cases: All cases of all splits.
+        faults: Where leaks are noted.
+        touch: Follow links, so that two names of one file are found out.
+    """
+    images: dict[str, Case] = {}
     patients: dict[str, Case] = {}
     for case in cases:
-        first = images.setdefault(case.image.resolve(), case)
-        if first.split != case.split:
-            raise InputError(
+        place = os.path.realpath(case.image) if touch else os.path.normpath(case.image)
+        first = images.setdefault(place, case)
+        if first.split != case.split and first.id != case.id:
+            faults.add(
                 f"{case.where}: expected every scan in one split, got {case.image.name} in {case.split!r} and "
                 f"(row {_row(first)}) in {first.split!r}: keep it in one of them"
             )
         first = patients.setdefault(case.patient, case) if case.patient else case
         if first.split != case.split:
-            raise InputError(
+            faults.add(
                 f"{case.where}: expected every patient in one split, got patient {case.patient!r} in {case.split!r} "
                 f"and (row {_row(first)}) in {first.split!r}: move all scans of a patient to one split"
             )

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import CacheDataset, DataLoader
+from monai.data import DataLoader
 
-from camtrain._errors import InputError, nearest
+from camtrain._errors import InputError
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
 from camtrain.data._loaders import share_sampler
 from camtrain.data.manifest import Case, Manifest, read_manifest
-from camtrain.data.manifest_transforms import CaseError, build_transforms, collate, root_input_error
+from camtrain.data.manifest_cache import CaseDataset, DiskDataset, LazyDataset, OnError
+from camtrain.data.manifest_plan import CachePlan, Kind, check_cache
+from camtrain.data.manifest_splits import kfold, label_counts, splits_from_files
+from camtrain.data.manifest_transforms import CT_WINDOW, build_transforms, collate
 from camtrain.data.organ_report import cases_report, report_and_warn
+from camtrain.data.volume_picture import is_picture
 
 # str, path, mapping or OrganTable. The annotation cannot say so: with a class or a mapping in it, jsonargparse opens
 # the YAML file itself and hands on a text of the parsed content when that is wrong: the file's name would be lost.
@@ -34,24 +37,41 @@ class ManifestDataModule(LightningDataModule):
     cropped or padded with air around its centre to `size`. A batch is a dict: image (B, 1, *S) float32, label (B, L)
     float32 with NaN = unknown, organs (B, 1, *S) int32, has_organs (B,) bool, id, patient (empty = unknown), affine
     (B, 4, 4) voxel-to-world of the very grid the network sees, original_shape and original_affine of the files.
+    Pictures (PNG, JPEG) give (B, C, rows, columns).
 
     Args:
         manifest: CSV file with `id, image, organs, split`, optional `patient`, and one column per label.
         table: Which organs each label may be read from: a YAML file, the name of a shipped table, the YAML's
             content, or an `OrganTable`.
         spacing: Voxel size in mm, one number or three (right-left, back-front, bottom-top); None keeps each scan's own.
-        size: Voxels after cropping or padding, one number or three; None keeps each scan's own (then batch_size=1
-            unless all are equal).
-        window: HU that become 0 and 1.
+            Of MRC files in nm.
+        size: Voxels after cropping or padding, one number or three (two of pictures); None keeps each scan's own (then
+            batch_size=1 unless all are equal).
+        window: HU that become 0 and 1; or `"percentiles"` or `"zscore"` of each scan (MRI, cryo-ET).
         batch_size: Cases per batch.
         num_workers: Worker processes of each loader; also the threads that fill the cache.
         labels: Labels to use, in the order of the outputs; None takes all label columns of the manifest.
-        cache: Keep this part of the cases in memory after the first reading: True, False, or a rate in [0, 1].
+        cache: Where cases are kept after the first reading. True: in memory, read before the stage begins; a rate in
+            [0, 1]: this part of them. False: nowhere. `"lazy"`: in memory, each read at its first use, one copy for all
+            workers (needs `size`). `"disk"`: in `cache_dir`. `"auto"`: few cases as True, more as `"lazy"` where the
+            memory suffices, else as `"disk"` if there is a `cache_dir`, else nowhere.
         augment: Small random rotations, scalings, shifts and changes of brightness in training; never a flip.
         train_split: Word in the column split of the training cases.
         val_split: The same for validation; None means no validation.
         test_splits: The same for the test loaders, one loader each.
         organ_share: Part of each training batch that has organs, see `OrganShareSampler`; None = as it comes.
+        mirror: Probability that a training case is mirrored, with left and right organs and findings exchanged.
+        on_error: What a file does that cannot be read: `"raise"` stops the run, `"skip"` leaves the case out, with one
+            warning.
+        cache_dir: Folder for `cache="disk"`, and for `"auto"`; files of plain tensors, to be deleted by the user.
+        labels_csv: CSV file with `id` and one column per label, where they do not stand in the manifest.
+        root: Folder in which all files must lie; relative paths start there. None: at the manifest.
+        splits: Splits from elsewhere: a CSV file with `id` or `patient` and `split`, or split -> text file of ids.
+        split_column: Column of the splits.
+        folds: Divide training and validation cases anew into so many folds, by patient, with alike shares of labels.
+        fold: The fold that validates, from 0.
+        fold_seed: Of the division.
+        check_files: Are all files there? False touches none before it is read.
 
     Attributes:
         labels: Label names, in the order of `label`.
@@ -71,32 +91,66 @@ class ManifestDataModule(LightningDataModule):
         table: TableSource,
         spacing: float | Sequence[float] | None = None,
         size: int | Sequence[int] | None = None,
-        window: Sequence[float] = (-1000.0, 800.0),
+        window: Sequence[float] | str = CT_WINDOW,
         batch_size: int = 2,
         num_workers: int = 0,
         labels: Sequence[str] | None = None,
-        cache: bool | float = True,
+        cache: bool | float | str = "auto",
         augment: bool = False,
         train_split: str = "train",
         val_split: str | None = "val",
         test_splits: Sequence[str] = ("test",),
         organ_share: float | None = None,
+        mirror: float = 0.0,
+        on_error: OnError = "raise",
+        cache_dir: str | os.PathLike[str] | None = None,
+        labels_csv: str | os.PathLike[str] | None = None,
+        root: str | os.PathLike[str] | None = None,
+        splits: str | os.PathLike[str] | dict[str, str] | None = None,
+        split_column: str = "split",
+        folds: int | None = None,
+        fold: int = 0,
+        fold_seed: int = 0,
+        check_files: bool = True,
     ) -> None:
         super().__init__()
-        self.manifest: Manifest = read_manifest(manifest, [labels] if isinstance(labels, str) else labels)
+        rules = OrganTable.load(os.fspath(table) if isinstance(table, os.PathLike) else table)
+        read = read_manifest(
+            manifest,
+            [labels] if isinstance(labels, str) else labels,
+            labels_csv=labels_csv,
+            root=root,
+            split_column=None if splits is not None else split_column,
+            check_files=check_files,
+            rules=rules.labels,
+        )
+        read = read if splits is None else splits_from_files(read, splits)
+        if folds is not None:
+            read = kfold(read, folds, fold, fold_seed, (train_split, val_split or "val"), val_split or "val")
+        self.manifest: Manifest = read
         self.labels = list(self.manifest.labels)
-        self.table = _table(table, self.labels, self.manifest)
+        self.table = rules.select(self.labels)
         self.batch_size = _at_least("batch_size", batch_size, 1)
         self.num_workers = _at_least("num_workers", num_workers, 0)
-        self.cache_rate = float(cache)
-        if not 0 <= self.cache_rate <= 1:
-            raise InputError(f"cache expects True, False or a rate in [0, 1], got {cache}: 0.5 keeps half of the cases")
+        self.cache = check_cache(cache, cache_dir, size)
+        self.cache_rate = float(cache) if isinstance(cache, (bool, int, float)) else 1.0
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error expects 'raise' or 'skip', got {on_error!r}")
+        self.on_error: OnError = on_error
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.train_split, self.val_split = train_split, val_split
         self.test_splits = [test_splits] if isinstance(test_splits, str) else list(test_splits)
         self.organ_share = organ_share
-        self._transforms = build_transforms(self.table, spacing, size, window)
-        self._augmented = build_transforms(self.table, spacing, size, window, augment) if augment else self._transforms
-        self._datasets: dict[tuple[str, bool], CaseDataset] = {}
+        picture = _all_pictures(self.manifest)
+        self._settings = {"spacing": _plain(spacing), "size": _plain(size), "window": _plain(window)}
+        steps: dict[str, Any] = {"spacing": spacing, "size": size, "window": window, "picture": picture}
+        self._transforms = build_transforms(self.table, **steps)
+        changed = augment or mirror != 0
+        self._augmented = (
+            build_transforms(self.table, **steps, augment=augment, mirror=mirror) if changed else self._transforms
+        )
+        self._plan = CachePlan(self.cache, size, spacing, self.num_workers, self.cache_dir)
+        self._datasets: dict[tuple[str, bool], Any] = {}
         # Plain values only: a checkpoint that holds them opens with weights_only, and rebuilds this module anywhere
         # the files lie. Not sent to loggers: Lightning stops when model and data have a hyper-parameter of one name.
         self.save_hyperparameters(
@@ -115,6 +169,17 @@ class ManifestDataModule(LightningDataModule):
                 "val_split": val_split,
                 "test_splits": self.test_splits,
                 "organ_share": organ_share,
+                "mirror": mirror,
+                "on_error": on_error,
+                "cache_dir": _place(cache_dir),
+                "labels_csv": _place(labels_csv),
+                "root": _place(root),
+                "splits": {k: _place(v) for k, v in splits.items()} if isinstance(splits, Mapping) else _place(splits),
+                "split_column": split_column,
+                "folds": folds,
+                "fold": fold,
+                "fold_seed": fold_seed,
+                "check_files": check_files,
             },
             logger=False,
         )
@@ -156,13 +221,40 @@ class ManifestDataModule(LightningDataModule):
         loaders = [self._loader(split, "test_splits") for split in self.test_splits]
         return loaders[0] if len(loaders) == 1 else loaders
 
-    def _dataset(self, split: str, argument: str) -> CaseDataset:
+    @property
+    def label_counts(self) -> dict[str, dict[str, int]]:
+        """Label -> `present`, `absent` and `unknown` cases of the training split."""
+        counts = label_counts(self.manifest.split(self.train_split, "train_split")).tolist()
+        words = ("present", "absent", "unknown")
+        return {name: dict(zip(words, row, strict=True)) for name, row in zip(self.labels, counts, strict=True)}
+
+    @property
+    def class_weights(self) -> list[float]:
+        """For each label absent / present cases of the training split: what a present case must weigh for balance.
+
+        From 0.01 to 100; 1 where one of the two is missing. `LitClassifier(class_weights="balanced")` takes it.
+        """
+        return [
+            min(max(row["absent"] / row["present"], 0.01), 100.0) if row["present"] and row["absent"] else 1.0
+            for row in self.label_counts.values()
+        ]
+
+    def _dataset(self, split: str, argument: str) -> Any:
         transforms = self._augmented if argument == "train_split" else self._transforms
         key = (split, transforms is self._augmented)
         if key not in self._datasets:
             cases = self.manifest.split(split, argument)
-            self._datasets[key] = CaseDataset(cases, transforms, self.cache_rate, max(1, self.num_workers))
+            self._datasets[key] = self._made(cases, transforms, self._plan.kind(split, cases))
         return self._datasets[key]
+
+    def _made(self, cases: list[Case], transforms: Any, kind: Kind) -> Any:
+        if kind == "lazy":
+            return LazyDataset(cases, transforms, self._plan.shape(cases), self.on_error)
+        if kind == "disk":
+            assert self.cache_dir is not None  # noqa: S101  (the plan says so)
+            return DiskDataset(cases, transforms, self.cache_dir, self._settings, self.on_error)
+        rate = 0.0 if kind == "none" else self.cache_rate
+        return CaseDataset(cases, transforms, rate, max(1, self.num_workers), self.on_error)
 
     def _loader(self, split: str, argument: str, shuffle: bool = False) -> DataLoader:
         # A generator of its own, seeded from torch's: MONAI's loader would rewind the global one otherwise.
@@ -192,61 +284,20 @@ class ManifestDataModule(LightningDataModule):
             _log.warning("%s: cases in no train, validation or test split: %s", self.manifest.path, text)
 
 
-class CaseDataset(CacheDataset):  # type: ignore[misc]
-    """MONAI's cached dataset, whose errors are one `InputError` that names file and row.
-
-    Args:
-        cases: Rows of the manifest.
-        transforms: From `build_transforms`.
-        cache_rate: Part of the cases to keep in memory.
-        threads: Threads that fill the cache.
-    """
-
-    def __init__(self, cases: list[Case], transforms: Any, cache_rate: float, threads: int) -> None:
-        self._failed: dict[int, Exception] = {}
-        super().__init__(cases, transforms, cache_rate=cache_rate, num_workers=threads, progress=len(cases) > 10)
-        if self._failed:
-            raise self._failed[min(self._failed)]
-
-    def _load_cache_item(self, idx: int) -> Any:
-        # An exception that leaves the pool while other threads are still reading lets the process abort at its end:
-        # the first one is kept, the others stop at their next case, and then it is raised.
-        if self._failed:
-            return None
-        try:
-            with _naming(self.data[idx]):
-                return super()._load_cache_item(idx)
-        except Exception as error:
-            self._failed[idx] = error
-            return None
-
-    def _transform(self, index: int) -> Any:
-        with _naming(self.data[index]):
-            return super()._transform(index)
+def _all_pictures(manifest: Manifest) -> bool:
+    """Pictures or volumes: a network takes one of the two."""
+    pictures = [case for case in manifest.cases if is_picture(case.image)]
+    if pictures and len(pictures) < len(manifest.cases):
+        volume = next(case for case in manifest.cases if not is_picture(case.image))
+        raise InputError(
+            f"{manifest.path}: expected pictures or volumes, got both: {pictures[0].image.name} in the "
+            f"row of {pictures[0].id!r} and {volume.image.name} in that of {volume.id!r}: write one manifest for each"
+        )
+    return bool(pictures)
 
 
-@contextmanager
-def _naming(case: Case) -> Iterator[None]:
-    """Put file and row before an `InputError`, also one that MONAI wrapped; let any other error pass."""
-    try:
-        yield
-    except Exception as error:
-        if (known := root_input_error(error)) is None:
-            raise
-        raise CaseError(f"{case.where}: {known}") from error
-
-
-def _table(source: TableSource, labels: Sequence[str], manifest: Manifest) -> OrganTable:
-    """The table, cut to the labels; every label needs a rule there."""
-    table = OrganTable.load(os.fspath(source) if isinstance(source, os.PathLike) else source)
-    for name in labels:
-        if name not in table.labels:
-            raise InputError(
-                f"{manifest.path}: expected a rule in the organ table for every label, got none for {name!r}"
-                f"{nearest(name, table.labels)}: add it to the table ('{name}: anywhere' sets no limit), "
-                "or leave the column out with labels="
-            )
-    return table.select(labels)
+def _place(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 def _at_least(name: str, value: int, low: int) -> int:
@@ -257,8 +308,8 @@ def _at_least(name: str, value: int, low: int) -> int:
 
 def _plain(value: Any) -> Any:
     """Numbers and lists of numbers of Python's own kinds."""
-    if value is None:
-        return None
+    if value is None or isinstance(value, str):
+        return value
     return (
         [_plain(v) for v in value] if hasattr(value, "__iter__") else value.item() if hasattr(value, "item") else value
     )

@@ -13,10 +13,11 @@ from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     MapTransform,
-    RandAffined,
-    RandShiftIntensityd,
+    NormalizeIntensityd,
+    Resize,
     ResizeWithPadOrCropd,
     ScaleIntensityRanged,
+    ScaleIntensityRangePercentilesd,
     Spacingd,
     Transform,
 )
@@ -27,8 +28,13 @@ from torch import Tensor
 from camtrain._errors import InputError
 from camtrain.anatomy.organ_table import OrganTable
 from camtrain.data.manifest import Case
+from camtrain.data.manifest_augment import augmentation
 from camtrain.data.manifest_files import grid_message, read_image, read_organs, same_grid, to_ras
+from camtrain.data.manifest_paths import stem_of
+from camtrain.data.volume_picture import is_picture
 
+CT_WINDOW = (-1000.0, 800.0)
+Window = Sequence[float] | str
 Spacing = float | Sequence[float] | None
 Size = int | Sequence[int] | None
 _KEYS = ("image", "organs")
@@ -62,7 +68,7 @@ class ReadCase(Transform):  # type: ignore[misc]
         read = {
             "id": case.id,
             "patient": case.patient,
-            "image": to_ras(image),
+            "image": image if is_picture(case.image) else to_ras(image),
             "label": torch.tensor(case.label, dtype=torch.float32),
             "original_shape": tuple(image.shape[1:]),
             "original_affine": torch.as_tensor(image.affine, dtype=torch.float64),
@@ -71,7 +77,7 @@ class ReadCase(Transform):  # type: ignore[misc]
             if self.table is None:
                 raise InputError(f"expected an organ table for {case.organs}, got none: pass table=")
             organs = read_organs(case.organs, self.table)
-            turned = to_ras(organs)
+            turned = organs if is_picture(case.image) else to_ras(organs)
             if not same_grid(turned, read["image"]):
                 raise InputError(grid_message(f"organs {case.organs}", organs, f"image {case.image}", image))
             # One affine for both, so that rounding in a header cannot part them in the transforms that follow.
@@ -90,7 +96,7 @@ class FillOrgans(MapTransform):  # type: ignore[misc]
         case = dict(data)
         case["has_organs"] = "organs" in case
         image = case["image"]
-        organs = case["organs"].as_tensor() if case["has_organs"] else torch.zeros_like(image.as_tensor())
+        organs = case["organs"].as_tensor() if case["has_organs"] else torch.zeros_like(image.as_tensor()[:1])
         case["organs"] = MetaTensor(organs.round().to(torch.int32), affine=image.affine)
         return case
 
@@ -99,55 +105,83 @@ def build_transforms(
     table: OrganTable | None,
     spacing: Spacing = None,
     size: Size = None,
-    window: Sequence[float] = (-1000.0, 800.0),
+    window: Window = CT_WINDOW,
     augment: bool = False,
+    mirror: float = 0.0,
+    picture: bool = False,
 ) -> Compose:
     """Transforms from a `Case` to a dict of the batch contract without the batch axis.
 
     Args:
         table: Organ names and ids; None when no case has organs.
         spacing: Voxel size in mm (one number, or right-left, back-front, bottom-top); None keeps the scan's own.
-        size: Number of voxels after centred cropping or padding with air; None keeps what the spacing gives.
-        window: HU that become 0 and 1; what lies outside is clipped.
+        size: Number of voxels after centred cropping or padding with air; None keeps what the spacing gives. A picture
+            is shrunk or enlarged to fit in, and padded.
+        window: HU that become 0 and 1; what lies outside is clipped. `"percentiles"`: the 0.5th and 99.5th of each
+            scan instead (MRI). `"zscore"`: mean 0 and deviation 1 of each scan instead (cryo-ET). Pictures of 8 bits
+            take [0, 255] where nothing is said.
         augment: Small random rotations, scalings, shifts and changes of brightness (for training).
+        mirror: Probability that a case is mirrored (`Mirror`).
+        picture: Are these pictures (rows, columns), not volumes?
 
     Raises:
         InputError: An argument is not as described.
     """
-    low, high = check_window(window)
+    axes = 2 if picture else 3
     steps: list[Callable[..., Any]] = [ReadCase(table)]
+    if spacing is not None and picture:
+        raise InputError(f"spacing expects volumes, got {spacing} for pictures, which have no mm: leave it out")
     if spacing is not None:
         pixdim = check_triple("spacing", spacing, float)
         steps.append(Spacingd(_KEYS, pixdim=pixdim, mode=("bilinear", "nearest"), allow_missing_keys=True))
-    steps.append(ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True))
+    steps.append(_intensities((0.0, 255.0) if picture and tuple(window) == CT_WINDOW else window))
     if size is not None:
-        steps.append(ResizeWithPadOrCropd(_KEYS, check_triple("size", size, int), allow_missing_keys=True))
-    if augment:
-        steps += _augmentation()
-    return Compose([*steps, FillOrgans()])
+        voxels = check_triple("size", size, int, axes)
+        steps += [Letterbox(voxels)] if picture else []
+        steps.append(ResizeWithPadOrCropd(_KEYS, voxels, allow_missing_keys=True))
+    return Compose([*steps, *augmentation(table, augment, mirror, axes), FillOrgans()])
 
 
-def _augmentation() -> list[Transform]:
-    """Right and left stay where they are: there is no flip, because organ ids and findings know their side."""
-    turn = RandAffined(
-        _KEYS,
-        prob=0.8,
-        rotate_range=[np.pi / 24] * 3,
-        scale_range=[0.1] * 3,
-        translate_range=[4] * 3,
-        mode=("bilinear", "nearest"),
-        padding_mode="zeros",
-        allow_missing_keys=True,
-    )
-    return [turn, RandShiftIntensityd("image", offsets=0.03, prob=0.5)]
+def _intensities(window: Window) -> Transform:
+    if window == "percentiles":
+        return ScaleIntensityRangePercentilesd("image", lower=0.5, upper=99.5, b_min=0.0, b_max=1.0, clip=True)
+    if window == "zscore":
+        return NormalizeIntensityd("image")
+    low, high = check_window(window)
+    return ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
 
 
-def check_window(window: Sequence[float]) -> tuple[float, float]:
+class Letterbox(MapTransform):  # type: ignore[misc]
+    """Shrink or enlarge a picture until it fits into a frame, with its proportions; organs by the nearest pixel.
+
+    Args:
+        size: (rows, columns) of the frame.
+    """
+
+    def __init__(self, size: Sequence[int]) -> None:
+        super().__init__(_KEYS, allow_missing_keys=True)
+        self.size = tuple(size)
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """A case with image and organs in the frame."""
+        case = dict(data)
+        shape = case["image"].shape[1:]
+        scale = min(frame / n for frame, n in zip(self.size, shape, strict=True))
+        fitting = [max(1, round(n * scale)) for n in shape]
+        for key in self.key_iterator(case):
+            mode = "bilinear" if key == "image" else "nearest-exact"
+            case[key] = Resize(fitting, mode=mode, anti_aliasing=key == "image" and scale < 1)(case[key])
+        return case
+
+
+def check_window(window: Window) -> tuple[float, float]:
     """`window` as two floats.
 
     Raises:
         InputError: It is not two increasing numbers.
     """
+    if isinstance(window, str):
+        raise InputError(f"window expects [low, high], 'percentiles' or 'zscore', got {window!r}")
     if len(window) != 2 or not window[0] < window[1]:
         raise InputError(
             f"window expects [low, high] in HU with low < high, got {list(window)}: for example [-1000, 800]"
@@ -155,21 +189,25 @@ def check_window(window: Sequence[float]) -> tuple[float, float]:
     return float(window[0]), float(window[1])
 
 
-def check_triple(name: str, value: float | Sequence[float], kind: Callable[[Any], _T]) -> tuple[_T, ...]:
+def check_triple(name: str, value: float | Sequence[float], kind: Callable[[Any], _T], axes: int = 3) -> tuple[_T, ...]:
     """One number or three as three.
 
     Args:
         name: Argument, for the message.
         value: One positive number, or three (right-left, back-front, bottom-top).
         kind: int or float.
+        axes: How many; 2 for pictures.
 
     Raises:
         InputError: Not one or three positive numbers of this kind.
     """
-    values = [value] * 3 if isinstance(value, (int, float)) else list(value)
-    if len(values) != 3 or not all(v > 0 and kind(v) == v for v in values):
+    values = [value] * axes if isinstance(value, (int, float)) else list(value)
+    if len(values) != axes or not all(v > 0 and kind(v) == v for v in values):
         what = "whole numbers of voxels" if kind is int else "numbers of mm"
-        raise InputError(f"{name} expects one or three positive {what}, got {value}: for example {name}=2 or [2, 2, 3]")
+        raise InputError(
+            f"{name} expects one or {'three' if axes == 3 else 'two'} positive {what}, got {value}: "
+            f"for example {name}=2 or {[2, 2, 3][:axes]}"
+        )
     return tuple(kind(v) for v in values)
 
 
@@ -222,18 +260,18 @@ def load_case(
     image_path: str | os.PathLike[str],
     spacing: Spacing = None,
     size: Size = None,
-    window: Sequence[float] = (-1000.0, 800.0),
+    window: Window = CT_WINDOW,
     organs: str | os.PathLike[str] | None = None,
     table: OrganTable | None = None,
 ) -> dict[str, Any]:
     """Read one scan exactly as `ManifestDataModule` reads a row with the same arguments.
 
     Args:
-        image_path: The scan, a NIfTI file.
+        image_path: The scan: a file of a known format, or the folder of a DICOM series.
         spacing: As in `ManifestDataModule`.
         size: As in `ManifestDataModule`.
         window: As in `ManifestDataModule`.
-        organs: Multi-label NIfTI file or folder of binary files, if any.
+        organs: Multi-label file or folder of binary files, if any.
         table: Organ names and ids; needed with `organs`.
 
     Returns:
@@ -248,8 +286,8 @@ def load_case(
     for name, file in (("image", path), ("organs", mask)):
         if file is not None and not file.exists():
             raise InputError(f"expected a NIfTI file for {name}, got {file}, which does not exist: correct the path")
-    case = Case(path.name.split(".nii")[0], path, mask, split="", label=(), patient="", where=str(path))
-    transforms = build_transforms(table, spacing, size, window)
+    case = Case(stem_of(path) or path.name, path, mask, split="", label=(), patient="", where=str(path))
+    transforms = build_transforms(table, spacing, size, window, picture=is_picture(path))
     try:
         read = transforms(case)
     except Exception as error:

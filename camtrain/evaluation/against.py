@@ -9,7 +9,7 @@ import numpy as np
 
 from camtrain._errors import InputError
 from camtrain.evaluation.comparing import Comparison, Difference, compare
-from camtrain.evaluation.evaluation import Evaluation, averages_of
+from camtrain.evaluation.evaluation import AREAS, Evaluation, averages_of
 from camtrain.evaluation.pairing import Scored
 from camtrain.evaluation.raw_numbers import Key, Raw, raw_numbers
 from camtrain.reporting.evaluation_rows import ComparisonRow
@@ -62,11 +62,11 @@ def set_against(a: Evaluation, b: Evaluation) -> Against:
             found = compare(first, second, a.repeats, a.level, a.seed, averages)
             rows += _rows(found)
             notes += _notes(split, found, per_case)
-            if not per_case and a.groups and any(key.measure == "auroc" for key in found.tables):
+            if not per_case and a.groups and any(key.measure in AREAS for key in found.tables):
                 # Areas of several labels cannot be pooled: a group of them is a mean over labels.
                 means = {n: replace(each, kind="macro") for n, each in averages.items() if n.startswith("group:")}
                 areas = [
-                    replace(side, statistics={k: s for k, s in side.statistics.items() if k.measure == "auroc"})
+                    replace(side, statistics={k: s for k, s in side.statistics.items() if k.measure in AREAS})
                     for side in (first, second)
                 ]
                 grouped = compare(areas[0], areas[1], a.repeats, a.level, a.seed, means)

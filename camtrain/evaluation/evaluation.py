@@ -21,6 +21,9 @@ from camtrain.evaluation.statistics import SumStatistic
 from camtrain.evaluation.thresholds import Thresholds
 from camtrain.reporting.evaluation_rows import ScoreRow
 
+# Areas of several labels cannot be pooled: a group of labels is their mean.
+AREAS = ("auroc", "auprc", "auroc_per_patient", "auprc_per_patient")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -166,7 +169,7 @@ def _rows(
             columns = averages[name].columns
             of = range(len(names)) if columns is None else columns
             row = _row(key, name, interval, int(each.counted[list(of)].sum()))
-            if _as_one(key) and (name == "macro" or key.measure == "auroc"):
+            if _as_one(key) and (name == "macro" or key.measure in AREAS):
                 # A mean over labels leaves out those without a value: how many of the counted ones are these?
                 lost = [np.isnan(labels[c].mean) for c in of if each.counted[c]]
                 row = replace(row, undefined=float(np.mean(lost)) if lost else 0.0)
@@ -178,7 +181,7 @@ def _rows(
 
 def _as_one(key: Key) -> bool:
     """Is it made of all pairs at once, so that a label has a value or has none?"""
-    return key.measure.startswith(("auroc", "shortcut_reliance"))
+    return key.measure.startswith(("auroc", "auprc", "calibration_error", "shortcut_reliance"))
 
 
 def _row(key: Key, label: str, interval: Interval, counted: int) -> ScoreRow:

@@ -38,6 +38,10 @@ MEASURES: dict[str, Measure] = {
     m.name: m
     for m in (
         Measure("auroc", "logits", True, "chance that a present case has a higher logit than an absent one"),
+        Measure("auprc", "logits", True, "average precision: area under the precision-recall curve"),
+        Measure("calibration_error", "logits", False, "mean gap of probability and share present, over 15 bins"),
+        Measure("auroc_per_patient", "logits", True, "AUROC of one row per patient: mean probability, any finding"),
+        Measure("auprc_per_patient", "logits", True, "average precision of one row per patient"),
         Measure("organ_iou", "region", True, "share of the attended cells inside the organs, at a threshold per label"),
         Measure("energy_inside", "region", True, "share of the positive evidence inside the organs"),
         Measure("energy_inside_chance", "region", None, "what an evenly spread map scores: the organs' share of cells"),

@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from camtrain._errors import InputError, nearest
 from camtrain.evaluation.intervals import Average, available, defined, fill_macro, raw_rows, rows_of_sums
 from camtrain.evaluation.resampling import Floats, Ints, Units
+from camtrain.evaluation.score_statistics import AveragePrecision
 from camtrain.evaluation.statistics import AUROC, Statistic, SumStatistic, counted, each_array
 
 K = TypeVar("K", bound=Hashable)
@@ -112,11 +113,11 @@ class Pair:
 
 
 def _ranked(statistic: Statistic) -> Statistic:
-    """An AUROC of mid-ranks, which is the same; any other statistic as it is."""
-    if not isinstance(statistic, AUROC):
+    """An area of mid-ranks, which is the same; any other statistic as it is."""
+    if not isinstance(statistic, AUROC | AveragePrecision):
         return statistic
     kept = np.where(counted(statistic), np.asarray(statistic.scores), np.nan)
-    return AUROC(rankdata(kept, axis=0, nan_policy="omit"), statistic.truth)
+    return type(statistic)(rankdata(kept, axis=0, nan_policy="omit"), statistic.truth)
 
 
 def _area_differences(stacked: AUROC, first: Floats) -> Floats:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from camtrain.evaluation.case_store import CASE, CaseRecord
 from camtrain.evaluation.measures import MEASURES
+from camtrain.evaluation.score_statistics import AveragePrecision, CalibrationError, one_row_per_patient
 from camtrain.evaluation.statistics import AUROC, Effect, EffectShare, Mean, Statistic
 from camtrain.evaluation.thresholds import Thresholds
 from camtrain.metrics import DEFAULT_THRESHOLD, THRESHOLDS
@@ -54,12 +55,31 @@ def raw_numbers(
     """
     truth = np.array([[np.nan if v is None else v for v in r.label] for r in records], dtype=np.float64)
     logits = np.array([r.logits for r in records], dtype=np.float64)
-    if "auroc" in measures:
-        known = (~np.isnan(truth)).sum(axis=0)
-        yield Key(split, "", "", "auroc"), Raw(AUROC(logits, truth), known)
+    yield from _of_logits(records, split, measures, truth, logits)
     yield from _of_maps(records, split, names, measures, thresholds)
     if any(MEASURES[name].family == "reliance" for name in measures):
         yield from _of_replacements(records, split, measures, truth, logits)
+
+
+def _of_logits(
+    records: Sequence[CaseRecord], split: str, measures: Sequence[str], truth: Floats, logits: Floats
+) -> Iterator[tuple[Key, Raw]]:
+    """What needs no map; `<measure>_per_patient` only where a patient has several scans."""
+    known = (~np.isnan(truth)).sum(axis=0)
+    probabilities = 0.5 * (1 + np.tanh(0.5 * logits))
+    made: dict[str, tuple[Callable[[], Statistic], npt.NDArray[np.int64]]] = {
+        "auroc": (lambda: AUROC(logits, truth), known),
+        "auprc": (lambda: AveragePrecision(logits, truth), known),
+        "calibration_error": (lambda: CalibrationError(probabilities, truth), known),
+    }
+    by_patient = one_row_per_patient(probabilities, truth, [r.patient for r in records])
+    if by_patient is not None:
+        patients = (~np.isnan(by_patient[1])).sum(axis=0)
+        made["auroc_per_patient"] = (lambda: AUROC(*by_patient), patients)
+        made["auprc_per_patient"] = (lambda: AveragePrecision(*by_patient), patients)
+    for name, (make, counted) in made.items():
+        if name in measures:
+            yield Key(split, "", "", name), Raw(make(), counted)
 
 
 def _of_maps(

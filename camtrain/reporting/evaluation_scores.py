@@ -24,12 +24,16 @@ _LOWER: Final = frozenset(
         "class_sensitivity",
         "outside_effect",
         "shortcut_reliance",
+        "calibration_error",
     }
 )
 _NEITHER: Final = frozenset({CHANCE, "bias_share", "channel_sparseness", "inside_effect"})
 _TITLES: Final = {
     "auroc": "AUROC",
     "auroc_outside_replaced": "AUROC, outside replaced",
+    "auprc": "AUPRC",
+    "auroc_per_patient": "AUROC per patient",
+    "auprc_per_patient": "AUPRC per patient",
     "organ_iou": "OrganIoU",
     "energy_inside": "Energy inside",
     CHANCE: "Chance level of energy inside",

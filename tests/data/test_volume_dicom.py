@@ -1,0 +1,163 @@
+"""DICOM series folders: order, place, values, and series that make no volume."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from camtrain._errors import InputError
+from camtrain.data.manifest_files import read_header, read_image, read_volume
+from camtrain.data.manifest_transforms import load_case
+from camtrain.data.volume_dicom import series_of
+
+needs_pydicom = pytest.mark.skipif(importlib.util.find_spec("pydicom") is None, reason="pydicom is not installed")
+SHAPE, STEP, ORIGIN = (5, 7, 4), (0.8, 1.2, 2.5), (-100.0, 50.0, 20.0)
+# Columns run to the left, rows to the back: an ordinary axial CT (LPS).
+AXIAL = (1, 0, 0, 0, 1, 0)
+
+
+def write_series(folder, data, turned=AXIAL, uid="1.2.3", name="s", slope=1, intercept=-1024, shear=0.0, **changes):
+    """(columns, rows, slices) as one file per slice, in an order that no name tells."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    folder.mkdir(exist_ok=True)
+    normal = np.cross(turned[:3], turned[3:])
+    for place in range(data.shape[2]):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        path = folder / f"{name}{(place * 7 + 3) % 11:02d}.dcm"
+        slice_ = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        slice_.SeriesInstanceUID, slice_.SeriesNumber, slice_.SeriesDescription = uid, 2, "thorax"
+        slice_.Modality, slice_.InstanceNumber = "CT", data.shape[2] - place
+        slice_.Columns, slice_.Rows = data.shape[:2]
+        slice_.PixelSpacing, slice_.SliceThickness = [STEP[1], STEP[0]], 5
+        at = np.array(ORIGIN) + place * (normal * STEP[2] + np.array([0, shear, 0]))
+        slice_.ImagePositionPatient, slice_.ImageOrientationPatient = [float(v) for v in at], list(turned)
+        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+        slice_.BitsAllocated = slice_.BitsStored = 16
+        slice_.HighBit, slice_.PixelRepresentation = 15, 0
+        slice_.RescaleSlope, slice_.RescaleIntercept = slope, intercept
+        slice_.PixelData = data[:, :, place].T.astype("<u2").tobytes()
+        for tag, value in changes.items():
+            setattr(slice_, tag, value(place) if callable(value) else value)
+        slice_.save_as(path, enforce_file_format=True)
+    return folder
+
+
+@pytest.fixture
+def counts():
+    return np.random.default_rng(0).integers(0, 3000, SHAPE)
+
+
+@needs_pydicom
+def test_values_and_places(tmp_path, counts):
+    folder = write_series(tmp_path / "ct", counts)
+    volume, header = read_volume(folder), read_header(folder)
+    np.testing.assert_array_equal(volume.numpy()[0], counts - 1024)
+    assert header.shape == SHAPE
+    assert header.spacing == pytest.approx(STEP)
+    matrix = np.diag([-0.8, -1.2, 2.5, 1.0])
+    matrix[:3, 3] = [100, -50, 20]
+    np.testing.assert_allclose(volume.affine, matrix)
+    np.testing.assert_allclose(header.affine, matrix)
+    assert series_of(folder) == {"series 2 thorax": 4}
+
+
+@needs_pydicom
+@pytest.mark.parametrize("turned", [AXIAL, (0, 1, 0, 0, 0, -1), (0.8, 0.6, 0, 0, 0, -1), (1, 0, 0, 0, -1, 0)])
+def test_every_voxel_lies_where_the_standard_says(tmp_path, counts, turned):
+    folder = write_series(tmp_path / "ct", counts, turned, shear=0.3)  # a tilted gantry
+    volume = read_volume(folder)
+    normal = np.cross(turned[:3], turned[3:])
+    for column, row, place in ((0, 0, 0), (4, 0, 1), (0, 6, 2), (3, 5, 3)):
+        at = np.array(ORIGIN) + place * (normal * STEP[2] + np.array([0, 0.3, 0]))
+        at = at + column * STEP[0] * np.array(turned[:3]) + row * STEP[1] * np.array(turned[3:])
+        found = volume.affine.numpy() @ [column, row, place, 1]
+        np.testing.assert_allclose(found[:3], at * [-1, -1, 1], atol=1e-6)
+        assert volume[0, column, row, place] == counts[column, row, place] - 1024
+
+
+@needs_pydicom
+def test_the_same_case_as_nifti(tmp_path, counts):
+    folder = write_series(tmp_path / "ct", counts)
+    volume = read_volume(folder)
+    nib.save(nib.Nifti1Image(volume.numpy()[0].astype(np.int16), volume.affine.numpy()), tmp_path / "ct.nii.gz")
+    one, other = (load_case(path, spacing=1.5, size=8) for path in (folder, tmp_path / "ct.nii.gz"))
+    np.testing.assert_allclose(one["image"], other["image"], atol=1e-6)
+    np.testing.assert_allclose(one["affine"], other["affine"])
+    assert one["id"] == ["ct"]
+
+
+@needs_pydicom
+def test_slope_and_other_files(tmp_path, counts):
+    folder = write_series(tmp_path / "ct", counts, slope=0.5, intercept=-3.25)
+    (folder / "notes.txt").write_text("no DICOM")
+    np.testing.assert_allclose(read_image(folder).numpy()[0], counts * 0.5 - 3.25, rtol=1e-6)
+
+
+@needs_pydicom
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"SamplesPerPixel": 3}, ["colours (RGB)"]),
+        ({"NumberOfFrames": 12}, ["12 frames", "dcm2niix"]),
+        ({"ImageOrientationPatient": lambda k: list(AXIAL if k else (0, 1, 0, 0, 0, -1))}, ["mixture"]),
+        ({"PixelSpacing": lambda k: [1.2, 0.8] if k else [2, 2]}, ["pixels of one size"]),
+        ({"ImagePositionPatient": lambda k: [0, 0, [0, 2.5, 5, 10][k]]}, ["even distances", "slices are missing"]),
+        ({"ImagePositionPatient": lambda k: [0, 0, [0, 2.5, 2.5, 5][k]]}, ["two reconstructions or time points"]),
+        ({"ImagePositionPatient": None}, ["ImagePositionPatient", "4 faults"]),
+        ({"PixelData": b"\0" * 10}, ["readable pixels"]),
+    ],
+)
+def test_series_that_make_no_volume(tmp_path, counts, changes, words):
+    folder = write_series(tmp_path / "ct", counts, **changes)
+    with pytest.raises(InputError) as error:
+        read_volume(folder)
+    for word in [str(folder), *words]:
+        assert word in str(error.value)
+
+
+@needs_pydicom
+def test_two_series_in_a_folder_are_named(tmp_path, counts):
+    folder = write_series(tmp_path / "ct", counts)
+    write_series(folder, counts[:, :, :2], uid="1.2.4", name="t", SeriesDescription="bone")
+    with pytest.raises(InputError, match=r"got 2 in .* \(series 2 thorax: 4 files; series 2 bone: 2 files\)"):
+        read_header(folder)
+
+
+@needs_pydicom
+def test_a_folder_without_dicom_and_a_truncated_file(tmp_path, counts):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.txt").write_text("x")
+    with pytest.raises(InputError, match="no DICOM image among 1 files"):
+        read_volume(tmp_path / "empty")
+    folder = write_series(tmp_path / "ct", counts)
+    broken = next(folder.iterdir())
+    broken.write_bytes(broken.read_bytes()[:-20])
+    with pytest.raises(InputError, match=broken.name):
+        read_volume(folder)
+
+
+def test_without_pydicom_it_is_said_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
+    (tmp_path / "a.dcm").touch()
+    with pytest.raises(InputError, match=r"pip install 'pydicom>=2\.4'"):
+        read_volume(tmp_path)
+
+
+@needs_pydicom
+def test_itk_says_the_same(tmp_path, counts):
+    sitk = pytest.importorskip("SimpleITK")
+    folder = write_series(tmp_path / "ct", counts, (0.8, 0.6, 0, 0, 0, -1))
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+    image = sitk.ReadImage(names)
+    sitk.WriteImage(image, str(tmp_path / "itk.nrrd"))
+    one, other = read_volume(folder), read_volume(tmp_path / "itk.nrrd")
+    np.testing.assert_allclose(one.affine, other.affine, atol=1e-5)
+    np.testing.assert_array_equal(one.numpy(), other.numpy())
