@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from monai.data import DataLoader
+from torch.utils.data import Sampler
 
 from camtrain._errors import InputError
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
-from camtrain.data._loaders import share_sampler
+from camtrain.data._loaders import EpochShuffle, share_sampler
 from camtrain.data.manifest import Case, Manifest, read_manifest
 from camtrain.data.manifest_cache import CaseDataset, DiskDataset, LazyDataset, OnError
 from camtrain.data.manifest_plan import CachePlan, Kind, check_cache
@@ -258,18 +259,20 @@ class ManifestDataModule(LightningDataModule):
 
     def _loader(self, split: str, argument: str, shuffle: bool = False) -> DataLoader:
         # A generator of its own, seeded from torch's: MONAI's loader would rewind the global one otherwise.
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        sampler = None
-        if shuffle and self.organ_share is not None:
+        drawn = int(torch.randint(2**62, ()))
+        generator = torch.Generator().manual_seed(drawn)
+        dataset = self._dataset(split, argument)
+        sampler: Sampler[int] | None = None
+        if shuffle:
             has_organs = [case.organs is not None for case in self.manifest.split(split, argument)]
             # Every process must draw the same order, so that the seed is not torch's own.
-            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-            sampler = share_sampler(has_organs, self.batch_size, self.organ_share, seed)
+            seed = os.environ.get("PL_GLOBAL_SEED")
+            sampler = share_sampler(has_organs, self.batch_size, self.organ_share, int(seed or "0"))
+            sampler = sampler or EpochShuffle(dataset, drawn if seed is None else int(seed), self.batch_size)
         return DataLoader(
-            self._dataset(split, argument),
+            dataset,
             num_workers=self.num_workers,
             batch_size=self.batch_size,
-            shuffle=shuffle and sampler is None,
             sampler=sampler,
             collate_fn=collate,
             generator=generator,

@@ -436,3 +436,23 @@ def test_a_broken_case_leaves_no_thread_at_work():
     with pytest.raises(InputError, match="row 1: broken"):
         CaseDataset(cases, Compose([Lambda(lambda case: read(case.name))]), 1.0, 3)
     assert not busy
+
+
+def test_orders_follow_from_the_seed_and_the_epoch(study, monkeypatch):
+    """A run that goes on from a checkpoint sees its cases as it would have seen them."""
+    rows = [f"{i},{name}.nii.gz,,train,1,0" for i, name in enumerate("abaab")] + ["v,c.nii.gz,,val,0,1"]
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+
+    def loader():
+        data = study(*rows, batch_size=2)
+        data.setup("fit")
+        return data.train_dataloader()
+
+    def ids(loader):
+        return [case for batch in loader for case in batch["id"]]
+
+    whole, resumed = loader(), loader()
+    epochs = [ids(whole) for _ in range(4)]
+    assert len({tuple(order) for order in epochs}) > 1
+    resumed.sampler.set_epoch(3)
+    assert ids(resumed) == epochs[3]
