@@ -19,7 +19,7 @@ _PUBLIC = {
     "make_ct_rate_tree": "camtrain.data.ct_rate_tree",
     "make_rad_chestct_tree": "camtrain.data.rad_chestct_tree",
     "make_voc_tree": "camtrain.data.voc_tree",
-    "organ_report": "camtrain.data.organ_report",
+    "organ_report": "camtrain.data.organ_reporting",
 }
 
 __all__ = [
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from camtrain.data.ct_rate_module import CTRateDataModule
     from camtrain.data.ct_rate_tree import make_ct_rate_tree
     from camtrain.data.manifest_module import ManifestDataModule
-    from camtrain.data.organ_report import organ_report
+    from camtrain.data.organ_reporting import organ_report
     from camtrain.data.organ_share import OrganShareSampler
     from camtrain.data.phantom_module import PhantomDataModule
     from camtrain.data.rad_chestct_module import RadChestCTDataModule

@@ -36,7 +36,7 @@ from camtrain.data.ct_rate_header import CorrectHeader
 from camtrain.data.manifest import Case
 from camtrain.data.manifest_cache import CaseDataset
 from camtrain.data.manifest_transforms import build_transforms, check_triple, check_window, collate
-from camtrain.data.organ_report import OrganReport, cases_report, report_and_warn
+from camtrain.data.organ_reporting import OrganReport, cases_report, report_and_warn
 
 TableSource = Any  # as in ManifestDataModule: a union makes jsonargparse open the file itself
 _PUBLISHED_ORGANS = Path("ts_seg") / "ts_total"

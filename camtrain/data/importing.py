@@ -23,7 +23,7 @@ from camtrain.data.import_labels import (
 )
 from camtrain.data.import_match import Matched, match, match_by_pattern
 from camtrain.data.import_table import MadeTable, make_table, names_in_header, read_class_map, total_segmentator
-from camtrain.data.organ_report import OrganReport, organ_report
+from camtrain.data.organ_reporting import OrganReport, organ_report
 
 MANIFEST, TABLE = "manifest.csv", "table.yaml"
 _MOST = 20

@@ -21,7 +21,7 @@ from camtrain.data.manifest_cache import CaseDataset, DiskDataset, LazyDataset, 
 from camtrain.data.manifest_plan import CachePlan, Kind, check_cache
 from camtrain.data.manifest_splits import kfold, label_counts, splits_from_files
 from camtrain.data.manifest_transforms import CT_WINDOW, build_transforms, collate
-from camtrain.data.organ_report import cases_report, report_and_warn
+from camtrain.data.organ_reporting import cases_report, report_and_warn
 from camtrain.data.volume_picture import is_picture
 
 # str, path, mapping or OrganTable. The annotation cannot say so: with a class or a mapping in it, jsonargparse opens

@@ -18,7 +18,7 @@ from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
 from camtrain.anatomy.partition import BORDERS, LEAST, partition_files
 from camtrain.data._loaders import EpochShuffle, share_sampler
-from camtrain.data.organ_report import OrganReport, organ_report, report_and_warn
+from camtrain.data.organ_reporting import OrganReport, organ_report, report_and_warn
 from camtrain.data.rad_chestct_dataset import Centre, Preparation, RadChestCTScans, organ_file
 from camtrain.data.rad_chestct_files import (
     SPLITS,

@@ -61,9 +61,7 @@ def test_a_diverged_seed_is_told(recipe):
     good = {"skill": 0.75, "gradcam": scores, "respondcam": {**scores, "l1": 0.125}, "account": scores}
     runs = [{"job": job, "result": good}, {"job": {**job, "seed": 1}, "diverged": "weights are no longer finite"}]
     line = recipe.table(runs).splitlines()[3]
-    assert line.startswith(
-        "| volumes, SNR 0.1 | CNN-2 | 0.750 (0.750-0.750) | Respond-CAM | 0.125 (0.125-0.125) ± 0.1 |"
-    )
+    assert line.startswith("| volumes, SNR 0.1 | CNN-2 | 0.750 | Respond-CAM | 0.125 ± 0.1 |")
     assert line.endswith("| 1 of 2 |")
     assert "| volumes, SNR 0.1 | CNN-2 | 1 | 0.2500 | 0.250 | no |" in recipe.verdict(runs)
     met = {**good, "respondcam": {**scores, "l1": 0.01, "kendall_tau": 0.96}}

@@ -13,7 +13,7 @@ from rich.console import Console
 from scipy.stats import fisher_exact
 
 from camtrain._errors import InputError
-from camtrain.data.organ_report import cases_report, exact_test, organ_report, report_and_warn
+from camtrain.data.organ_reporting import cases_report, exact_test, organ_report, report_and_warn
 
 
 def hypergeometric(k, present, absent, drawn):
