@@ -29,14 +29,11 @@ def nifti_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if is_nifti(path)]
 
 
-def read_header(path: Path) -> Header | None:
+def read_header(path: Path) -> Header:
     """Header of a volume; what is wrong is in its `fault`, nothing is raised.
 
     Args:
-        path: A file; of other formats than NIfTI, what the data room can read.
-
-    Returns:
-        The header, or None where only a full read tells.
+        path: A file of any format that the data room reads, or the folder of a DICOM series.
 
     Example:
         >>> read_header(Path("nowhere.nii")).fault
@@ -78,14 +75,11 @@ def read_header(path: Path) -> Header | None:
     )
 
 
-def _other_header(path: Path) -> Header | None:
-    """Header of another format, where the data room reads any."""
-    read = getattr(manifest_files, "read_header", None)
-    if read is None:
-        return None
+def _other_header(path: Path) -> Header:
+    """Header of another format, as the data room reads it."""
     size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.iterdir() if f.is_file())
     try:
-        told = read(path)
+        told = manifest_files.read_header(path)
     except InputError as error:
         return Header(path, size=size, fault=str(error))
     shape = tuple(int(n) for n in told.shape)

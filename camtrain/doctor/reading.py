@@ -75,7 +75,7 @@ def _headers_of(row: Row, organs: set[str]) -> tuple[Header | None, Header | Non
         else:
             files.append(path)
     # The first header stands for all until the files are read: training compares each of them.
-    headers = [header for path in files if (header := read_header(path)) is not None]
+    headers = [read_header(path) for path in files]
     worst = next((header for header in headers if header.fault), None) or next(iter(headers), None)
     return image, worst, stray
 
