@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 from monai.data import DataLoader
-from torch.utils.data import Dataset, RandomSampler
+from torch.utils.data import Dataset, RandomSampler, Sampler
 
 from camtrain._errors import InputError
 from camtrain.data.organ_share import OrganShareSampler
@@ -117,19 +117,22 @@ def seeded_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, seed
     )
 
 
-def share_sampler(
-    has_organs: Sequence[bool], batch_size: int, organ_share: float | None, seed: int
-) -> OrganShareSampler | None:
-    """The sampler that an argument `organ_share` asks for, or None.
+def train_sampler(
+    dataset: Dataset[Any], has_organs: Sequence[bool], batch_size: int, organ_share: float | None, seed: int
+) -> Sampler[int]:
+    """The order of training cases: a plain shuffle, or one that gives every batch its share of cases with organs.
 
     Args:
-        has_organs: One flag per training case.
+        dataset: The training cases.
+        has_organs: One flag per case.
         batch_size: Of the loader.
         organ_share: Part of each batch that has organs; None = a plain shuffle.
         seed: Of the order; equal in all processes.
 
     Example:
-        >>> share_sampler([True, False], 2, None, 0) is None
-        True
+        >>> sorted(train_sampler([10, 20], [True, False], 2, None, 0))
+        [0, 1]
     """
-    return None if organ_share is None else OrganShareSampler(has_organs, batch_size, organ_share, seed=seed)
+    if organ_share is None:
+        return EpochShuffle(dataset, seed, batch_size)
+    return OrganShareSampler(has_organs, batch_size, organ_share, seed=seed)

@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from camtrain._errors import InputError, nearest
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
-from camtrain.data._loaders import EpochShuffle, at_least, share_sampler
+from camtrain.data._loaders import at_least, train_sampler
 from camtrain.data.ct_rate_files import (
     SPLITS,
     Header,
@@ -303,8 +303,7 @@ class CTRateDataModule(LightningDataModule):
         sampler: Sampler[int] | None = None
         if shuffle:
             has_organs = [case.organs is not None for case in self.cases(split)]
-            sampler = share_sampler(has_organs, self.batch_size, self.organ_share, self._seed)
-            sampler = sampler or EpochShuffle(dataset, self._seed, self.batch_size)
+            sampler = train_sampler(dataset, has_organs, self.batch_size, self.organ_share, self._seed)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from camtrain._errors import InputError
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
-from camtrain.data._loaders import EpochShuffle, share_sampler
+from camtrain.data._loaders import train_sampler
 from camtrain.data.manifest import Case, Manifest, read_manifest
 from camtrain.data.manifest_cache import CaseDataset, DiskDataset, LazyDataset, OnError
 from camtrain.data.manifest_plan import CachePlan, Kind, check_cache
@@ -265,10 +265,9 @@ class ManifestDataModule(LightningDataModule):
         sampler: Sampler[int] | None = None
         if shuffle:
             has_organs = [case.organs is not None for case in self.manifest.split(split, argument)]
-            # Every process must draw the same order, so that the seed is not torch's own.
-            seed = os.environ.get("PL_GLOBAL_SEED")
-            sampler = share_sampler(has_organs, self.batch_size, self.organ_share, int(seed or "0"))
-            sampler = sampler or EpochShuffle(dataset, drawn if seed is None else int(seed), self.batch_size)
+            # Every process must draw the same shares, so that there the seed is never torch's own.
+            seed = int(os.environ.get("PL_GLOBAL_SEED", drawn if self.organ_share is None else 0))
+            sampler = train_sampler(dataset, has_organs, self.batch_size, self.organ_share, seed)
         return DataLoader(
             dataset,
             num_workers=self.num_workers,

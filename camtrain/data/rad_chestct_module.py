@@ -17,7 +17,7 @@ from camtrain._errors import InputError, nearest
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
 from camtrain.anatomy.partition import BORDERS, LEAST, partition_files
-from camtrain.data._loaders import EpochShuffle, share_sampler
+from camtrain.data._loaders import train_sampler
 from camtrain.data.organ_reporting import OrganReport, organ_report, report_and_warn
 from camtrain.data.rad_chestct_dataset import Centre, Preparation, RadChestCTScans, organ_file
 from camtrain.data.rad_chestct_files import (
@@ -310,11 +310,10 @@ class RadChestCTDataModule(LightningDataModule):
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader:
         scans = self._split(split)
-        has_organs = [file is not None for file in scans.organs]
         sampler: Sampler[int] | None = None
         if shuffle:
-            sampler = share_sampler(has_organs, self.batch_size, self.organ_share, self._seed)
-            sampler = sampler or EpochShuffle(scans, self._seed, self.batch_size)
+            has_organs = [file is not None for file in scans.organs]
+            sampler = train_sampler(scans, has_organs, self.batch_size, self.organ_share, self._seed)
         return DataLoader(
             scans,
             batch_size=self.batch_size,

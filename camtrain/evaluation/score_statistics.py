@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from camtrain.evaluation.resampling import Bools, Floats
-from camtrain.evaluation.statistics import _check_truth, _parts, _ratio, _to_arrays
+from camtrain.evaluation.statistics import _check_truth, _parts, _ratio, _to_arrays, present_and_absent
 
 _AREA_BLOCK = 1 << 16
 BINS = 15
@@ -46,8 +46,7 @@ class AveragePrecision:
     @cached_property
     def strata(self) -> tuple[Bools, ...]:
         """Present cases, absent cases."""
-        known = ~np.isnan(self.scores)
-        return (self.truth == 1) & known, (self.truth == 0) & known
+        return present_and_absent(self.scores, self.truth)
 
     def __call__(self, weights: Floats) -> Floats:
         """(R, n) weights -> (R, L)."""

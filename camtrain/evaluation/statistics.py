@@ -249,8 +249,7 @@ class AUROC:
     @cached_property
     def strata(self) -> tuple[Bools, ...]:
         """Present cases, absent cases."""
-        known = ~np.isnan(self.scores)
-        return (self.truth == 1) & known, (self.truth == 0) & known
+        return present_and_absent(self.scores, self.truth)
 
     @cached_property
     def _ladders(self) -> list[_Ladder]:
@@ -346,6 +345,12 @@ def _to_arrays(statistic: Any) -> None:
                 f"{type(statistic).__name__} got Inf in {name}: mark what is undefined by NaN, so that it is counted"
             )
         object.__setattr__(statistic, name, array)
+
+
+def present_and_absent(scores: Floats, truth: Floats) -> tuple[Bools, Bools]:
+    """(n, L) each: cases that have the label, cases that have not; none that is not counted or unknown."""
+    known = ~np.isnan(scores)
+    return (truth == 1) & known, (truth == 0) & known
 
 
 def _check_truth(truth: Floats) -> None:

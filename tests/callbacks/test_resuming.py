@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils.data import RandomSampler
 
 from camtrain.data import PhantomDataModule
 
@@ -96,6 +97,7 @@ def test_orders_follow_from_seed_and_epoch(workers):
         return [case for batch in loader for case in batch["id"]]
 
     whole, resumed = loader(), loader()
+    assert isinstance(whole.sampler, RandomSampler)  # where Lightning finds none, it does not shuffle between processes
     epochs = [ids(whole) for _ in range(3)]
     assert len({tuple(order) for order in epochs}) == 3
     assert all(sorted(order) == sorted(epochs[0]) for order in epochs)

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import pytorch_lightning.demos.boring_classes
 import torch
 from monai.transforms import Compose, Lambda
+from torch.utils.data import RandomSampler
 
 from camtrain._batch import read_batch
 from camtrain._errors import InputError
@@ -454,5 +455,6 @@ def test_orders_follow_from_the_seed_and_the_epoch(study, monkeypatch):
     whole, resumed = loader(), loader()
     epochs = [ids(whole) for _ in range(4)]
     assert len({tuple(order) for order in epochs}) > 1
+    assert isinstance(whole.sampler, RandomSampler)  # where Lightning finds none, it does not shuffle between processes
     resumed.sampler.set_epoch(3)
     assert ids(resumed) == epochs[3]

@@ -304,3 +304,18 @@ def test_lungs_are_made_where_they_are_missing(copy, tmp_path, caplog):
 
 def test_the_shipped_table_is_that_of_the_data(tree):
     assert RadChestCTDataModule(tree, **SMALL).table == OrganTable.load("rad_chestct")
+
+
+def test_orders_follow_from_the_seed_and_the_epoch(tree, lungs):
+    """A run that goes on from a checkpoint sees its scans as it would have seen them."""
+
+    def order():
+        data = RadChestCTDataModule(tree, organs=lungs, labels=LABELS, batch_size=2, seed=5, **SMALL)
+        data.setup("fit")
+        return data.train_dataloader().sampler
+
+    whole, resumed = order(), order()
+    epochs = [list(whole) for _ in range(3)]
+    assert len({tuple(each) for each in epochs}) > 1
+    resumed.set_epoch(2)
+    assert list(resumed) == epochs[2]
