@@ -106,9 +106,9 @@ def picture(models: list[LitClassifier], data: PhantomDataModule, labels: list[s
             )
         )
     titles = ("phantom CT and allowed organ", "plain training", "with organ mask loss")
-    Image.fromarray(side_by_side(rows, titles, caption="HiResCAM, signed: red = evidence for, blue = against.")).save(
-        path
-    )
+    Image.fromarray(
+        side_by_side(rows, titles, caption="HiResCAM, signed: orange = evidence for, blue = against.")
+    ).save(path)
 
 
 def main() -> None:
