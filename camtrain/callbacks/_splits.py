@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,20 +64,59 @@ def is_repeat(loader: Any, start: int, count: int) -> list[bool]:
 
 
 class Repeats:
-    """Lightning's sampler fills up uneven ranks with cases that were already seen; they become unknown."""
+    """No case counts twice: what a sampler or a dataset showed for a second time becomes unknown.
+
+    Lightning's sampler fills up uneven ranks with cases that were already seen. Our own datasets with
+    `on_error="skip"` leave broken cases out, so that rows move up, and let the next case stand in for a whole batch.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[int, int] = {}
+        self._shown: dict[int, ShownOnce] = {}
 
     def begin(self) -> None:
         """A new pass."""
         self._seen.clear()
+        self._shown.clear()
 
-    def unknown(self, trainer: Any, label: Tensor, dataloader_idx: int) -> Tensor:
+    def unknown(self, trainer: Any, label: Tensor, ids: list[str] | None, dataloader_idx: int) -> Tensor:
         """(B, L) with the rows of repeated cases made NaN."""
         start = self._seen.get(dataloader_idx, 0)
         self._seen[dataloader_idx] = start + len(label)
-        repeats = is_repeat(loader_of(trainer, dataloader_idx), start, len(label))
+        loader = loader_of(trainer, dataloader_idx)
+        names = getattr(getattr(loader, "dataset", None), "case_ids", None)
+        if names is not None and ids is not None:
+            if dataloader_idx not in self._shown:
+                self._shown[dataloader_idx] = ShownOnce(names, loader.sampler)
+            repeats = [self._shown[dataloader_idx].again(case) for case in ids]
+        else:
+            repeats = is_repeat(loader, start, len(label))
         if not any(repeats):
             return label
         return torch.where(torch.tensor(repeats, device=label.device)[:, None], torch.nan, label)
+
+
+class ShownOnce:
+    """Which cases of a dataset with names of its own this process has counted in a pass.
+
+    Args:
+        names: Of all cases, in the order of the dataset; no name twice.
+        sampler: Of the loader; with a `DistributedSampler` in order a case belongs to one process.
+
+    Example:
+        >>> shown = ShownOnce(["a", "b"], None)
+        >>> [shown.again(case) for case in "aba"]
+        [False, False, True]
+    """
+
+    def __init__(self, names: Sequence[str], sampler: Any) -> None:
+        in_order = isinstance(sampler, DistributedSampler) and not sampler.shuffle
+        share = slice(sampler.rank, None, sampler.num_replicas) if in_order else slice(None)
+        self._left = set(names[share])
+
+    def again(self, case: str) -> bool:
+        """Was this case counted before, or does another process count it?"""
+        if case in self._left:
+            self._left.remove(case)
+            return False
+        return True

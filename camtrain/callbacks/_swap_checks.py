@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from camtrain._errors import InputError
+from camtrain.callbacks._engines import refuse_engine
 from camtrain.callbacks._regions import Keep, Rules
 from camtrain.callbacks.mask_loss import MaskLossCallback
 from camtrain.cam.watch import LogitsFrom
@@ -19,8 +20,9 @@ def refuse_setup(trainer: Any, pl_module: Any, logits: LogitsFrom) -> None:
     """Modules and callbacks beside it that do not go with the swap.
 
     Raises:
-        InputError: Manual optimisation, a second OutsideSwap, or a mask loss with other logits.
+        InputError: Manual optimisation, sharded training, a second OutsideSwap, or a mask loss with other logits.
     """
+    refuse_engine(trainer, "OutsideSwap")
     if not pl_module.automatic_optimization:
         raise InputError(
             "OutsideSwap leaves truths out of the loss that training_step returns, but this module optimises by "

@@ -16,6 +16,7 @@ from camtrain.callbacks._after_fit import print_need
 from camtrain.callbacks._alarms import Alarms
 from camtrain.callbacks._case_scores import scored
 from camtrain.callbacks._context import RunContext
+from camtrain.callbacks._engines import refuse_engine
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
 from camtrain.callbacks._logger_guard import LoggerGuard
 from camtrain.callbacks._methods import read_methods, refuse_never
@@ -191,6 +192,7 @@ class AttentionMonitor(Callback):
         self._stop()
         if stage not in HOOKS:
             return
+        refuse_engine(trainer, "AttentionMonitor")
         self.context.setup(trainer)
         check_layers(pl_module, self.layer, self.logits)
         if stage == "fit":
@@ -310,7 +312,7 @@ class AttentionMonitor(Callback):
                 "AttentionMonitor needs labels, but the batch has no key 'label': name yours with keys={'label': ...}"
             )
         batch_idx, dataloader_idx = self._at
-        label = self._repeats.unknown(trainer, words.label.to(logits.device), dataloader_idx)
+        label = self._repeats.unknown(trainer, words.label.to(logits.device), words.ids, dataloader_idx)
         segmented = words.has_organs if self.context.has_table else torch.ones_like(words.has_organs)
         segmented = segmented.to(logits.device)
         present = (label == 1) & segmented[:, None]

@@ -14,6 +14,7 @@ from camtrain._batch import Adapter, Batch
 from camtrain._errors import InputError
 from camtrain._lightning import Callback
 from camtrain.callbacks._context import RunContext
+from camtrain.callbacks._engines import refuse_engine, refuse_static_graph
 from camtrain.callbacks._figures import Figures, mean_loss
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
 from camtrain.callbacks._left_out import known_truths
@@ -232,11 +233,8 @@ def _refuse(trainer: Any, pl_module: Any, context: RunContext) -> None:
             "MaskLossCallback adds to the loss that training_step returns, but this module optimises by hand "
             "(automatic_optimization=False): open ct.LayerTap in training_step and add ct.OrganMaskLoss there"
         )
-    if getattr(trainer.strategy, "_ddp_kwargs", {}).get("static_graph"):
-        raise InputError(
-            "DDP with static_graph=True leaves the gradients of an inner autograd.grad on each rank, silently: "
-            "use DDPStrategy(static_graph=False)"
-        )
+    refuse_engine(trainer, "MaskLossCallback")
+    refuse_static_graph(trainer)
     if isinstance(getattr(pl_module, "_compiler_ctx", None), dict):
         rank_zero_warn(
             "camtrain: the module is compiled as a whole; if its hooks are skipped the first step will say so"

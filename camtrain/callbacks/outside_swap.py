@@ -26,6 +26,7 @@ from camtrain.callbacks._swap_checks import LeaveOut, WithoutOrgans, refuse_setu
 from camtrain.callbacks._swapping import Composite, Targets, compose, make_plan
 from camtrain.callbacks._write import written
 from camtrain.cam.watch import LogitsFrom
+from camtrain.losses.reduction import over_processes
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 SHARES = ("swapped_cases", "left_out_labels")
@@ -288,14 +289,18 @@ class OutsideSwap(Callback):
 
     def _factor(self, label: Tensor, left_out: Tensor) -> Tensor | None:
         """(B, L), what the gradient of each logit is multiplied by; None = nothing is cut off."""
+        if self.loss is None and self.leave_out == "nan":
+            return None
         known = ~label.isnan()
         taught = known & ~left_out
-        if self.loss is not None:
-            return taught.float()
-        if self.leave_out == "nan" or not bool(left_out.any()):
+        # Counted over all processes: one with a single taught pair would give it the weight of a whole batch.
+        counts = torch.stack([known.sum(), taught.sum()]).float()
+        counts, _, processes = over_processes(counts, counts[:0])
+        if self.loss is None and bool(counts[0] == counts[1]):
             return None
         # A mean over all known pairs becomes the mean over those that are taught.
-        return taught.float() * (known.sum() / taught.sum().clamp(min=1))
+        share: Tensor = (counts[0] if self.loss is None else processes) / counts[1].clamp(min=1)
+        return taught.float() * share
 
     def _taught(
         self,
@@ -320,7 +325,7 @@ class OutsideSwap(Callback):
                     "(the name of the module that gives them, or a callable)"
                 )
             if self.loss is not None:
-                return self._with_own_loss(output, gate.raw, label, factor > 0)
+                return self._with_own_loss(output, gate.raw, label, factor)
             if not self._checked:
                 refuse_mixing(loss_of(output), gate.gated, factor)
                 self._checked = True
@@ -328,17 +333,18 @@ class OutsideSwap(Callback):
         finally:
             gate.stop()
 
-    def _with_own_loss(self, output: Any, logits: list[Tensor], label: Tensor, taught: Tensor) -> Any:
+    def _with_own_loss(self, output: Any, logits: list[Tensor], label: Tensor, weight: Tensor) -> Any:
         """The value stays the module's, the gradient is that of `loss`, the mean over all forwards of the step."""
         assert self.loss is not None  # noqa: S101
         # Unknown truths must not reach the callable: NaN times 0 is NaN in its gradient.
+        taught = weight > 0
         known = label.masked_fill(~taught, 0.0)
         own = torch.zeros((), device=label.device)
         for each in logits:
             values = self.loss(each, known)
             if values.shape != label.shape:
                 raise InputError(f"loss= must give one value per pair, {tuple(label.shape)}, got {tuple(values.shape)}")
-            own = own + torch.where(taught, values, 0.0).sum() / (taught.sum().clamp(min=1) * len(logits))
+            own = own + (weight * torch.where(taught, values, 0.0)).sum() / len(logits)
         loss = loss_of(output)
         total = loss + (own - own.detach()).to(loss.dtype)
         return {**output, "loss": total} if isinstance(output, Mapping) else total

@@ -7,12 +7,12 @@ import json
 import logging
 import mmap
 import multiprocessing
-import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -44,6 +44,11 @@ class Readable:
         """Set what a broken case does; flags are shared with worker processes that are forked later."""
         self.on_error = on_error
         self.broken = shared_array(len(self.data), np.uint8)
+
+    @property
+    def case_ids(self) -> list[str]:
+        """Names of all cases, in order; each is there once. The monitor counts by them."""
+        return [case.id for case in self.data]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Cases of a batch, without the broken ones."""
@@ -234,7 +239,8 @@ class DiskDataset(Readable, PersistentDataset):  # type: ignore[misc]
         return _unpacked(held, case)
 
     def _write(self, held: dict[str, torch.Tensor], place: Path) -> None:
-        part = place.with_suffix(f".{os.getpid()}.part")
+        # Two machines may have processes of one number.
+        part = place.with_suffix(f".{uuid4().hex}.part")
         try:
             torch.save(held, part)
             part.replace(place)  # at once: whoever reads beside us finds a whole file or none
