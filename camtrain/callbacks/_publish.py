@@ -20,6 +20,9 @@ from camtrain.reporting.alarm_log import AlarmEvent
 
 # Measures whose curves per label are worth a chart each; the others are logged too, and can be put into any chart.
 _CHARTED = ("auroc", "organ_iou", "energy_inside")
+# Measures that are not of attention and that `LitClassifier(scores=...)` and many modules log themselves, per patient
+# or with bins of their own: theirs is the logged one then, ours stands in the run folder only.
+_YIELDING = ("auprc", "calibration_error")
 
 
 class Publisher:
@@ -65,6 +68,7 @@ class Publisher:
         self._scale: dict[str, float] = {}
         self._best: dict[str, float] = {}
         self._due_at: int | None = None
+        self._left: dict[str, set[str]] = {}
 
     @property
     def run_dir(self) -> RunDir | None:
@@ -120,7 +124,11 @@ class Publisher:
         Raises:
             InputError: The module has logged one of the keys.
         """
-        keys = [score.key(split, self.first_method, self.name) for score in scores]
+        taken = _taken(trainer)
+        left = {s.measure for s in scores if s.measure in _YIELDING and self._key(s, split) in taken}
+        self._left[split] = left
+        scores = [score for score in scores if score.measure not in left]
+        keys = [self._key(score, split) for score in scores]
         refuse_taken(trainer, keys)
         self._announce(trainer, keys, scores, labels)
         quiet: dict[str, Tensor] = {}
@@ -134,6 +142,9 @@ class Publisher:
             in_bar = score.label is None and score.heading(self.first_method) in self.in_bar
             pl_module.log(key, score.value, batch_size=1, sync_dist=True, prog_bar=in_bar)
         trainer.callback_metrics.update(quiet)
+
+    def _key(self, score: Score, split: str) -> str:
+        return score.key(split, self.first_method, self.name)
 
     def _announce(self, trainer: Any, keys: Sequence[str], scores: Sequence[Score], labels: int) -> None:
         """Before the loggers see them: which scores get a chart, and which are the best so far."""
@@ -180,8 +191,8 @@ class Publisher:
         seen = trainer.callback_metrics  # asked once: Lightning computes all of them anew each time
         for split, rows in scores.items():
             for score in rows:
-                key = score.key(split, self.first_method, self.name)
-                found = seen.get(key)
+                key = self._key(score, split)
+                found = None if score.measure in self._left.get(split, ()) else seen.get(key)
                 # callback_metrics are float32.
                 if found is not None and abs(float(found) - score.value) > 1e-4 * max(1.0, abs(score.value)):
                     raise InputError(_clash(key))
@@ -236,12 +247,17 @@ def refuse_taken(trainer: Any, keys: Sequence[str]) -> None:
     Raises:
         InputError: Somebody has.
     """
-    # What is left of an earlier epoch, ours too, is marked as reset; of several loaders each has a suffix of its own.
-    entries = [e for e in (getattr(trainer, "_results", None) or {}).values() if not getattr(e, "has_reset", True)]
-    taken = {e.meta.name for e in entries if e.meta.dataloader_idx is None or not e.meta.add_dataloader_idx}
+    taken = _taken(trainer)
     for key in keys:
         if key in taken:
             raise InputError(_clash(key))
+
+
+def _taken(trainer: Any) -> set[str]:
+    """Keys that somebody has logged in this epoch."""
+    # What is left of an earlier epoch, ours too, is marked as reset; of several loaders each has a suffix of its own.
+    entries = [e for e in (getattr(trainer, "_results", None) or {}).values() if not getattr(e, "has_reset", True)]
+    return {e.meta.name for e in entries if e.meta.dataloader_idx is None or not e.meta.add_dataloader_idx}
 
 
 def _clash(key: str) -> str:

@@ -23,11 +23,15 @@ from camtrain.metrics import (
     SamePlace,
     SumToScore,
 )
+from camtrain.metrics._label_rates import label_auprc, label_calibration_error
 from camtrain.metrics._pairs import select_pairs
+from camtrain.metrics.label_auroc import label_auroc
 
 # Measure -> is more better? None: neither. For tables and for whoever sets `monitor=`.
 MEASURES: dict[str, bool | None] = {
     "auroc": True,
+    "auprc": True,
+    "calibration_error": False,
     "organ_iou": True,
     "energy_inside": True,
     "pointing_game": True,
@@ -166,7 +170,9 @@ class ScoreBook:
 
     def compute(self, methods: Sequence[str]) -> list[Score]:
         """All defined scores of these methods, in a fixed order (all processes must call it together)."""
-        scores = list(self._spread("auroc", None, self.auroc.averaged("none")))
+        logits, label = self.auroc.rows()
+        rates = {"auroc": label_auroc, "auprc": label_auprc, "calibration_error": label_calibration_error}
+        scores = [row for name, rate in rates.items() for row in self._spread(name, None, rate(logits, label))]
         for method in self.methods:
             if method in methods:
                 scores += self._of_method(method)

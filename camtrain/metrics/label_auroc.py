@@ -90,6 +90,11 @@ class LabelAUROC(Metric):
         with synced(self):
             return (~self._all()[1].isnan()).sum(dim=0)
 
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Scores and labels of all cases so far, (cases, L) each (all processes must call it together)."""
+        with synced(self):
+            return self._all()
+
     def _averaged(self, average: Literal["none", "macro"]) -> Tensor:
         area = label_auroc(*self._all())
         return average_labels(area.nan_to_num(0.0), (~area.isnan()).long(), average)

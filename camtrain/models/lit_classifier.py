@@ -44,7 +44,8 @@ class LitClassifier(pl.LightningModule):
         class_weights: Factor of each label's present cases in the loss; `"balanced"` takes the data module's
             `class_weights`. With `loss`, one of camtrain's (`FocalLoss`, `AsymmetricLoss`), it is handed on.
         scores: Of `"auroc"`, `"auprc"` and `"calibration_error"`, per validation and test epoch: the mean over labels,
-            and each label of up to 20. AttentionMonitor logs `auroc` by itself: leave it out beside it.
+            and each label of up to 20. AttentionMonitor logs all three by itself: leave `auroc` out
+            beside it; the other two it leaves to this module where they are named.
         per_patient: Scores of one row per patient (mean probability of the scans; present where any scan is).
         pretrained: File of weights to start from (`load_pretrained`): MedicalNet, MONAI's model zoo, torchvision's
             ResNet-18 for AxialNet. A checkpoint of this module does not need it again.

@@ -44,6 +44,12 @@ MEASURES = {
         "relevance rank", True, "of the k strongest cells the share inside, k = cells of the organs"
     ),
     "auroc": ReportMeasure("AUROC", True, "chance that a present case has a higher logit than an absent one"),
+    "auprc": ReportMeasure(
+        "AUPRC", True, "average precision; falls with the share of present cases: compare models with it, not labels"
+    ),
+    "calibration_error": ReportMeasure(
+        "calibration error", False, "mean gap of probability and share present, over 15 bins", False
+    ),
     "empty_map_rate": ReportMeasure("empty maps", False, "share of maps without a positive cell"),
     "class_sensitivity": ReportMeasure(
         "class sensitivity", False, "correlation with the maps of the case's other labels; 1 = blind to the label"

@@ -6,6 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torchmetrics.classification import BinaryAveragePrecision, BinaryCalibrationError
 
 import camtrain as ct
 from camtrain.metrics import (
@@ -37,7 +38,15 @@ def expected(kit, net, cases, methods, split="val", layer=None, names=None, tabl
     image, label, organs = batch["image"], batch["label"], batch["organs"]
     table, names = table or ct.OrganTable.load(kit.TABLE), names or kit.LABELS
     calls = net.calls
-    scores = {f"{split}/auroc": label_auroc(net(image).detach(), label)}
+    logits = net(image).detach()
+    scores = {f"{split}/auroc": label_auroc(logits, label)}
+    for name, rate in {"auprc": BinaryAveragePrecision, "calibration_error": BinaryCalibrationError}.items():
+        found = torch.full((label.shape[1],), torch.nan)
+        for column, truth in enumerate(label.unbind(1)):
+            known = ~truth.isnan()
+            if name == "calibration_error" or len(truth[known].unique()) == 2:
+                found[column] = rate()(logits[known, column].double().sigmoid(), truth[known].long())
+        scores[f"{split}/{name}"] = found
     for method in methods:
         at = "" if method == methods[0] else f"@{method}"
         maps = ct.explain(net, image, method=method, layer=layer or kit.LAYER, labels=label == 1)
@@ -232,12 +241,14 @@ def test_one_case_one_label_two_dimensions(kit, tmp_path):
 def test_without_organs_or_table(kit, tmp_path):
     net, cases = kit.make_net(), [{k: c[k] for k in ("image", "label")} for c in kit.make_cases()]
     trainer = validate(kit, tmp_path, net, monitor(kit, table=None, names=kit.LABELS), cases=cases)
-    every, free = expected(kit, net, kit.make_cases(), ["hirescam"]), ("auroc", "class_s", "sum_to", "bias_share")
+    ranking = ("val/auroc", "val/auprc", "val/calibration_error")
+    free = (*ranking, "val/class_s", "val/sum_to", "val/bias_share")
+    every = expected(kit, net, kit.make_cases(), ["hirescam"])
     assert all(case["organs"].any() for case in kit.make_cases())
-    wanted = {k: v for k, v in every.items() if k.startswith(tuple(f"val/{word}" for word in free))}
+    wanted = {k: v for k, v in every.items() if k.startswith(free)}
     assert logged(trainer) == pytest.approx(wanted, abs=2e-6)
-    wanted = {k: v for k, v in wanted.items() if "auroc" in k}
-    # A table, and cases that were never segmented: nothing to score but the ranking, and no NaN.
+    wanted = {k: v for k, v in wanted.items() if k.startswith(ranking)}
+    # A table, and cases that were never segmented: nothing to score but the logits, and no NaN.
     trainer = validate(kit, tmp_path, net, monitor(kit), cases=cases)
     assert logged(trainer) == pytest.approx(wanted, abs=2e-6)
 
@@ -277,7 +288,9 @@ def test_undefined_scores_are_left_out(kit, tmp_path):
     trainer = validate(kit, tmp_path, kit.make_net(), monitor(kit), cases=cases, methods={
         "validation_step": lambda self, batch, batch_idx: self(batch["image"])
     })  # fmt: skip
-    assert logged(trainer) == {}
+    # Probabilities of absent cases alone can be off; labels 0 and 2 are known, label 1 is not.
+    kept = {f"val/calibration_error{end}" for end in ("", f"/{kit.LABELS[0]}", f"/{kit.LABELS[2]}")}
+    assert set(logged(trainer)) == kept
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])

@@ -195,6 +195,21 @@ def test_clashes_with_the_module(kit, tmp_path):
     assert 0 <= trainer.callback_metrics["val/maps/organ_iou"] <= 1
 
 
+def test_areas_that_the_module_logs_itself_are_left_to_it(kit, tmp_path):
+    def at_end(self):
+        self.log("val/auprc", 7.0)
+
+    added = monitor(kit)
+    module = kit.make_lit(kit.make_net(), on_validation_epoch_end=at_end)
+    metrics = fit(kit, tmp_path, added, module=module, max_epochs=2).callback_metrics
+    assert metrics["val/auprc"] == 7
+    assert not any(key.startswith("val/auprc/") for key in metrics)  # not two definitions under one name
+    assert {key for key in metrics if key.startswith("val/calibration_error/")}
+    kept = {row.label: row.value for row in added.publisher.run_dir.read_scores() if row.measure == "auprc"}
+    assert 0 < kept["mean"] <= 1
+    assert set(kept) > {"mean"}
+
+
 def test_two_monitors(kit, tmp_path):
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `AttentionMonitor`"):
         fit(kit, tmp_path, monitor(kit), monitor(kit, layer="features.1"))
@@ -226,7 +241,7 @@ def test_more_than_twenty_labels_go_to_one_table(kit, tmp_path):
     assert not any("finding" in column for column in header)
     (written,) = Path(logger.log_dir).rglob("tables/*.csv")
     rows = list(csv.reader(written.open()))
-    assert rows[0][:3] == ["label", "auroc", "organ_iou"]
+    assert rows[0][:5] == ["label", "auroc", "auprc", "calibration_error", "organ_iou"]
     assert "organ_iou@gradcam" in rows[0]
     assert [row[0] for row in rows[1:]] == names
     assert rows[1][1]

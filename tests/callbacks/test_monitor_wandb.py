@@ -135,6 +135,9 @@ def test_charts_config_and_artifact(kit, watched):
     _, read, _ = watched
     hidden = {name: metric.options.hidden for name, metric in read.metrics.items()}
     assert not hidden["val/organ_iou"]
+    assert not hidden["val/auprc"]
+    assert hidden["val/auprc/nodule"]
+    assert hidden["val/calibration_error/nodule"]
     assert not hidden["val/energy_inside@gradcam/nodule"]
     assert hidden["val/relevance_rank/nodule"]
     assert all(m.step_metric == "trainer/global_step" for name, m in read.metrics.items() if name.startswith("val/"))
