@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from camtrain._batch import read_batch
 from camtrain._errors import InputError
@@ -23,9 +25,12 @@ from camtrain.cam.tap import LayerTap
 from camtrain.doctor.net_facts import BY_DEFAULT, NetFacts, StepCost, WatchedLayer
 from camtrain.losses.organ_mask import OrganMaskLoss
 
+_log = logging.getLogger(__name__)
 _LONGEST = 180.0  # seconds that a step may be expected to take, else it is not tried
 _SHORT = 10.0  # seconds
 _MEMORY_SHARE = 0.6  # of what is free
+_SLOW = 20.0  # seconds that a forward may be expected to take; beyond, shapes say all that can be said
+_RATE = 2e10  # floating-point operations that a core makes in a second: of convolutions in float32, roughly
 _BACKWARD = 3.0  # a step takes about so many forwards: what is expected of it before it is tried
 
 
@@ -98,6 +103,9 @@ def try_network(trial: Trial) -> NetFacts:
         image = read_batch(batch).image
         if image is None:
             raise InputError("expected the key 'image' in the batch")
+        plan = _plan(model, batch, trial.watches) if trial.device == "cpu" else None
+        if plan is not None and (reason := plan.too_much()):
+            return replace(facts, skipped=reason, layers=plan.layers)
         facts = replace(facts, **_forward(model, image))
         facts = replace(facts, layers=_layers(model, batch, trial.watches))
         if not facts.skipped:
@@ -116,6 +124,70 @@ def try_network(trial: Trial) -> NetFacts:
             return replace(facts, skipped=f"the module cannot be asked without a Trainer ({said})")
         return replace(facts, fault=said)
     return facts
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What shapes alone say of a forward.
+
+    Attributes:
+        operations: Floating-point operations.
+        outputs: Bytes of what all leaf modules give.
+        layers: Layers that maps would be taken of.
+    """
+
+    operations: int
+    outputs: int
+    layers: list[WatchedLayer]
+
+    def too_much(self) -> str:
+        """Why not even a forward is tried on this machine, "" = it is."""
+        free = free_memory()
+        if free is not None and self.outputs > _MEMORY_SHARE * free:
+            return f"the feature maps of a batch take {self.outputs / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        seconds = self.operations / (_RATE * torch.get_num_threads())
+        if seconds > _SLOW:
+            return (
+                f"a forward alone takes {self.operations / 1e12:.2g} trillion operations, here some {seconds:.0f} s, "
+                f"and the feature maps of a batch {self.outputs / 2**30:.1f} GiB"
+            )
+        return ""
+
+
+def _plan(model: nn.Module, batch: Any, watches: Sequence[Watch]) -> _Plan | None:
+    """A forward of shapes, without numbers or memory; None of a network that decides by numbers."""
+    image = read_batch(batch).image
+    assert image is not None  # noqa: S101
+    shapes = copy.deepcopy(model).to("meta")
+    hollow = image.as_subclass(Tensor).to("meta")
+    try:
+        with FlopCounterMode(display=False) as counter:
+            outputs = _output_bytes(shapes, hollow)
+        return _Plan(counter.get_total_flops(), outputs, _layers(shapes, batch, watches, hollow))
+    except InputError:
+        raise
+    except Exception as error:  # what a network of any make says of tensors without numbers is no fault of it
+        _log.debug("no forward of shapes alone: %s", error)
+        return None
+
+
+def _output_bytes(model: nn.Module, image: Tensor) -> int:
+    """Bytes that all leaf modules give in one forward: what a step may keep."""
+    outputs = 0
+
+    def add(_: nn.Module, __: Any, output: Any) -> None:
+        nonlocal outputs
+        outputs += output.numel() * output.element_size() if isinstance(output, Tensor) else 0
+
+    handles = [m.register_forward_hook(add) for m in model.modules() if not any(m.children())]
+    try:
+        with torch.no_grad():
+            model(image)
+            _finish(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
 
 
 def _of_batch(facts: NetFacts, batch: Any) -> NetFacts:
@@ -139,22 +211,9 @@ def _optimizer(model: Any) -> dict[str, Any]:
 
 def _forward(model: nn.Module, image: Tensor) -> dict[str, Any]:
     """Time of a forward, and whether a step can be afforded: all outputs of leaf modules are what it may keep."""
-    outputs = 0
-
-    def add(_: nn.Module, __: Any, output: Any) -> None:
-        nonlocal outputs
-        outputs += output.numel() * output.element_size() if isinstance(output, Tensor) else 0
-
-    handles = [m.register_forward_hook(add) for m in model.modules() if not any(m.children())]
-    try:
-        with torch.no_grad():
-            begin = time.perf_counter()
-            model(image)
-            _finish(image)
-            seconds = time.perf_counter() - begin
-    finally:
-        for handle in handles:
-            handle.remove()
+    begin = time.perf_counter()
+    outputs = _output_bytes(model, image)
+    seconds = time.perf_counter() - begin
     free = free_memory() if image.device.type == "cpu" else None
     reason = ""
     if seconds * _BACKWARD > _LONGEST:
@@ -226,15 +285,16 @@ def _masked_loss(model: nn.Module, batch: Any, masks: Sequence[Watch], table: Or
     return total
 
 
-def _layers(model: nn.Module, batch: Any, watches: Sequence[Watch]) -> list[WatchedLayer]:
+def _layers(model: nn.Module, batch: Any, watches: Sequence[Watch], hollow: Tensor | None = None) -> list[WatchedLayer]:
     read = read_batch(batch)
-    assert read.image is not None  # noqa: S101
-    rows = {row.name: row for row in list_layers(model, read.image, depth=None, affine=read.affine, seen=False)}
+    image = read.image if hollow is None else hollow
+    assert image is not None  # noqa: S101
+    rows = {row.name: row for row in list_layers(model, image, depth=None, affine=read.affine, seen=False)}
     found = []
     for watch in (Watch(BY_DEFAULT, None), *watches):
         for layer in watch.layer if isinstance(watch.layer, list | tuple) else [watch.layer]:
             try:
-                full = default_layer(model, read.image)[0] if layer is None else find_layer(model, layer)[0]
+                full = default_layer(model, image)[0] if layer is None else find_layer(model, layer)[0]
             except InputError as error:
                 found.append(WatchedLayer(watch.name, str(layer), fault=str(error)))
                 continue

@@ -10,7 +10,7 @@ from torch import nn
 from camtrain import OrganMaskLoss, OrganTable
 from camtrain.data import CryoETDataModule, PascalVOCDataModule, PhantomDataModule, make_rad_chestct_tree, make_voc_tree
 from camtrain.data.rad_chestct_module import RadChestCTDataModule
-from camtrain.doctor import CHECKS, Extent, examine, run_checks
+from camtrain.doctor import CHECKS, Extent, examine, network, run_checks
 from camtrain.doctor.facts import Content, Facts, OrganSize, Row
 from camtrain.doctor.net_facts import NetFacts, StepCost, WatchedLayer
 from camtrain.doctor.network import Trial, Watch, try_network
@@ -172,3 +172,28 @@ def test_a_network_on_a_manifest_with_a_damaged_first_case(study):
 def test_every_check_asks_a_question(name):
     assert CHECKS[name].asks
     assert CHECKS[name].run(Facts("nothing")) == []
+
+
+def test_what_is_too_large_to_run_is_told_from_its_shapes(monkeypatch):
+    """No forward is made, and layers, cells and bytes are those of a real one."""
+    model, watch = classifier(), Watch("AttentionMonitor", "net.relu")
+    ran = tried(model, watches=[watch])
+    outputs = []
+    for module in model.modules():
+        if not any(module.children()):
+            module.register_forward_hook(lambda m, i, o: outputs.append(o))
+    model(next(iter(phantom().val_dataloader()))["image"])
+    expected = sum(o.numel() * 4 for o in outputs)
+    outputs.clear()
+    monkeypatch.setattr(network, "free_memory", lambda: expected)
+    told = tried(model, watches=[watch])
+    assert all(o.device.type == "meta" for o in outputs)
+    assert told.layers == ran.layers
+    assert len(told.layers) == 2
+    assert "the feature maps of a batch take" in told.skipped
+    assert told.step is None
+    outputs.clear()
+    monkeypatch.setattr(network, "free_memory", lambda: 2 * expected)
+    assert tried(model).skipped == ""
+    monkeypatch.setattr(network, "_RATE", 1e3)
+    assert "trillion operations" in tried(model).skipped
