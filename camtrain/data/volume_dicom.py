@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 # Slices may lie this part of their distance away from an even grid.
 _EVEN = 0.05
+# Modality -> what such a file holds.
+_NO_SCANS = {"SEG": "a DICOM segmentation (SEG)", "RTDOSE": "a dose (RTDOSE)"}
 _TAGS = [
     *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality", "Rows", "Columns"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
@@ -143,6 +145,12 @@ def _sorted(folder: Path, headers: Sequence[Any]) -> list[Any]:
 def _check_kind(folder: Path, headers: Sequence[Any], faults: Faults) -> None:
     for header in headers:
         name = header.camtrain_path.name
+        if header.get("Modality") in _NO_SCANS:
+            faults.add(
+                f"expected a scan, got {_NO_SCANS[header.Modality]} in {folder / name}: convert it to a NIfTI label "
+                "map on the grid of its scan (dcmqi's segimage2itkimage, 3D Slicer) and name that file"
+            )
+            continue
         if int(header.get("SamplesPerPixel", 1)) != 1:
             faults.add(
                 f"expected grey values, got {header.SamplesPerPixel} colours (RGB) in {folder / name}: export grey"
@@ -152,6 +160,7 @@ def _check_kind(folder: Path, headers: Sequence[Any], faults: Faults) -> None:
                 f"expected one slice per file, got {header.NumberOfFrames} frames in {folder / name}: convert the "
                 "series to NIfTI with dcm2niix"
             )
+            continue  # where its frames lie stands elsewhere, so the tags below would all be missing
         for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
             if not header.get(tag):
                 faults.add(
@@ -228,7 +237,8 @@ def _pixels(header: Any) -> NDArray[Any]:
             "copy it again; packed pixels need pylibjpeg with its plugins, or dcm2niix"
         ) from error
     slope, intercept = float(header.get("RescaleSlope", 1) or 1), float(header.get("RescaleIntercept", 0) or 0)
-    return pixels if (slope, intercept) == (1, 0) else pixels * (slope if slope % 1 else int(slope)) + intercept
+    # A slope of 2 as a whole number would wrap around in the file's own 16 bits.
+    return pixels if (slope, intercept) == (1, 0) else pixels * slope + intercept
 
 
 def _scaled(slices: Sequence[Any]) -> bool:

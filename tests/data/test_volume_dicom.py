@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -106,7 +107,8 @@ def test_slope_and_other_files(tmp_path, counts):
     ("changes", "words"),
     [
         ({"SamplesPerPixel": 3}, ["colours (RGB)"]),
-        ({"NumberOfFrames": 12}, ["12 frames", "dcm2niix"]),
+        ({"NumberOfFrames": 12, "ImagePositionPatient": None}, ["12 frames", "dcm2niix", "4 faults"]),
+        ({"Modality": "SEG", "NumberOfFrames": 12, "PixelSpacing": None}, ["(SEG)", "NIfTI label map", "4 faults"]),
         ({"ImageOrientationPatient": lambda k: list(AXIAL if k else (0, 1, 0, 0, 0, -1))}, ["mixture"]),
         ({"PixelSpacing": lambda k: [1.2, 0.8] if k else [2, 2]}, ["pixels of one size"]),
         ({"ImagePositionPatient": lambda k: [0, 0, [0, 2.5, 5, 10][k]]}, ["even distances", "slices are missing"]),
@@ -121,6 +123,38 @@ def test_series_that_make_no_volume(tmp_path, counts, changes, words):
         read_volume(folder)
     for word in [str(folder), *words]:
         assert word in str(error.value)
+
+
+@needs_pydicom
+def test_a_slope_does_not_wrap_around(tmp_path, counts):
+    folder = write_series(tmp_path / "ct", counts + 40000, slope=2, intercept=-7)
+    np.testing.assert_array_equal(read_volume(folder).data[0], 2 * (counts + 40000) - 7)
+
+
+@needs_pydicom
+@pytest.mark.parametrize("packing", ["RLE", "bigendian", "jpeg_ls_lossless"])
+def test_files_of_pydicom_in_other_transfer_syntaxes(tmp_path, packing):
+    from pydicom.data import get_testdata_file
+
+    volumes = []
+    for name in ("MR_small.dcm", f"MR_small_{packing}.dcm"):
+        path = get_testdata_file(name, download=False)
+        if path is None:
+            pytest.skip(f"{name} does not come with this pydicom")
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(path, folder)
+        if packing.startswith("jpeg") and name.endswith("lossless.dcm") and not decodes_jpeg_ls():
+            with pytest.raises(InputError, match="packed pixels need pylibjpeg"):
+                read_volume(folder)
+            return
+        volumes.append(read_volume(folder))
+    np.testing.assert_array_equal(volumes[0].data, volumes[1].data)
+    np.testing.assert_allclose(volumes[0].affine, volumes[1].affine)
+
+
+def decodes_jpeg_ls():
+    return any(find_spec(name) for name in ("pylibjpeg", "jpeg_ls", "pyjpegls", "gdcm"))
 
 
 @needs_pydicom
