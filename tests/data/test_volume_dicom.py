@@ -154,7 +154,7 @@ def test_files_of_pydicom_in_other_transfer_syntaxes(tmp_path, packing):
 
 
 def decodes_jpeg_ls():
-    return any(find_spec(name) for name in ("pylibjpeg", "jpeg_ls", "pyjpegls", "gdcm"))
+    return any(importlib.util.find_spec(name) for name in ("pylibjpeg", "jpeg_ls", "pyjpegls", "gdcm"))
 
 
 @needs_pydicom
