@@ -52,7 +52,8 @@ class AttentionMonitor(Callback):
     present labels of a case), sum_to_score_l1 and bias_share (of a single layer), with `organ_iou_micro` (the paper's
     mean over cases and labels) and `energy_inside_chance`; methods after the first as `<split>/<score>@<method>`, and
     `<split>/alarm/<name>`: for how many labels an alarm is raised. OrganIoU thresholds are chosen on validation every
-    epoch (of paid methods: whenever scored) and frozen for test; a checkpoint carries those of its epoch. Undefined scores are left out.
+    epoch (of paid methods: whenever scored) and frozen for test; a checkpoint carries those of its epoch. Undefined
+    scores are left out.
 
     Pictures go every `every_n_epochs` to every logger of the Trainer and to the run folder
     `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv`, `cases.csv` (docs/loggers.md) and

@@ -64,7 +64,8 @@ def _average_precision(score: Tensor, present: Tensor) -> Tensor:
     _, place, size = torch.unique(score, return_inverse=True, return_counts=True)
     gained = torch.zeros(len(size), dtype=present.dtype, device=score.device).index_add_(0, place, present).flip(0)
     precision = gained.cumsum(0) / size.flip(0).cumsum(0)
-    return (precision * gained).sum() / gained.sum()
+    area: Tensor = (precision * gained).sum() / gained.sum()
+    return area
 
 
 def _calibration_error(score: Tensor, present: Tensor) -> Tensor:
