@@ -216,7 +216,7 @@ def run_data(folder, world, strategy):
     found = {}
     for name, cache in CACHES.items():
         found[name] = run_study(study, "broken.csv", cache, strategy)
-        if name in ("memory", "disk"):
+        if name in FITTED:
             found[f"fit {name}"] = run_study(study, "broken.csv", cache, strategy, fit=True)
     return found
 
