@@ -163,6 +163,7 @@ def run_arm(arm, rank, world, folder, strategy):
 # A study of NIfTI files, some of them broken -----------------------------------------------------------------------
 
 CACHES = {"none": False, "memory": True, "lazy": "lazy", "disk": "disk"}
+FITTED = ("memory", "disk")
 BROKEN = (
     1,
     8,
