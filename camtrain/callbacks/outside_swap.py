@@ -179,7 +179,8 @@ class OutsideSwap(Callback):
         if not self._shares:
             return
         prefix = f"train/{self.name}" if self.name else "train"
-        swapped, left_out, cases, pairs = torch.stack(self._shares).sum(dim=0)
+        sums = torch.stack(self._shares).sum(dim=0)
+        swapped, left_out, cases, pairs = over_processes(sums, sums[:0])[0]
         self._shares = []
         figures = {
             f"{prefix}/{key}": value for key, value in zip(SHARES, (swapped / cases, left_out / pairs), strict=True)

@@ -293,7 +293,7 @@ def _refuse_compiled(logits: Tensor, source: Tensor) -> None:
 
 _COMPILED = (
     "the part between the tapped layer and the logits is compiled by torch.compile, and compiled code cannot be "
-    "differentiated twice: compile the part before the layer, leave the head eager"
+    "differentiated twice: compile the part before the layer, leave the head eager (ct.compile_backbone does so)"
 )
 NO_LINK = (
     "the logits do not depend on the tapped layer's output: the layer must lie between the image and the logits, in "

@@ -54,3 +54,16 @@ def test_only_float16_starts_with_more_than_one():
     assert start_of(cells.bfloat16().sum(), cells.bfloat16()) == 1
     assert start_of(cells.half().sum(), cells.half()) == 4096
     assert start_of(cells.half().sum(), cells[..., :1, :1, :2].half()) == 2
+
+
+def test_slopes_that_overflow_with_the_start_are_taken_without_it():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(1, 2, 1), nn.Flatten(), nn.Linear(8192, 2), nn.Softplus(), nn.Linear(2, 1))
+    with torch.no_grad():
+        net[2].weight.mul_(20_000.0)  # slopes up to 150, times 4096 beyond float16
+    image = torch.rand(1, 1, 4096)
+    exact = ct.explain(net, image, layer="0")
+    with ct.LayerTap(net, "0") as tap, torch.autocast("cpu", torch.float16):
+        maps = tap.maps(net(image))
+    assert maps.isfinite().all()
+    assert (maps.detach() - exact).norm() < 5e-3 * exact.norm()

@@ -163,6 +163,7 @@ def run_arm(arm, rank, world, folder, strategy):
 # A study of NIfTI files, some of them broken -----------------------------------------------------------------------
 
 CACHES = {"none": False, "memory": True, "lazy": "lazy", "disk": "disk"}
+FITTED = ("memory", "disk")
 BROKEN = (
     1,
     8,
@@ -216,7 +217,8 @@ def run_data(folder, world, strategy):
     found = {}
     for name, cache in CACHES.items():
         found[name] = run_study(study, "broken.csv", cache, strategy)
-        found[f"fit {name}"] = run_study(study, "broken.csv", cache, strategy, fit=True)
+        if name in FITTED:
+            found[f"fit {name}"] = run_study(study, "broken.csv", cache, strategy, fit=True)
     return found
 
 
@@ -249,7 +251,8 @@ def run_all(what, rank, world, folder):
     elif what == "broken":
         found = run_broken(folder, strategy)
     else:
-        arms = ARMS if what == "arms" else ["mask"]
+        # The twin of fp16 in full precision is there to compare one process with.
+        arms = [arm for arm in ARMS if world == 1 or arm != "fp32_clipped"] if what == "arms" else ["mask"]
         found = {arm: run_arm(arm, rank, world, folder / f"{what}{world}", strategy) for arm in arms}
     torch.save(found, folder / f"{what}-{world}-{rank}.pt")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import socket
@@ -24,6 +25,14 @@ GROUPS = [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 # Largest difference of a weight, and of a score. Half precision rounds each sample, and sums in another order.
 FULL = (1e-6, 1e-5)
 LIMITS = {"bf16": (5e-4, 2e-2), "fp16": (5e-5, 1e-3), "accumulated": (1e-5, 5e-5)}
+
+
+def load_kit():
+    """Helpers of the callbacks' tests; test folders are no packages."""
+    spec = importlib.util.spec_from_file_location("kit", ROOT / "tests" / "callbacks" / "conftest.py")
+    kit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kit)
+    return kit
 
 
 def environment():
@@ -55,7 +64,7 @@ def apart(weights, others):
     return max(float((weights[name] - others[name]).abs().max()) for name in weights)
 
 
-ARMS = ["plain", "mask", "accumulated", "bf16", "fp16", "fp32_clipped", "checkpointed", "compiled", "swap"]
+ARMS = ["plain", "mask", "accumulated", "bf16", "fp16", "checkpointed", "compiled", "swap"]
 
 
 @pytest.mark.slow
@@ -70,9 +79,7 @@ def test_groups_of_processes_train_what_one_process_trains(arms, arm):
         assert run["hooks"] == {}
         assert run["run_dir"] is (key[1] == 0)
         for name, value in one["metrics"].items():
-            # Lightning averages `self.log` of the swap over processes, uneven batches or not: a figure to look at.
-            if not name.startswith("train/swap") and "left_out" not in name and "swapped" not in name:
-                assert run["metrics"][name] == pytest.approx(value, abs=scores, nan_ok=True), (key, name)
+            assert run["metrics"][name] == pytest.approx(value, abs=scores, nan_ok=True), (key, name)
 
 
 @pytest.mark.slow
@@ -130,9 +137,10 @@ def test_broken_files_on_two_processes_count_nobody_twice(folder, cache):
     for name, value in clean.items():
         assert first[cache]["metrics"][name] == pytest.approx(value, abs=1e-6, nan_ok=True), name
     # Training goes on beside a broken file, both processes in step.
-    fit = f"fit {cache}"
-    assert first[fit]["steps"] == second[fit]["steps"] == 5
-    assert apart(first[fit]["weights"], second[fit]["weights"]) == 0
+    if cache in ("memory", "disk"):
+        fit = f"fit {cache}"
+        assert first[fit]["steps"] == second[fit]["steps"] == 5
+        assert apart(first[fit]["weights"], second[fit]["weights"]) == 0
 
 
 @pytest.mark.slow
@@ -158,3 +166,17 @@ def test_deepspeed_is_refused_by_its_name():
     trainer = type("T", (), {"strategy": DeepSpeedStrategy.__new__(DeepSpeedStrategy)})()
     with pytest.raises(InputError, match="MaskLossCallback does not work with DeepSpeedStrategy"):
         refuse_engine(trainer, "MaskLossCallback")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", ["net", "module"])
+def test_a_whole_model_compiled_is_refused_with_what_to_do(whole, tmp_path):
+    torch._dynamo.reset()
+    kit = load_kit()
+    net = kit.make_net("mlp")
+    module = kit.make_lit(torch.compile(net, backend="aot_eager") if whole == "net" else net)
+    fitted = torch.compile(module, backend="aot_eager") if whole == "module" else module
+    trainer = kit.make_trainer(tmp_path, ct.MaskLossCallback(kit.LAYER, kit.TABLE))
+    with pytest.raises(InputError, match=r"leave the head eager \(ct\.compile_backbone does so\)"):
+        trainer.fit(fitted, kit.loader(kit.make_cases(2)))
+    torch._dynamo.reset()
