@@ -26,7 +26,7 @@ class Network(NamedTuple):
 
 
 def _axial(labels: int, size: int) -> nn.Module:
-    return AxialNet(labels=labels, variant="small", image_size=(size, size))
+    return AxialNet(labels=labels, variant="small", image_size=(size, size), group=1)
 
 
 def _densenet(labels: int, size: int) -> nn.Module:

@@ -1,6 +1,6 @@
 """The paper's AxialNet at full size: what one training step and one validation step take, in memory and in time.
 
-    python benchmarks/full_size.py                                  # 135 x 3 x 420 x 420 voxels, 80 labels, CPU, float32
+    python benchmarks/full_size.py                                       # 135 x 3 x 420 x 420 voxels, 80 labels, CPU
     python benchmarks/full_size.py --device cuda --precision bf16 --compile      # where a GPU is at hand
 
 Each row is a process of its own, so that its peak resident memory is its own. A training step is forward, task loss,
@@ -110,7 +110,7 @@ def work_of(args: argparse.Namespace) -> tuple[float, float]:
 
     def count(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal moved
-        # Forward reads and writes once; backward reads the input and the gradient of the output, writes that of the input.
+        # Forward reads and writes once; backward reads the input and the gradient behind, and writes the one before.
         weights = sum(p.numel() for p in module.parameters(recurse=False))
         moved += 4 * (given[0].numel() * 3 + out.numel() * 2 + weights * 5)
 

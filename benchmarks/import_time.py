@@ -1,6 +1,6 @@
 """How long importing camtrain takes, and `camtrain --help`: wall time of fresh processes, the empty one taken off.
 
-    python benchmarks/import_time.py [--times 9]
+python benchmarks/import_time.py [--times 9]
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ PARTS = {
     ),
     "memory": Part(
         "Peak memory of a training step", "at most 1.03 x that of a plain one",
-        f"step_cost.py --memory --nets {FOUR}", f"step_cost.py --memory --nets {FIVE} --heads affine mlp --sizes 64 128",
+        f"step_cost.py --memory --nets {FOUR}",
+        f"step_cost.py --memory --nets {FIVE} --heads affine mlp --sizes 64 128",
     ),
     "maps": Part(
         "Maps of all labels, beside other libraries",
@@ -134,9 +135,9 @@ def page(out: Path) -> str:
     """The text of docs/performance.md."""
     parts = [
         "# What it costs\n\n"
-        "`make bench` (`python benchmarks/run_all.py`) makes this page. Ratios of pieces that take turns in one run, in processor\n"
-        "time unless said otherwise: median and, in brackets, the interval of 90 % of that median. Ratios below 1 are noise. The\n"
-        "machine is small and was not always idle; no GPU has run these.\n\n"
+        "`make bench` (`python benchmarks/run_all.py`) makes this page. Ratios of pieces that take turns in one run, in\n"
+        "processor time unless said otherwise: median and, in brackets, the interval of 90 % of that median. Ratios below 1\n"
+        "are noise. The machine is small and was not always idle; no GPU has run these.\n\n"
         f"{machine()}\n"
     ]
     for name, part in PARTS.items():

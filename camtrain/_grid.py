@@ -18,6 +18,7 @@ from camtrain._errors import InputError, nearest
 
 ENOUGH = 4  # a cell is allowed from 1/4 of its volume on ...
 HALF = 2  # ... or from 1/2 of what the region's best-filled cell has, so that no region vanishes
+AT_ONCE = 2**23  # voxels summed in one go
 
 
 def to_grid(region: Tensor, size: Sequence[int], mode: str = "fill") -> Tensor:
@@ -96,8 +97,9 @@ def _counts(region: Tensor, size: tuple[int, ...]) -> tuple[Tensor, int]:
     # torch sums bools into int32 twenty times faster than into int64; the latter is for volumes beyond half a billion.
     dtype = torch.int32 if ENOUGH * full < 2**31 else torch.int64
     counts = region
-    for axis, cells in enumerate(size, start=2):
-        counts = _cell_sums(counts, axis, cells, dtype)
+    # The axis that shrinks most goes first: what is held between two axes is then small. Whole sums know no order.
+    for axis in sorted(range(len(size)), key=lambda a: size[a] / region.shape[2 + a]):
+        counts = _cell_sums(counts, 2 + axis, size[axis], dtype)
     return counts, full
 
 
@@ -106,7 +108,12 @@ def _cell_sums(counts: Tensor, axis: int, cells: int, dtype: torch.dtype) -> Ten
     voxels = counts.shape[axis]
     if voxels % cells == 0:
         shape = (*counts.shape[:axis], cells, voxels // cells, *counts.shape[axis + 1 :])
-        return counts.reshape(shape).sum(axis + 1, dtype=dtype)
+        grouped = counts.reshape(shape)
+        if grouped.numel() <= AT_ONCE:
+            return grouped.sum(axis + 1, dtype=dtype)
+        # torch makes a wide copy of bools before it sums them: of a part at a time in large volumes.
+        few = max(1, AT_ONCE * cells // grouped.numel())
+        return torch.cat([part.sum(axis + 1, dtype=dtype) for part in grouped.split(few, axis)], axis)
     index, share, parts = _overlaps(voxels, cells)
     whole = (share == parts).all(dim=0)
     picked = counts.index_select(axis, index[:, whole].flatten().to(counts.device))

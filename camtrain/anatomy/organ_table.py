@@ -308,7 +308,9 @@ class OrganTable:
         step = max(1, AT_ONCE // max(1, ids.numel()))
         for start in range(0, len(names), step):
             part = slice(start, start + step)
-            cells = to_grid(torch.cat([self._voxels(ids, name) for name in names[part]], dim=1), grid, mode)
+            voxels = [self._voxels(ids, name) for name in names[part]]
+            # One organ at a time is what large volumes come as: no second copy of it.
+            cells = to_grid(torch.cat(voxels, dim=1) if len(voxels) > 1 else voxels[0], grid, mode)
             # A sum of zeros and ones is above zero in any precision: this is a union, whatever autocast does.
             hits = member[:, part].float() @ cells.flatten(2).float() > 0
             regions |= hits.reshape(regions.shape)
@@ -332,7 +334,7 @@ class OrganTable:
         first, *others = self._organs[name]
         voxels = ids == first
         for other in others:
-            voxels = voxels | (ids == other)
+            voxels |= ids == other
         return voxels
 
     def _steps(self, spacing: Spacing | None, ids: Tensor) -> list[list[float]] | None:

@@ -206,3 +206,11 @@ def test_all_41_organs_of_a_real_abdomen_survive(stride, nearest, half):
     assert kept(to_grid(region, size, "any")) == 41
     assert kept(to_grid(region, size, "nearest")) == nearest
     assert kept(functional.interpolate(region.float(), size=size, mode="area") >= 0.5) == half
+
+
+@pytest.mark.parametrize("size", [(2, 3, 5), (4, 6, 5), (8, 2, 1)])
+def test_large_volumes_are_summed_in_parts(size, monkeypatch):
+    region = torch.rand(2, 3, 8, 6, 10, generator=torch.Generator().manual_seed(0)) < 0.2
+    whole = occupancy(region, size)
+    monkeypatch.setattr("camtrain._grid.AT_ONCE", 70)
+    assert torch.equal(occupancy(region, size), whole)
