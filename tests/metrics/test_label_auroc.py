@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -61,6 +62,23 @@ def test_batches_add_up_and_undefined_labels_are_left_out():
     assert expected[2:5].isnan().all()
     assert metric.undefined_rate() == 0.5
     assert metric.pairs.tolist() == (~label.isnan()).sum(0).tolist()
+
+
+@pytest.mark.parametrize("sizes", [[4] * 100, [3, 3, 2, 3, 1] * 20, list(range(20, 0, -1))])
+def test_many_batches_leave_few_tensors_and_keep_their_order(sizes):
+    """One small tensor per batch would keep the allocator from joining what the network has freed around it."""
+    scores, label = _batch(sum(sizes))
+    metric, most = LabelAUROC(6), 0
+    for rows in torch.arange(sum(sizes)).split(sizes):
+        given = scores[rows].clone(), label[rows].clone()
+        metric.update(*given)
+        most = max(most, len(metric.scores), len(metric.labels))
+        for tensor in given:
+            tensor.fill_(torch.nan)  # what the user does to a batch later does not reach the scores
+    assert most <= math.log2(sum(sizes)) + 1
+    kept = metric.rows()
+    torch.testing.assert_close(kept[0], scores, rtol=0, atol=0)
+    torch.testing.assert_close(kept[1], label, rtol=0, atol=0, equal_nan=True)
 
 
 def test_large_logits_keep_their_order():
