@@ -44,8 +44,8 @@ format: $(VENV)/.installed ## Let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed ## Measure the cost of the mask loss (interleaved pairs; ratios, not times)
-	$(BIN)/python benchmarks/step_cost.py
+bench: $(VENV)/.installed ## Measure what camtrain costs and write docs/performance.md (about an hour on 2 cores)
+	$(BIN)/python benchmarks/run_all.py
 
 results: $(VENV)/.installed ## Rebuild the tables of docs/results.md (about an hour on 2 cores)
 	$(BIN)/python benchmarks/phantom_study.py claim --epochs 10

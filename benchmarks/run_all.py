@@ -5,8 +5,8 @@
     python benchmarks/run_all.py --page              # the page of what is finished
     python benchmarks/run_all.py --full              # more networks, labels and sizes: hours
 
-What a part printed is kept in `--out`, with its command; `--page` sets them into docs/performance.md, where a figure with
-an interval stands beside what was asked for.
+What a part printed is kept in `--out`, with its command; `--page` sets them into docs/performance.md, each beside what
+was asked for.
 """
 
 from __future__ import annotations
@@ -95,6 +95,10 @@ PARTS = {
         "A validation epoch with the monitor", "at most 1.10 x a plain one (affine), 1.25 x (other heads)",
         "monitor_cost.py --pairs 2", "monitor_cost.py --pairs 5",
     ),
+    "monitor_memory": Part(
+        "Peak memory of a validation epoch with the monitor", "at most 1.05 x that of a plain one",
+        "monitor_memory.py --cases 200", "monitor_memory.py --cases 200 --two_layers 1",
+    ),
     "full_size": Part(
         "AxialNet at full size", "a training step within 11 GiB, within 7 GiB with activation checkpointing",
         "full_size.py",
@@ -135,9 +139,9 @@ def page(out: Path) -> str:
     """The text of docs/performance.md."""
     parts = [
         "# What it costs\n\n"
-        "`make bench` (`python benchmarks/run_all.py`) makes this page. Ratios of pieces that take turns in one run, in\n"
-        "processor time unless said otherwise: median and, in brackets, the interval of 90 % of that median. Ratios below 1\n"
-        "are noise. The machine is small and was not always idle; no GPU has run these.\n\n"
+        "`make bench` (`python benchmarks/run_all.py`) makes this page. Ratios of pieces that take turns in one run,\n"
+        "in processor time unless said otherwise: median and, in brackets, the interval of 90 % of that median.\n"
+        "Ratios below 1 are noise. The machine is small and was not always idle; no GPU has run these.\n\n"
         f"{machine()}\n"
     ]
     for name, part in PARTS.items():

@@ -57,7 +57,9 @@ def steps(net: str, head: str, layer: str, labels: int, size: int, batch: int) -
         "organs": organs(batch, size),
     }
     one = partial(step, model, optimizer, cases)
-    return one, partial(one, (network.mid if layer == "mid" else None, table, ct.OrganMaskLoss()))
+    # Found once, as the callback does: `layer=None` in a tap looks for it by a forward at every entry.
+    last = next(row.name for row in ct.layers(model, cases["image"], seen=False) if row.default)
+    return one, partial(one, (network.mid if layer == "mid" else last, table, ct.OrganMaskLoss()))
 
 
 def step(
