@@ -113,7 +113,7 @@ def _cell_sums(counts: Tensor, axis: int, cells: int, dtype: torch.dtype) -> Ten
             return grouped.sum(axis + 1, dtype=dtype)
         # torch makes a wide copy of bools before it sums them: of a part at a time in large volumes.
         few = max(1, AT_ONCE * cells // grouped.numel())
-        return torch.cat([part.sum(axis + 1, dtype=dtype) for part in grouped.split(few, axis)], axis)
+        return torch.cat([part.sum(axis + 1, dtype=dtype) for part in torch.split(grouped, few, axis)], axis)
     index, share, parts = _overlaps(voxels, cells)
     whole = (share == parts).all(dim=0)
     picked = counts.index_select(axis, index[:, whole].flatten().to(counts.device))
