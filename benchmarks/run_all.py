@@ -49,7 +49,7 @@ class Part(NamedTuple):
     only: str = ""
 
 
-FOUR = "ResNet18 DenseNet121 EfficientNet-B0 AxialNet"
+FOUR = "DenseNet121 AxialNet ResNet18"
 FIVE = f"{FOUR} ResNet50"
 GRID = f"step_cost.py --nets {FIVE} --labels 1 16 80 --sizes 32 64 128"
 PARTS = {
