@@ -3,16 +3,19 @@
 Most classifiers end in pool + FC, flatten + FC, or one FC per slice and a mean. There d logit / d activations is a
 constant made of parameters only, so no backward pass is needed: maps of all labels are one contraction. Whether a head
 is of this kind is not guessed from module names: every node on the way from the logits back to the activations must
-be one of the operators below, which are affine and treat each sample by itself. Anything else, a ReLU, a dropout that
-is active, a second branch, ends the proof, and the engine uses autograd.
+be one of the operators below, which are affine and treat each sample by itself. Anything else, a ReLU, a second branch,
+ends the proof, and the engine uses autograd. A dropout that is active multiplies by numbers that were drawn: given them
+the head is affine too, but differently for every sample.
 
 Weights of reduced precision are read off exactly and then multiplied in float32.
 
-The walk carries T (L, *shape): how each label depends on the tensor at this point, for any one sample.
+The walk carries T (n L, *shape): how each label depends on the tensor at this point; n = 1 for any one sample, n = B
+once a factor has come that differs between samples.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _MAX_NODES = 64
+_MOST = 2**26  # numbers of slopes that differ between samples; beyond, one label at a time needs less memory
 
 
 def affine_head(logits: Tensor, activations: Tensor) -> Tensor | None:
@@ -44,6 +48,29 @@ def affine_head(logits: Tensor, activations: Tensor) -> Tensor | None:
         >>> affine_head(torch.nn.Linear(3, 7)(A.relu().mean(dim=(2, 3))), A) is None
         True
     """
+    found = slopes(logits, activations)
+    return None if found is None or len(found) != 1 else found[0]
+
+
+def slopes(logits: Tensor, activations: Tensor) -> Tensor | None:
+    """Gradients d logits / d activations, where the graph shows that it is made of parameters and drawn numbers only.
+
+    Args:
+        logits: (B, L), with a graph down to `activations`.
+        activations: (B, K, *S), the very tensor that the graph leads to.
+
+    Returns:
+        (n, L, K, *S'), as `affine_head` gives it; n = 1 where it is the same for all samples, B where an active dropout
+        lies on the way. None where the graph does not show it, or where there are too many of them.
+
+    Raises:
+        RuntimeError: As for `affine_head`.
+
+    Example:
+        >>> A = torch.rand(2, 3, 4, requires_grad=True)
+        >>> slopes(torch.nn.Linear(3, 7)(F.dropout(A.mean(dim=2), 0.2, training=True)), A).shape
+        torch.Size([2, 7, 3, 1])
+    """
     if logits.ndim != 2 or logits.grad_fn is None:
         return None
     node: Any = logits.grad_fn
@@ -51,15 +78,20 @@ def affine_head(logits: Tensor, activations: Tensor) -> Tensor | None:
     weights: Tensor | None = None  # None stands for the identity on (L,)
     for _ in range(_MAX_NODES):
         if is_source(node, activations) and number == activations.output_nr:
-            return _checked(weights, activations)
+            weights = _checked(weights, activations)
+            return None if weights is None else weights.reshape(-1, logits.shape[1], *weights.shape[1:])
         name = type(node).__name__
-        pull = _PULLS.get(name)
-        if pull is None or not _only_through_data(node, activations) or not _fits(node, weights, logits, activations):
+        if not _only_through_data(node, activations) or not _fits(node, weights, logits, activations):
             return None
-        weights = pull(node, weights)
+        if name in _FACTORS:
+            weights = _scaled(node, weights, _FACTORS[name](node), logits.shape[1])
+        elif name in _PULLS:
+            weights = _PULLS[name](node, weights)
+        elif name not in _UNCHANGED:
+            return None
         if weights is None and name not in _UNCHANGED:
             return None
-        node, number = node.next_functions[_DATA.get(name, 0)]
+        node, number = node.next_functions[_data(node)]
     return None
 
 
@@ -67,7 +99,15 @@ def _only_through_data(node: Any, activations: Tensor) -> bool:
     """Do the activations come in as the operand that the rule is for, and by no other (a parameter times them)?"""
     operands = [fn for fn, _ in node.next_functions]
     touched = [i for i, fn in enumerate(operands) if fn is not None and not _is_parameter(fn, activations)]
-    return touched == [_DATA.get(type(node).__name__, 0)]
+    return touched == [_data(node)]
+
+
+def _data(node: Any) -> int:
+    """Which operand carries the data."""
+    name = type(node).__name__
+    if name == "MulBackward0":
+        return int(node.next_functions[0][0] is None)
+    return 1 if name == "AddmmBackward0" else 0
 
 
 def is_source(node: Any, activations: Tensor) -> bool:
@@ -112,10 +152,6 @@ def _checked(weights: Tensor | None, activations: Tensor) -> Tensor | None:
 def _full(weights: Tensor, shape: Sequence[int]) -> Tensor:
     """Write out the axes along which the weight is constant."""
     return weights.expand(weights.shape[0], *shape)
-
-
-def _unchanged(node: Any, weights: Tensor | None) -> Tensor | None:
-    return weights
 
 
 def _addmm(node: Any, weights: Tensor | None) -> Tensor | None:
@@ -216,6 +252,37 @@ def _unsqueeze(node: Any, weights: Tensor | None) -> Tensor | None:
     return None if weights is None or dim == 0 else weights.squeeze(dim)
 
 
+def _constant(node: Any) -> Tensor | None:
+    # A factor without a gradient: what F.dropout is on a CPU, or a fixed scale.
+    data = _data(node)
+    if node.next_functions[1 - data][0] is not None:
+        return None
+    factor: Tensor | None = node._saved_self if data else node._saved_other
+    return factor
+
+
+def _kept(node: Any) -> Tensor:
+    # What F.dropout is on a GPU. Where all is dropped, every factor is 0.
+    share = 1 - node._saved_p
+    factor: Tensor = node._saved_result1.double() / (share or 1.0)
+    return factor
+
+
+def _scaled(node: Any, weights: Tensor | None, factor: Tensor | None, labels: int) -> Tensor | None:
+    """T times a factor that broadcasts to the node's output (B, *shape)."""
+    shape = tuple(node._input_metadata[0].shape)
+    if factor is None or factor.is_complex() or factor.ndim > len(shape):
+        return None
+    weights = _identity(shape[1], node) if weights is None else weights
+    factor = _precise(factor.detach()).to(weights).reshape((1,) * (len(shape) - factor.ndim) + tuple(factor.shape))
+    if len(factor) == 1:
+        return weights * factor[0]
+    full = [max(a, b) for a, b in zip(weights.shape[1:], factor.shape[1:], strict=True)]
+    if len(factor) * labels * math.prod(full) > _MOST:
+        return None
+    return (weights.reshape(-1, labels, *weights.shape[1:]) * factor[:, None]).flatten(0, 1)
+
+
 # Operator in the graph -> how T passes it.
 _PULLS: dict[str, Callable[[Any, Tensor | None], Tensor | None]] = {
     "AddmmBackward0": _addmm,
@@ -227,12 +294,12 @@ _PULLS: dict[str, Callable[[Any, Tensor | None], Tensor | None]] = {
     "AdaptiveAvgPool2DBackward0": _adaptive_pool,
     "AdaptiveAvgPool3DBackward0": _adaptive_pool,
     "ConvolutionBackward0": _convolution,
-    "CloneBackward0": _unchanged,
-    "AliasBackward0": _unchanged,
-    "ToCopyBackward0": _unchanged,
     "SqueezeBackward1": _squeeze,
     "UnsqueezeBackward0": _unsqueeze,
 }
-# Which operand carries the data; the first one elsewhere.
-_DATA = {"AddmmBackward0": 1}
+# Operator -> the factor by which it multiplies its data.
+_FACTORS: dict[str, Callable[[Any], Tensor | None]] = {
+    "MulBackward0": _constant,
+    "NativeDropoutBackward0": _kept,
+}
 _UNCHANGED = {"CloneBackward0", "AliasBackward0", "ToCopyBackward0"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from camtrain._errors import InputError
-from camtrain.cam.affine_head import affine_head, is_source
+from camtrain.cam.affine_head import is_source, slopes
 from camtrain.cam.capture import reading_graph
 from camtrain.cam.method_table import Method, find_method
 from camtrain.cam.selection import Labels, Selection, select
@@ -154,7 +154,7 @@ def precise(tensor: Tensor) -> Tensor:
 def _weights(logits: Tensor, source: Tensor) -> Tensor | None:
     with reading_graph():
         try:
-            return affine_head(logits, source)
+            return slopes(logits, source)
         except RuntimeError as error:
             raise (explained(error) or error) from None
 
@@ -170,7 +170,7 @@ def require_pool_head(logits: Tensor, source: Tensor, reshape: Reshape | None) -
 
 
 def _checked_pool(weights: Tensor | None) -> Tensor:
-    if weights is None or any(size != 1 for size in weights.shape[2:]):
+    if weights is None or len(weights) != 1 or any(size != 1 for size in weights.shape[3:]):
         raise InputError(
             "method 'cam' needs global average pooling and one FC layer right behind the tapped layer; "
             "use 'hirescam', which is the same there and holds for other heads too"
@@ -179,22 +179,33 @@ def _checked_pool(weights: Tensor | None) -> Tensor:
 
 
 def _closed_form(activations: Tensor, weights: Tensor, row: Method, chosen: Selection) -> Tensor:
-    """No backward pass: d logit / d activations is `weights` (L, K, *S' or 1) for every sample."""
-    pooled = all(size == 1 for size in weights.shape[2:])
+    """No backward pass: d logit / d activations is `weights` (n, L, K, *S' or 1), n = 1 the same for every sample."""
+    pooled = all(size == 1 for size in weights.shape[3:])
     cells = activations[0, 0].numel()
     if chosen.columns is not None and not chosen.everything:
-        weights = weights.index_select(0, chosen.columns)
-    shape = (activations.shape[0], weights.shape[0], *activations.shape[2:])
+        weights = weights.index_select(1, chosen.columns)
     if row.name == "gradcam" or (pooled and row.name in ("hirescam", "cam")):
-        flat = weights.flatten(2).mean(dim=2) * (cells if row.name == "cam" else 1)
-        maps = torch.einsum("lk,bks->bls", flat, activations.flatten(2)).reshape(shape)
+        flat = weights.flatten(3).mean(dim=3) * (cells if row.name == "cam" else 1)
+        maps = _contracted(flat, activations)
     elif row.name == "hirescam":
-        full = weights.expand(-1, *activations.shape[1:]).flatten(2)
-        maps = torch.einsum("lks,bks->bls", full, activations.flatten(2)).reshape(shape)
+        maps = _contracted(weights, activations)
     else:
         formula = row.function()
-        maps = _stack([formula(activations, w[None].expand_as(activations)) for w in weights], activations)
+        maps = _stack([formula(activations, w.expand_as(activations)) for w in weights.unbind(1)], activations)
     return maps if chosen.columns is not None else chosen.take(maps)
+
+
+def _contracted(weights: Tensor, activations: Tensor) -> Tensor:
+    """Sum over channels of weights (n, L, K, *some axes) x activations (B, K, *S'): (B, L, *S').
+
+    Axes along which the weight is the same everywhere (size 1) are left out of the product and never written out:
+    AxialNet has 135 slices of them.
+    """
+    axes = "uvwxyz"[: activations.ndim - 2]
+    own = "".join(axis for axis, size in zip(axes, weights.shape[3:], strict=False) if size > 1)
+    kept = weights.reshape(*weights.shape[:3], *(size for size in weights.shape[3:] if size > 1))
+    samples = "b" if len(weights) > 1 else ""
+    return torch.einsum(f"{samples}lk{own},bk{axes}->bl{axes}", kept if samples else kept[0], activations)
 
 
 def label_gradients(logits: Tensor, source: Tensor, chosen: Selection, create_graph: bool) -> Iterator[Tensor]:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from camtrain.cam.affine_head import affine_head
+from camtrain.cam import affine_head as module
+from camtrain.cam.affine_head import affine_head, slopes
+from camtrain.cam.engine import attention_maps
 
 B, K, L = 2, 4, 3
 GRIDS = {1: (5,), 2: (5, 6), 3: (5, 6, 7)}
@@ -185,6 +187,64 @@ def test_any_shape_also_where_sizes_coincide(batch, channels, labels, grid, pool
     assert weights.ndim == activations.ndim
     contributions = (weights * activations[:, None]).flatten(2)
     torch.testing.assert_close(contributions.sum(dim=2) + head.bias, logits)
+
+
+# Numbers that were drawn --------------------------------------------------------------------------------------------
+
+
+def drawn(draw, head, A):
+    """An active dropout at three places, as a product (CPU) or as the one operator that a GPU takes."""
+    pooled = head[0](draw(A).mean(dim=(2, 3))) * 2
+    return draw(head[1](draw(pooled)))
+
+
+DRAWS = {
+    "product": lambda x: F.dropout(x, 0.4, training=True),
+    "one operator": lambda x: torch.native_dropout(x, 0.4, True)[0],
+    "whole channels": lambda x: F.dropout2d(x, 0.4, training=True) if x.ndim == 4 else x,
+    "everything dropped": lambda x: torch.native_dropout(x, 1.0, True)[0],
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("method", ["hirescam", "gradcam", "layercam"])
+def test_an_active_dropout_has_slopes_of_its_own_for_every_sample(name, method, monkeypatch):
+    """Maps, and what a loss on them teaches the head, are those of double backward with the same drawn numbers."""
+    activations = acts((3, 5), batch=4)
+    head = nn.Sequential(nn.Linear(K, 5), nn.Linear(5, L)).double()
+    logits = drawn(DRAWS[name], head, activations)
+    found = slopes(logits, activations)
+    assert found.shape[:3] == (1 if name == "whole channels" and found.shape[0] == 1 else 4, L, K)
+    for label in range(L):
+        (gradient,) = torch.autograd.grad(logits[:, label].sum(), activations, retain_graph=True)
+        torch.testing.assert_close(found[:, label].expand_as(gradient), gradient, rtol=1e-10, atol=1e-14)
+    results = []
+    for closed in (True, False):
+        if not closed:
+            monkeypatch.setattr("camtrain.cam.engine.slopes", lambda *_: None)
+        for labels in (None, [2, 0], torch.tensor([[0], [1], [2], [0]])):
+            maps = attention_maps(activations, logits, method, labels)
+            loss = F.softplus(maps * 9).sum()
+            results.append(
+                (
+                    maps,
+                    *torch.autograd.grad(loss, [activations, *head.parameters()], retain_graph=True, allow_unused=True),
+                )
+            )
+    for mine, theirs in zip(results[:3], results[3:], strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert (a is None) == (b is None) or not torch.any(b if a is None else a)
+            if a is not None and b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+
+
+def test_slopes_of_every_sample_are_not_written_out_where_they_are_too_many(monkeypatch):
+    activations = acts((3, 5))
+    head = nn.Linear(15 * K, L).double()
+    logits = head(F.dropout(activations, 0.4, training=True).flatten(1))
+    assert slopes(logits, activations).shape == (B, L, K, 3, 5)
+    monkeypatch.setattr(module, "_MOST", B * L * K * 15 - 1)
+    assert slopes(logits, activations) is None
 
 
 # What must not be proved ---------------------------------------------------------------------------------------------
