@@ -63,7 +63,7 @@ def make_case(labels: int, size: list[int]) -> dict[str, Tensor]:
 def train(net: nn.Module, case: dict[str, Tensor], table: ct.OrganTable | None, precision: str) -> float:
     """Seconds of the second of two steps."""
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.99)
-    extra = None if table is None else (None, table, ct.OrganMaskLoss())
+    extra = None if table is None else (ct.LayerTap(net, "stack"), table, ct.OrganMaskLoss())
     device = next(net.parameters()).device
     for _ in range(2):
         start = time.perf_counter()

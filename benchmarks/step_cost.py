@@ -57,21 +57,22 @@ def steps(net: str, head: str, layer: str, labels: int, size: int, batch: int) -
         "organs": organs(batch, size),
     }
     one = partial(step, model, optimizer, cases)
-    # Found once, as the callback does: `layer=None` in a tap looks for it by a forward at every entry.
-    last = next(row.name for row in ct.layers(model, cases["image"], seen=False) if row.default)
-    return one, partial(one, (network.mid if layer == "mid" else last, table, ct.OrganMaskLoss()))
+    # One tap for all steps, as in the callback: every new one with layer=None looks for the layer by a forward.
+    # Its name alone would not do: EfficientNet's last activation is a module that runs twice.
+    tap = ct.LayerTap(model, network.mid if layer == "mid" else None)
+    return one, partial(one, (tap, table, ct.OrganMaskLoss()))
 
 
 def step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], extra: tuple | None = None
 ) -> None:
-    """One training step; `extra` = (layer, table, loss) adds the mask loss."""
+    """One training step; `extra` = (tap, table, loss) adds the mask loss."""
     optimizer.zero_grad()
     if extra is None:
         loss = nn.functional.binary_cross_entropy_with_logits(model(batch["image"]), batch["label"])
     else:
-        layer, table, loss_fn = extra
-        with ct.LayerTap(model, layer) as tap:
+        tap, table, loss_fn = extra
+        with tap:
             logits = model(batch["image"])
             maps = tap.maps(logits, method="hirescam")
         allowed = table.allowed(batch["organs"], size=maps.shape[2:])
