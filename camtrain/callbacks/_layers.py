@@ -59,6 +59,16 @@ def resolve_layers(
     return [_last_map(trainer, pl_module, image) if one is None else one for one in listed(layer)]
 
 
+def unnamed(layer: LayerSpec | Layers) -> list[bool]:
+    """For each layer, is it one to be found?
+
+    Example:
+        >>> unnamed(["layer3", None])
+        [False, True]
+    """
+    return [one is None for one in listed(layer)]
+
+
 def _last_map(trainer: Any, pl_module: nn.Module, image: Tensor | None) -> str:
     if image is None:
         raise InputError("layer=None needs the key 'image' in the batch: name the layer with layer=")

@@ -17,7 +17,7 @@ from camtrain.callbacks._alarms import Alarms
 from camtrain.callbacks._case_scores import scored
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._engines import refuse_engine
-from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
+from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers, unnamed
 from camtrain.callbacks._logger_guard import LoggerGuard
 from camtrain.callbacks._methods import read_methods, refuse_never
 from camtrain.callbacks._nifti import NiftiMaps
@@ -304,7 +304,8 @@ class AttentionMonitor(Callback):
         if self._watch is None:
             image = self.context.image(batch) if needs_image(self.layer) else None
             layers = resolve_layers(trainer, pl_module, self.layer, image)
-            self._watch = ModuleWatch(pl_module, layers, self.logits, self.call, cut=True)
+            found = unnamed(self.layer)
+            self._watch = ModuleWatch(pl_module, layers, self.logits, self.call, cut=True, found=found)
         return self._watch
 
     def _count(self, trainer: Any, words: Batch, step: StepMaps, logits: Tensor, names: list[str]) -> None:

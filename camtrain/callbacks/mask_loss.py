@@ -16,7 +16,7 @@ from camtrain._lightning import Callback
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._engines import refuse_engine, refuse_static_graph
 from camtrain.callbacks._figures import Figures, mean_loss
-from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
+from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers, unnamed
 from camtrain.callbacks._left_out import known_truths
 from camtrain.callbacks._publish import refuse_taken
 from camtrain.callbacks._seen import tell_seen_share
@@ -199,7 +199,7 @@ class MaskLossCallback(Callback):
         if self._watch is None:
             image = self.context.image(batch) if needs_image(self.layer) else None
             layers = resolve_layers(trainer, pl_module, self.layer, image)
-            self._watch = ModuleWatch(pl_module, layers, self.logits, self.call)
+            self._watch = ModuleWatch(pl_module, layers, self.logits, self.call, found=unnamed(self.layer))
         return self._watch
 
     def _parts(self, trainer: Any, pl_module: nn.Module, watch: ModuleWatch, batch: Any) -> dict[str, MaskLossParts]:

@@ -6,6 +6,7 @@ around them; the logits are the output of the smallest module around all the lay
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,9 @@ class ModuleWatch:
         cut: Validation: gradients exist only from the first of the layers to the logits, and what the user's code gets
             back is detached. Where the user's code has switched gradients on by itself, they are left alone. Off in
             training.
+        found: For each layer, was it found for `layer=None`? Nobody named it then, so nobody can say which call counts:
+            where the step enters the network once, it is the last, as in `LayerTap` (EfficientNet's last activation is
+            a module that runs three times in a block). Two entries, as of two views, stay a question.
 
     Raises:
         InputError: No such layer, or one listed twice.
@@ -61,13 +65,15 @@ class ModuleWatch:
         logits: LogitsFrom = None,
         call: int | None = None,
         cut: bool = False,
+        found: Sequence[bool] | None = None,
     ) -> None:
         self.model = model
         wanted = listed(layer)
-        found = find_layers(model, wanted)
-        self.names = [name for name, _ in found]
+        self._found = [False] * len(wanted) if found is None else list(found)
+        looked_up = find_layers(model, wanted)
+        self.names = [name for name, _ in looked_up]
         self.keys = [key_of(one, name) for one, name in zip(wanted, self.names, strict=True)]
-        self._layers = [module for _, module in found]
+        self._layers = [module for _, module in looked_up]
         self.call = call
         self.cut = cut
         self._pick = None if isinstance(logits, str) else logits
@@ -155,8 +161,8 @@ class ModuleWatch:
         """
         self._restore()
         sources = {
-            key: chosen_call(capture.outputs, self.call, plain_name(capture.name))
-            for key, capture in zip(self.keys, self._captures, strict=True)
+            key: chosen_call(capture.outputs, call, plain_name(capture.name))
+            for key, capture, call in zip(self.keys, self._captures, self._calls(), strict=True)
         }
         # Views made under no_grad or inference mode would lose the graph.
         with torch.inference_mode(False), torch.enable_grad():
@@ -172,7 +178,7 @@ class ModuleWatch:
             InputError: The step called parts of the network, or without an image.
         """
         counts = [len(capture.outputs) for capture in self._captures]
-        calls = [None if self.call is None else self.call % count for count in counts]
+        calls = [None if call is None else call % count for call, count in zip(self._calls(), counts, strict=True)]
         made = [entered for entered in self._entered if entered.before[0] <= (calls[0] or 0)]
         call = Call.of(made[-1].module, tree_map(_normal, made[-1].args), tree_map(_normal, made[-1].kwargs))
         if call is None:
@@ -182,6 +188,11 @@ class ModuleWatch:
         wanted = tuple(WantedLayer(key, plain_name(name), module, at) for key, name, module, at in layers)
         giver_call = -1 if own[0] is None or not self._as_often_as_layers(self._giver) else own[0]
         return Rerun(call, wanted, self._giver or call.entry, giver_call, self._pick)
+
+    def _calls(self) -> list[int | None]:
+        """Which call of each layer counts; None = there is to be one."""
+        last = -1 if self.call is None and len(self._entered) == 1 else self.call
+        return [last if found else self.call for found in self._found]
 
     def _logits(self, source: Tensor, outputs: int | None, wanted: int | None) -> Tensor:
         batch = self._batch(source)

@@ -194,6 +194,27 @@ def test_two_forwards_in_a_step(kit, tmp_path):
     assert logged(trainer) == pytest.approx(expected(kit, net, kit.make_cases(), ["hirescam"]), abs=2e-6)
 
 
+def test_layer_none_takes_the_last_run_of_a_shared_activation(kit, tmp_path):
+    """Methods of the graph, and one with forwards of its own, which runs the network again."""
+
+    class Shared(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.first, self.relu, self.second = net.features[0], net.features[1], net.features[2]
+            self.head = net.head
+
+        def forward(self, image):
+            return self.head(self.relu(self.second(self.relu(self.first(image)))))
+
+    net = kit.make_net("mlp")
+    methods = ["hirescam", "relevancecam"]
+    found = logged(validate(kit, tmp_path, Shared(net), monitor(kit, layer=None, methods=methods, every_n_epochs=1)))
+    named = monitor(kit, layer=kit.LAYER, methods=methods, every_n_epochs=1)
+    separate = logged(validate(kit, tmp_path, net, named))
+    assert any("relevancecam" in key for key in found)
+    assert found == pytest.approx(separate, abs=2e-6, nan_ok=True)
+
+
 def test_a_frozen_net_and_an_inplace_relu_behind_the_layer(kit, tmp_path):
     net, twin = kit.make_net("mlp", inplace=True).requires_grad_(False), kit.make_net("mlp")
     trainer = validate(kit, tmp_path, net, monitor(kit, layer="features.2"))

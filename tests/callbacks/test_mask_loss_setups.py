@@ -167,6 +167,35 @@ def test_a_layer_that_runs_twice(kit, tmp_path):
 # Nets --------------------------------------------------------------------------------------------------------------
 
 
+class Shared(nn.Module):
+    """The usual net with one ReLU for both convolutions, as MONAI's EfficientNet shares its activation."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.first, self.relu, self.second = net.features[0], net.features[1], net.features[2]
+        self.head = net.head
+
+    def forward(self, image):
+        return self.head(self.relu(self.second(self.relu(self.first(image)))))
+
+
+def test_layer_none_takes_the_last_run_of_a_shared_activation(kit, tmp_path):
+    net = kit.make_net()
+    fit(kit, tmp_path, kit.make_lit(Shared(net)), callback(kit, layer=None))
+    check_like_by_hand(kit, None, net)  # whose two ReLUs are two modules
+    with pytest.raises(ct.InputError, match=r"'net.relu' ran 2 times in one forward: .*call=0"):
+        fit(kit, tmp_path, kit.make_lit(Shared(kit.make_net())), callback(kit, layer="relu"))
+
+
+def test_layer_none_does_not_choose_between_two_views(kit, tmp_path):
+    def training_step(self, batch, batch_idx):
+        return kit.bce(self(batch["image"]) + self(batch["image"].flip(2)), batch["label"])
+
+    module = kit.make_lit(Shared(kit.make_net()), training_step=training_step)
+    with pytest.raises(ct.InputError, match=r"'net.relu' ran 4 times in one forward: .*call=0"):
+        fit(kit, tmp_path, module, callback(kit, layer=None))
+
+
 def test_layer_none_takes_the_last_feature_map(kit, tmp_path):
     net = kit.make_net()
     fit(kit, tmp_path, kit.make_lit(net), callback(kit, layer=None))
