@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "camtrain"
-PRIVATE = {"_errors", "_batch", "_grid", "_lightning"}
+PRIVATE = {"_errors", "_batch", "_grid", "_label_rates", "_lightning"}
 
 
 def arrows():

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from camtrain._label_rates import label_rates
 from camtrain.callbacks._alarm_seen import ALL
 from camtrain.metrics import (
     ClassSensitivity,
@@ -22,10 +23,10 @@ from camtrain.metrics import (
     RelevanceRank,
     SamePlace,
     SumToScore,
+    label_auroc,
 )
-from camtrain.metrics._label_rates import label_auprc, label_calibration_error
+from camtrain.metrics._pair_metric import sum_dtype
 from camtrain.metrics._pairs import select_pairs
-from camtrain.metrics.label_auroc import label_auroc
 
 # Measure -> is more better? None: neither. For tables and for whoever sets `monitor=`.
 MEASURES: dict[str, bool | None] = {
@@ -171,8 +172,10 @@ class ScoreBook:
     def compute(self, methods: Sequence[str]) -> list[Score]:
         """All defined scores of these methods, in a fixed order (all processes must call it together)."""
         logits, label = self.auroc.rows()
-        rates = {"auroc": label_auroc, "auprc": label_auprc, "calibration_error": label_calibration_error}
-        scores = [row for name, rate in rates.items() for row in self._spread(name, None, rate(logits, label))]
+        probability = logits.to(sum_dtype()).sigmoid()
+        scores = list(self._spread("auroc", None, label_auroc(logits, label)))
+        for name in ("auprc", "calibration_error"):
+            scores += self._spread(name, None, label_rates(name, probability, label))
         for method in self.methods:
             if method in methods:
                 scores += self._of_method(method)

@@ -9,15 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    binary_calibration_error,
-)
 from torchmetrics.utilities import dim_zero_cat
 
-SCORES = ("auroc", "auprc", "calibration_error")
-BINS = 15
+from camtrain._label_rates import RATES, label_rates
+
+SCORES = RATES
 
 
 class LabelScores(Metric):
@@ -70,14 +66,7 @@ class LabelScores(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Score -> (L,); NaN where a label has known cases of one class only (of the calibration: none)."""
         probability, label = self._rows()
-        found = {name: torch.full((self.num_labels,), torch.nan, device=probability.device) for name in self.scores}
-        for column in range(self.num_labels):
-            known = ~label[:, column].isnan()
-            given, truth = probability[known, column], label[known, column].long()
-            for name, values in found.items():
-                if len(truth) and (name == "calibration_error" or 0 < int(truth.sum()) < len(truth)):
-                    values[column] = _score(name, given, truth)
-        return found
+        return {name: label_rates(name, probability, label).float() for name in self.scores}
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Probabilities and truths (rows, L): each case once (samplers repeat some), or each patient once."""
@@ -129,17 +118,6 @@ def of_patients(probability: Tensor, label: Tensor, patients: Tensor) -> tuple[T
     count, total, present = (s.index_add(0, place, p.to(s)) for s, p in zip(sums, parts, strict=True))
     there = count > 0
     return torch.where(there, total / count, torch.nan), torch.where(there, (present > 0).to(label), torch.nan)
-
-
-def _score(name: str, probability: Tensor, truth: Tensor) -> Tensor:
-    if name == "calibration_error":
-        found: Tensor = binary_calibration_error(probability, truth, n_bins=BINS, norm="l1")
-        return found
-    # Their order is all that counts: ranks in place of numbers that float32 may not tell apart.
-    ranks = torch.unique(probability, return_inverse=True)[1]
-    scores = (ranks + 1).double() / (len(ranks) + 1)
-    area: Tensor = (binary_auroc if name == "auroc" else binary_average_precision)(scores, truth)
-    return area
 
 
 def _keys(names: Sequence[str], device: torch.device) -> Tensor:
