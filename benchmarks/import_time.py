@@ -14,6 +14,7 @@ import time
 PIECES = {
     "python alone": ["-c", "pass"],
     "import camtrain": ["-c", "import camtrain"],
+    "import torch, pytorch_lightning": ["-c", "import torch, pytorch_lightning"],
     "import camtrain; camtrain.MaskLossCallback": ["-c", "import camtrain; camtrain.MaskLossCallback"],
     "camtrain --help": ["-m", "camtrain", "--help"],
 }

@@ -49,7 +49,7 @@ class Part(NamedTuple):
     only: str = ""
 
 
-FOUR = "DenseNet121 AxialNet ResNet18"
+FOUR = "DenseNet121 EfficientNet-B0 AxialNet ResNet18"
 FIVE = f"{FOUR} ResNet50"
 GRID = f"step_cost.py --nets {FIVE} --labels 1 16 80 --sizes 32 64 128"
 PARTS = {
@@ -84,7 +84,7 @@ PARTS = {
     "maps": Part(
         "Maps of all labels, beside other libraries",
         "at most 1.05 x a forward for affine heads; never slower than torchcam; at least 10 x faster than the rest",
-        "maps_cost.py", "maps_cost.py --nets ResNet18 DenseNet121 EfficientNet-B0 --labels 1 16 80",
+        "maps_cost.py", "maps_cost.py --nets ResNet18 DenseNet121 --labels 1 16 80",
         1.05, None, "| affine | last | 16 | 64^3 | camtrain ",
     ),
     "maps_labels": Part(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,39 @@ def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path):
 
 @pytest.mark.slow
 def test_the_step_cost_benchmark_runs(tmp_path):
-    arguments = ["--pairs", "2", "--sizes", "32", "--labels", "5", "--nets", "DenseNet121", "--layers", "last", "mid"]
+    net = "EfficientNet-B0"  # its last activation is a module that runs several times
+    arguments = ["--pairs", "1", "--sizes", "32", "--labels", "5", "--nets", net, "--layers", "last", "mid"]
     text = run(ROOT / "benchmarks" / "step_cost.py", arguments, tmp_path)
-    assert "| DenseNet121 | affine | last | 5 | 32^3 | " in text
-    assert "| DenseNet121 | affine | mid | 5 | 32^3 | " in text
-    assert "2 pairs, batch 2, processor time, 1 thread of" in text
+    assert f"| {net} | affine | last | 5 | 32^3 | " in text
+    assert f"| {net} | affine | mid | 5 | 32^3 | " in text
+    assert "1 pairs, batch 2, processor time, 1 thread of" in text
+
+
+@pytest.mark.slow
+def test_the_maps_benchmark_runs_beside_other_libraries(tmp_path):
+    arguments = ["--rounds", "1", "--slow-rounds", "1", "--sizes", "32", "--labels", "2", "--heads", "affine"]
+    text = run(ROOT / "benchmarks" / "maps_cost.py", arguments, tmp_path)
+    for library in ("camtrain", "autograd loop", "torchcam", "captum", "MONAI"):
+        assert f"| DenseNet121 | affine | last | 2 | 32^3 | {library} | " in text
+
+
+@pytest.mark.slow
+def test_the_benchmark_at_full_size_runs_on_a_few_slices(tmp_path):
+    row = "validation step, monitor"
+    text = run(ROOT / "benchmarks" / "full_size.py", ["--size", "6", "420", "420", "--rows", row], tmp_path)
+    assert f"| {row} | " in text
+    assert "A plain training step: 0.08 TFLOP" in text  # 5.34 for 405 slices
+
+
+@pytest.mark.slow
+def test_the_driver_of_the_benchmarks_writes_its_page_and_says_what_is_kept(tmp_path):
+    row = "| DenseNet121 | affine | last | 80 | 64^3 | {} | 1.0 | 100 |"
+    text = "\n".join(row.format(r) for r in ("1.020 (1.000-1.049)", "1.020 (1.000-1.051)", "1.031 (1.000-1.040)"))
+    (tmp_path / "step.json").write_text(json.dumps({"command": "step_cost.py", "seconds": 90, "text": text}))
+    page = tmp_path / "page.md"
+    run(ROOT / "benchmarks" / "run_all.py", ["--page", "--out", str(tmp_path), "--to", str(page)], tmp_path)
+    assert "1 of 3 rows keep it" in page.read_text()
+    assert "Peak memory" not in page.read_text()
 
 
 def test_recipes_are_short_and_flat():
