@@ -28,7 +28,11 @@ from torch import Tensor, nn
 
 import camtrain as ct
 
-HEADER = "| network | head | layer | labels | volume | step with / without | ms more | ms plain |"
+FIRST = "| network | head | layer | labels | volume |"
+HEADERS = {
+    False: f"{FIRST} step with / without | ms more | ms plain |",
+    True: f"{FIRST} peak with / without | GiB plain |",
+}
 
 
 def organs(batch: int, size: int) -> Tensor:
@@ -112,7 +116,8 @@ def main() -> None:
             (plain if args.one == "plain" else masked)()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
         return
-    print(f"{HEADER}\n" + "|---" * HEADER.count(" | ") + "|---|")
+    header = HEADERS[args.memory]
+    print(f"{header}\n" + "|---" * header.count(" | ") + "|---|")
     for net, head, layer, labels, size in grid:
         if layer == "mid" and NETWORKS[net].mid is None:
             continue
@@ -120,11 +125,12 @@ def main() -> None:
         if args.memory:
             words = ["--nets", net, "--heads", head, "--layers", layer, "--labels", str(labels), "--sizes", str(size)]
             plain, masked = (peak([*words, "--batch", str(args.batch)], use) for use in ("plain", "mask"))
-            print(f"{first} {masked / plain:.3f} of {plain:.2f} GiB", flush=True)
+            print(f"{first} {masked / plain:.3f} | {plain:.2f} |", flush=True)
             continue
         ratio = interleaved(*steps(net, head, layer, labels, size, args.batch), args.pairs, clock)
         print(f"{first} {ratio} | {ratio.extra:.1f} | {ratio.plain:.0f} |", flush=True)
-    print(f"\n{args.pairs} pairs, batch {args.batch}, {'wall' if args.wall else 'processor'} time, {machine()}")
+    how = f"{args.pairs} pairs, {'wall' if args.wall else 'processor'} time" if not args.memory else "one process each"
+    print(f"\n{how}, batch {args.batch}, {machine()}")
 
 
 if __name__ == "__main__":
