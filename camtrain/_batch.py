@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,11 @@ class Batch:
     original_shape: Tensor | None = None
     original_affine: Tensor | None = None
     allowed_organs: Tensor | None = None
+
+    def rows(self, rows: slice) -> Batch:
+        """Some of the cases."""
+        given: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: value[rows] for name, value in given.items() if value is not None})
 
 
 def read_batch(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from camtrain.callbacks._alarm_forwards import (
 from camtrain.callbacks._alarm_rules import Depth, Reliance
 from camtrain.callbacks._context import RunContext, tell_once
 from camtrain.callbacks._fixed_cases import FixedCases
+from camtrain.callbacks._memory import out_of_memory
 from camtrain.callbacks._pulls import Pulls, Sums, pull_values
 from camtrain.callbacks._scores import Score
 from camtrain.callbacks.outside_swap import OutsideSwap
@@ -111,22 +113,32 @@ class FixedQuestions:
         """A batch of the pass: take its cases as far as they are wanted, and know how the network is called."""
         if not self._due or dataloader_idx or words.organs is None or all(name in self._off for name in self._due):
             return
-        try:
-            rerun = watch.rerun()
-            image = rerun.call.image
-            if len(image) != len(label) or image.shape[2:] != words.organs.shape[2:]:
-                raise InputError(
-                    f"the network was called with images {tuple(image.shape)} for organs {tuple(words.organs.shape)}: "
-                    "what lies outside them cannot be told"
-                )
-            rerun.on(image)
-        except InputError as error:
-            self._switch_off(self._due, error)
-            return
+        self._rerun = None
+        with self._or_off(self._due):
+            self._take(watch, words, logits, label, segmented, cases, words.organs)
+
+    def _take(
+        self,
+        watch: ModuleWatch,
+        words: Batch,
+        logits: Tensor,
+        label: Tensor,
+        segmented: Tensor,
+        cases: Sequence[str],
+        organs: Tensor,
+    ) -> None:
+        rerun = watch.rerun()
+        image = rerun.call.image
+        if len(image) != len(label) or image.shape[2:] != organs.shape[2:]:
+            raise InputError(
+                f"the network was called with images {tuple(image.shape)} for organs {tuple(organs.shape)}: "
+                "what lies outside them cannot be told"
+            )
+        rerun.on(image)
         self._rerun = rerun
         if self._cases is None:
             self._cases = self._new_cases()
-        self._cases.offer(cases, image, words.organs, label, segmented, words.affine, words.allowed_organs)
+        self._cases.offer(cases, image, organs, label, segmented, words.affine, words.allowed_organs)
         if "reliance" in self._due and "reliance" not in self._off:
             if self._pulls is None:
                 self._pulls = Pulls(label.shape[1]).to(logits.device)
@@ -166,12 +178,10 @@ class FixedQuestions:
         replacement, rule = self._judge(trainer), self.reliance
         pulls = Pulls(len(names)).to(device) if self._pulls is None else self._pulls
         if rule is not None and self._rerun is not None and self._cases is not None and "reliance" not in self._off:
-            try:
+            with self._or_off(["reliance"]):
                 turn = (int(trainer.current_epoch) + 1) // rule.every_n_epochs - 1
                 measure_pulls(self._rerun, self._cases, context.selected, replacement, rule.margin, turn, self._before,
                               pulls, around)  # fmt: skip
-            except InputError as error:
-                self._switch_off(["reliance"], error)
         # Every process counts together, also one that has nothing: what it skips here would leave the others waiting.
         self._answers = [*self._answers, pulls.joined()][-(1 if rule is None else rule.window) :]
         return pull_values(self._answers, names)
@@ -195,37 +205,41 @@ class FixedQuestions:
         metrics = {key: EnergyInside(len(names), "none").to(device) for key in ("last", "mid")}
         mid = self._find_mid(trainer)
         if mid is not None and self._rerun is not None and self._cases is not None and "depth" not in self._off:
-            try:
+            with self._or_off(["depth"]):
                 for stack in stacks(self._cases, context.selected, self._rerun.call.image):
                     measure_depth(self._rerun, stack, context.selected, self._method, mid, context.mode, self._reshape,
                                   metrics, around)  # fmt: skip
-            except InputError as error:
-                self._switch_off(["depth"], error)
         return depth_values(metrics, names)
 
     def _find_mid(self, trainer: Any) -> WantedLayer | None:
         """The mid layer by rank zero's choice, so that all processes look at the same one."""
         told = self._mid
         if told is None and self._rerun is not None and "depth" not in self._off and trainer.is_global_zero:
-            try:
+            with self._or_off(["depth"]):
                 told = mid_layer(self._rerun).name
                 tell_once(trainer, f"camtrain: alarm 'depth' compares with the layer {told!r}")
-            except InputError as error:
-                self._switch_off(["depth"], error)
         self._mid = trainer.strategy.broadcast(told)
         if self._mid is None or self._rerun is None:
             return None
-        try:
-            return mid_layer(self._rerun, self._mid)
-        except InputError as error:
-            self._switch_off(["depth"], error)
-            return None
+        found: list[WantedLayer] = []
+        with self._or_off(["depth"]):
+            found.append(mid_layer(self._rerun, self._mid))
+        return found[0] if found else None
 
-    def _switch_off(self, names: Sequence[str], reason: InputError) -> None:
-        """Told once: an alarm that cannot work must not end a training that does."""
+    @contextmanager
+    def _or_off(self, names: Sequence[str]) -> Iterator[None]:
+        """Told once: an alarm that cannot work, or for which memory ends, must not end a training that does."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, InputError) and not out_of_memory(error):
+                raise
+            reason = str(error)
+        else:
+            return
         for name in names:
             if name not in self._off:
-                self._off[name] = str(reason)
+                self._off[name] = reason
                 rank_zero_info(f"camtrain: alarm {name!r} is off in this run: {reason}")
 
 

@@ -127,6 +127,10 @@ class ScoreBook:
         self.alone = {method: ClassSensitivity(count, average="none").to(device) for method in self.methods}
         self.sums = {method: SumToScore(count).to(device) for method in self.methods if with_sums}
 
+    def update_logits(self, logits: Tensor, label: Tensor) -> None:
+        """Count what one batch was said to be: (B, L) each, NaN = unknown."""
+        self.auroc.update(logits, label)
+
     def update(
         self,
         maps: Mapping[str, Tensor],
@@ -135,8 +139,7 @@ class ScoreBook:
         has_organs: Tensor,
         logits: Tensor,
     ) -> None:
-        """Count one batch; `maps` and `allowed` by method, each pair on a grid of its own."""
-        self.auroc.update(logits, label)
+        """Count the maps of one batch; `maps` and `allowed` by method, each pair on a grid of its own."""
         for method, each in maps.items():
             self.alone[method].update(each, label)
             if method in self.sums:
@@ -151,10 +154,23 @@ class ScoreBook:
 
     def reset(self) -> None:
         """Begin anew."""
-        of_maps = [metric for metrics in self.maps.values() for metric in metrics.values()]
-        places = [] if self.places is None else [self.places]
-        for metric in [self.auroc, *of_maps, *self.alone.values(), *self.sums.values(), *places]:
+        for metric in [self.auroc, *self._of_maps()]:
             metric.reset()
+
+    def kept(self) -> list[dict[str, Any]]:
+        """What maps have counted so far, to go back to: updates replace the tensors of a state, so this is no copy."""
+        return [{name: getattr(m, name) for name in (*m._defaults, "_update_count")} for m in self._of_maps()]
+
+    def restore(self, kept: Sequence[Mapping[str, Any]]) -> None:
+        """Go back to what `kept` gave."""
+        for metric, state in zip(self._of_maps(), kept, strict=True):
+            for name, value in state.items():
+                setattr(metric, name, value)
+            metric._computed = None
+
+    def _of_maps(self) -> list[Any]:
+        of_maps = [metric for metrics in self.maps.values() for metric in metrics.values()]
+        return [*of_maps, *self.alone.values(), *self.sums.values(), *([] if self.places is None else [self.places])]
 
     def thresholds(self, methods: Sequence[str]) -> dict[str, Tensor]:
         """Method -> (L,) OrganIoU thresholds of this split (all processes must call it together)."""

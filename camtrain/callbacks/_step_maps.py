@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,31 +59,48 @@ class StepMaps:
     logits: Tensor
     reshape: Reshape | None
 
-    def make(self, present: Tensor, shown: Tensor, recorded: bool = False) -> Made:
+    def make(self, present: Tensor, shown: Tensor, recorded: bool = False, rows: slice | None = None) -> Made:
         """The maps; methods of the gradient family share one backward pass per label, and add no forward.
 
         Args:
-            present: (B, L) bool: labels that paid methods are asked about.
-            shown: (B, L) bool: the present labels, and others that pictures or the report show.
+            present: (b, L) bool: labels that paid methods are asked about.
+            shown: (b, L) bool: the present labels, and others that pictures or the report show.
             recorded: Are there cases of the report among them?
+            rows: The b samples of the batch that maps are wanted of; None = all.
 
         Raises:
             InputError: What a method refuses, and for paid ones a step that does not run the network as one.
         """
         free = [asked.name for asked in self.asked if not asked.paid]
         names = list(dict.fromkeys([*free, GRADCAM])) if recorded else free
-        layers = maps_of_layers_by(self.sources, self.logits, names, shown, False, self.reshape)
+        layers = maps_of_layers_by(self.sources, self.logits, names, shown, False, self.reshape, rows)
         mean = {name: fused([each[name] for each in layers.values()]) for name in names}
         maps = {}
         for asked in self.asked:
             if not asked.paid:
                 maps[asked.name] = mean[asked.name]
-            elif (own := self.watch.rerun().maps(asked.row, asked.options, present, self.reshape)) is not None:
+            elif (own := self._rerun(asked, present, rows)) is not None:
                 maps[asked.name] = fused(own)
         besides = [(name, "", mean[name]) for name in names if name not in maps]
         if recorded and len(layers) > 1:
             besides += [(free[0], layer, each[free[0]]) for layer, each in layers.items()]
         return Made(maps, besides)
+
+    def free(self) -> StepMaps:
+        """The same step, without methods that cost forwards of their own."""
+        return replace(self, asked=[asked for asked in self.asked if not asked.paid])
+
+    def _rerun(self, asked: Asked, present: Tensor, rows: slice | None) -> list[Tensor] | None:
+        rerun = self.watch.rerun()
+        if rows is not None and rerun.call.divisible and len(rerun.call.image) == len(self.logits):
+            rerun = replace(rerun, call=rerun.call.rows(list(range(len(self.logits)))[rows]))
+            return rerun.maps(asked.row, asked.options, present, self.reshape)
+        whole = present
+        if rows is not None:
+            whole = torch.zeros(self.logits.shape, dtype=torch.bool, device=present.device)
+            whole[rows] = present
+        found = rerun.maps(asked.row, asked.options, whole, self.reshape)
+        return found if found is None or rows is None else [maps[rows] for maps in found]
 
     def layers(self) -> list[str]:
         """The layers, as their maps are named."""

@@ -19,15 +19,17 @@ from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._engines import refuse_engine
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers, unnamed
 from camtrain.callbacks._logger_guard import LoggerGuard
+from camtrain.callbacks._lot import Counting, Lot
 from camtrain.callbacks._methods import read_methods, refuse_never
 from camtrain.callbacks._nifti import NiftiMaps
-from camtrain.callbacks._panel import Panel, asked_too
+from camtrain.callbacks._panel import Panel
 from camtrain.callbacks._publish import Publisher
 from camtrain.callbacks._recording import Recorder
+from camtrain.callbacks._relief import Relief
 from camtrain.callbacks._run_facts import monitor_facts
 from camtrain.callbacks._scores import Score, ScoreBook, warn_of_thresholds
 from camtrain.callbacks._splits import HOOKS, Repeats, split_name
-from camtrain.callbacks._step_maps import StepMaps, first_only, only
+from camtrain.callbacks._step_maps import StepMaps
 from camtrain.callbacks._steps import WrappedStep, batch_of
 from camtrain.cam.asked import Asked
 from camtrain.cam.engine import Reshape
@@ -160,13 +162,14 @@ class AttentionMonitor(Callback):
         self._books: dict[str, ScoreBook] = {}
         self._due: list[Asked] = []
         self._repeats = Repeats()
+        self.relief = Relief()
         self._at = (0, 0)
         self._wrapped: list[WrappedStep] = []
         self._watch: ModuleWatch | None = None
 
     @property
     def state_key(self) -> str:
-        """Two callbacks with different names keep different states."""
+        """Two names, two states."""
         return f"{type(self).__qualname__}[{self.name or ''}]"
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,6 +197,7 @@ class AttentionMonitor(Callback):
         if stage not in HOOKS:
             return
         refuse_engine(trainer, "AttentionMonitor")
+        self.relief.start()
         self.context.setup(trainer)
         check_layers(pl_module, self.layer, self.logits)
         if stage == "fit":
@@ -283,11 +287,17 @@ class AttentionMonitor(Callback):
 
     def _step(self, trainer: Any, pl_module: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """One evaluation step: the user's, watched; what it returns is not touched."""
+        if self.relief.blind:
+            return original(*args, **kwargs)
         batch = batch_of(args, kwargs)
         watch = self._watching(trainer, pl_module, batch)
         watch.start()
         try:
-            output = original(*args, **kwargs)
+            with self.relief.watching(partial(self._unfinished, trainer, watch)) as ended:
+                output = original(*args, **kwargs)
+            if ended:
+                watch.stop()
+                return original(*args, **kwargs)
             # Metric states made under inference mode could never be updated again.
             with torch.inference_mode(False), torch.no_grad():
                 outputs = None if self.context.names is None else len(self.context.names)
@@ -299,6 +309,10 @@ class AttentionMonitor(Callback):
         finally:
             watch.stop()
         return output
+
+    def _unfinished(self, trainer: Any, watch: ModuleWatch) -> bool:
+        """May the step be run again? Processes count together, also one that has nothing: it must have a book."""
+        return watch.inside and (trainer.world_size == 1 or split_name(trainer, self._at[1]) in self._books)
 
     def _watching(self, trainer: Any, pl_module: nn.Module, batch: Any) -> ModuleWatch:
         if self._watch is None:
@@ -317,34 +331,21 @@ class AttentionMonitor(Callback):
         label = self._repeats.unknown(trainer, words.label.to(logits.device), words.ids, dataloader_idx)
         segmented = words.has_organs if self.context.has_table else torch.ones_like(words.has_organs)
         segmented = segmented.to(logits.device)
-        present = (label == 1) & segmented[:, None]
         split = split_name(trainer, dataloader_idx)
         cases = words.ids or [f"case_{batch_idx}_{row}" for row in range(len(label))]
-        rows: dict[int, list[int]] = {}
-        if self.publisher.draws(trainer):
-            rows = self._panel(split).wanted(cases, label, segmented, logits.float().sigmoid())
-        asked = asked_too(rows, present)
-        recorded = (
-            None if self.recorder is None or not rows else self.recorder.wanted(split, rows, cases, label, logits)
-        )
-        if trainer.sanity_checking:
-            # This only shows that a method works here; one map does, and K forwards of a Score-CAM are long.
-            asked = first_only(present)
-        elif recorded is not None:
-            asked |= recorded
-        made = step.make(present & asked, asked, recorded is not None)
-        maps = made.by_method
-        allowed = self.context.allowed_on_grids(words, maps, present)
+        drawn: dict[int, list[int]] = {}
+        if self.publisher.draws(trainer) and self.relief.draws:
+            drawn = self._panel(split).wanted(cases, label, segmented, logits.float().sigmoid())
+        recorded = self.recorder.wanted(split, drawn, cases, label, logits) if self.recorder and drawn else None
         if split not in self._books:
             self._books[split] = self._book(trainer, split, names, logits.device)
+        book = self._books[split]
+        book.update_logits(logits, label)
         self.alarms.questions.collect(step.watch, words, logits, label, segmented, cases, dataloader_idx)
-        # What only the panel shows is not scored.
-        self._books[split].update(only(maps, present, asked), allowed, label, segmented, logits)
-        if rows:
-            region = partial(self.context.region, words)
-            self._panel(split).collect(rows, cases, words, maps, logits, names, region, allowed)
-        if self.recorder is not None and recorded is not None:
-            self.recorder.collect(split, recorded, cases, words, logits, made, step, trainer.state.fn == "fit")
+        lot = Lot(words, logits, label, segmented, cases, drawn, recorded)
+        kind = "sanity" if trainer.sanity_checking else trainer.state.fn
+        panel = self.panels.get(split)
+        self.relief.through(lot, book, Counting(self.context, step, book, panel, self.recorder, split, names, kind))
 
     def _book(self, trainer: Any, split: str, names: list[str], device: torch.device) -> ScoreBook:
         """Validation chooses thresholds on its own cases, each loader for itself; test takes those of `val`."""

@@ -54,17 +54,29 @@ def attention_maps_by(
     labels: Labels = None,
     create_graph: bool = True,
     reshape: Reshape | None = None,
+    samples: slice | None = None,
 ) -> dict[str, Tensor]:
     """Maps of several methods of the gradient family, which share one backward pass per label.
 
-    Arguments and errors are those of `attention_maps`.
+    Other arguments and errors are those of `attention_maps`.
+
+    Args:
+        source: What the layer returned, of the whole batch.
+        logits: (B, L), of the whole batch.
+        methods: Names of the methods.
+        labels: For whole batches as in `attention_maps`; with `samples` a bool mask (b, L) of those samples.
+        create_graph: Keep the graph.
+        reshape: Makes (B, K, *S') of a layer's output.
+        samples: Make maps of these samples alone: for many labels the maps of a batch are larger than all else.
 
     Returns:
         Method -> its maps.
     """
     rows = [_of_gradients(method) for method in methods]
     with gradients_on(logits.device):
-        chosen = select(labels, logits.shape[0], logits.shape[1], logits.device)
+        whole = labels if samples is None else _of_all(labels, samples, logits)
+        passes = select(whole, logits.shape[0], logits.shape[1], logits.device)
+        chosen = passes if samples is None else select(labels, len(logits[samples]), logits.shape[1], logits.device)
         activations = precise(spatial(source, reshape))
         if activations.shape[0] != logits.shape[0]:
             raise InputError(
@@ -74,18 +86,28 @@ def attention_maps_by(
         weights = _weights(logits, source) if reshape is None else None
         if any(row.name == "cam" for row in rows):
             weights = _checked_pool(weights)
+        activations = activations if samples is None else activations[samples]
         if weights is not None:
+            weights = weights if samples is None or len(weights) == 1 else weights[samples]
             maps = {row.name: _closed_form(activations, weights.to(activations), row, chosen) for row in rows}
         else:
             if create_graph:
                 _refuse_compiled(logits, source)
             each: dict[str, list[Tensor]] = {row.name: [] for row in rows}
-            for gradient in label_gradients(logits, source, chosen, create_graph):
+            for gradient in label_gradients(logits, source, passes, create_graph):
                 on_grid = precise(spatial(gradient, reshape))
+                on_grid = on_grid if samples is None else on_grid[samples]
                 for row in rows:
                     each[row.name].append(row.function()(activations, on_grid))
             maps = {name: chosen.arrange(_stack(found, activations)) for name, found in each.items()}
     return maps if create_graph else {name: found.detach() for name, found in maps.items()}
+
+
+def _of_all(labels: Labels, samples: slice, logits: Tensor) -> Tensor:
+    """(B, L) bool: the mask of some samples, and nothing of the others."""
+    mask = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+    mask[samples] = torch.as_tensor(labels, dtype=torch.bool, device=logits.device)
+    return mask
 
 
 def _of_gradients(method: str) -> Method:

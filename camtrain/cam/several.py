@@ -122,8 +122,11 @@ def maps_of_layers_by(
     labels: Labels = None,
     create_graph: bool = True,
     reshape: Reshape | None = None,
+    samples: slice | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Maps of every layer by several methods, which share their backward passes; otherwise as `maps_of_layers`.
+
+    `samples` as in `camtrain.cam.engine.attention_maps_by`.
 
     Returns:
         Layer -> method -> maps.
@@ -132,7 +135,7 @@ def maps_of_layers_by(
     for key, source in sources.items():
         shape = None if key == INPUT else reshape
         try:
-            each[key] = attention_maps_by(source, logits, methods, labels, create_graph, shape)
+            each[key] = attention_maps_by(source, logits, methods, labels, create_graph, shape, samples)
         except InputError as error:
             if len(sources) == 1:
                 raise

@@ -107,6 +107,12 @@ class ModuleWatch:
         """What it was called with."""
         return (self._entered[-1].args, self._entered[-1].kwargs) if self._entered else None
 
+    @property
+    def inside(self) -> bool:
+        """Has an exception left the step in the middle of the network, which has given nothing yet?"""
+        made = [output for module, output in self._outputs if module is self.entry]
+        return len(self._entered) == 1 and all(output is None for output in made)
+
     def start(self) -> None:
         """Attach the hooks. Calling it twice is calling it once."""
         if self._handles:

@@ -56,6 +56,13 @@ loss = ct.MaskLossCallback(layers, kit.TABLE, weight=2.0)
 monitor = ct.AttentionMonitor(
     layers, kit.TABLE, methods=methods, every_n_epochs=2 if bare == "several" else 1, alarms=[]
 )
+if bare == "memory" and os.environ.get("LOCAL_RANK") == "1":  # one process has less memory than the other
+    from camtrain.callbacks._step_maps import StepMaps
+
+    def make(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    StepMaps.make = make
 strategy = {} if processes == 1 else {"devices": 2, "strategy": "ddp"}
 trainer = kit.make_trainer(folder, loss, monitor, max_epochs=2, num_sanity_val_steps=1, **strategy)
 train, val = kit.loader(cases, 4 // processes), kit.loader(held_out, 4 // processes)
@@ -115,3 +122,13 @@ def test_two_processes_equal_one(tmp_path, shape, bare):
         assert {"train/mask_loss/features.3", "train/mask_loss/features.1"} <= set(one["fitted"])
         assert "val/energy_inside@scorecam" in one["fitted"]
         assert set(one["thresholds"]) == {"hirescam", "lrp", "scorecam"}
+
+
+@pytest.mark.slow
+def test_a_process_without_memory_for_maps_does_not_stop_the_other(tmp_path):
+    pair, said = launch(tmp_path, 2, "net", "memory")
+    one, two = (numbers(result["fitted"]) for result in pair)
+    assert one == two
+    assert {"val/auroc", "val/organ_iou", "val/energy_inside"} <= set(one)
+    assert "memory ended in AttentionMonitor in process 1" in said
+    assert "in process 0" not in said
