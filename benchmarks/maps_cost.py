@@ -5,9 +5,9 @@
     python benchmarks/maps_cost.py --layers mid --labels 80 --peers    # a middle layer, camtrain alone
     make parity && .venv-parity/bin/python benchmarks/maps_cost.py --peers grad-cam   # it needs torchvision
 
-Every round runs each piece once in an order that turns; a figure is the median over rounds of (piece / plain forward of
-the same round), in processor time, with the interval of 90 % of that median. Peers that take a forward per label run in
-the first `--slow-rounds` rounds only. The plain forward builds no graph. Ours and the loop give maps on the layer's
+Every round runs each piece once in an order that is drawn anew; a figure is the median over rounds of (piece / plain
+forward of the same round), in processor time, with the interval of 90 % of that median. Peers that take a forward per
+label run in the first `--slow-rounds` rounds only. The plain forward builds no graph. Ours and the loop give maps on the layer's
 grid; torchcam gives them on it too, MONAI and grad-cam on the image's, as their users get them.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import random
 import statistics
 import time
 import warnings
@@ -35,9 +36,9 @@ def rounds(made: dict[str, Piece], number: int, slow: int, warm: int = 1) -> dic
     names = list(made)
     for turn in range(-warm, number):
         now = [name for name in names if name not in SLOW or 0 <= turn < slow]
-        shift = turn % len(now)
         seconds = {}
-        for name in now[shift:] + now[:shift]:
+        # In a fixed cycle each piece would always find the memory as the same other one has left it.
+        for name in random.Random(turn).sample(now, len(now)):
             start = time.process_time()
             made[name]()
             seconds[name] = time.process_time() - start

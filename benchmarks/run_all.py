@@ -64,8 +64,8 @@ PARTS = {
     ),
     "labels": Part(
         "Is the cost flat in the labels?", "affine head: the same for 1, 16 and 80 labels",
-        "step_cost.py --nets DenseNet121 --labels 1 16 80 --sizes 32 --pairs 60",
-        "step_cost.py --nets DenseNet121 ResNet18 --labels 1 16 80 --sizes 32 64 96",
+        "step_cost.py --nets DenseNet121 --labels 1 16 80",
+        "step_cost.py --nets DenseNet121 ResNet18 --labels 1 16 80 --sizes 64 96",
     ),
     "sizes": Part(
         "Training step at 128^3", "at most 1.03 x a plain step",
@@ -79,7 +79,7 @@ PARTS = {
     "memory": Part(
         "Peak memory of a training step", "at most 1.03 x that of a plain one",
         f"step_cost.py --memory --nets {FOUR}",
-        f"step_cost.py --memory --nets {FIVE} --heads affine mlp --sizes 64 128",
+        f"step_cost.py --memory --nets {FIVE} --heads affine mlp --sizes 64 128", 1.03,
     ),
     "maps": Part(
         "Maps of all labels, beside other libraries",

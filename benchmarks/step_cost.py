@@ -2,7 +2,7 @@
 
     python benchmarks/step_cost.py                    # ResNet18 and DenseNet121, 80 labels, 64^3, batch 2
     python benchmarks/step_cost.py --nets ResNet50 --labels 1 16 80 --sizes 32 64 --heads affine mlp --layers last mid
-    python benchmarks/step_cost.py --memory           # peak resident memory instead, each step in a process of its own
+    python benchmarks/step_cost.py --memory           # peak memory instead, each step in processes of its own
 
 A step is forward, task loss, backward and optimizer step; the mask loss adds what `MaskLossCallback` does: the watch,
 the maps of all labels, the organs brought to the grid, the loss, and one backward of the sum. Pairs take turns, and
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="wall time; the machine must be idle")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--processes", type=int, default=5, help="of each kind, for --memory")
     parser.add_argument("--one", choices=["plain", "mask"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -124,12 +126,17 @@ def main() -> None:
         first = f"| {net} | {head} | {layer} | {labels} | {size}^3 |"
         if args.memory:
             words = ["--nets", net, "--heads", head, "--layers", layer, "--labels", str(labels), "--sizes", str(size)]
-            plain, masked = (peak([*words, "--batch", str(args.batch)], use) for use in ("plain", "mask"))
-            print(f"{first} {masked / plain:.3f} | {plain:.2f} |", flush=True)
+            words += ["--batch", str(args.batch)]
+            found = [[peak(words, use) for use in ("plain", "mask")] for _ in range(args.processes)]
+            ratios, middle = [mask / plain for plain, mask in found], statistics.median(plain for plain, _ in found)
+            spread = f"({min(ratios):.3f}-{max(ratios):.3f})"
+            print(f"{first} {statistics.median(ratios):.3f} {spread} | {middle:.2f} |", flush=True)
             continue
         ratio = interleaved(*steps(net, head, layer, labels, size, args.batch), args.pairs, clock)
         print(f"{first} {ratio} | {ratio.extra:.1f} | {ratio.plain:.0f} |", flush=True)
-    how = f"{args.pairs} pairs, {'wall' if args.wall else 'processor'} time" if not args.memory else "one process each"
+    how = f"{args.pairs} pairs, {'wall' if args.wall else 'processor'} time"
+    if args.memory:
+        how = f"median (lowest-highest) of {args.processes} pairs of processes"
     print(f"\n{how}, batch {args.batch}, {machine()}")
 
 

@@ -93,13 +93,13 @@ def attention_maps_by(
         else:
             if create_graph:
                 _refuse_compiled(logits, source)
-            each: dict[str, list[Tensor]] = {row.name: [] for row in rows}
+            each = {row.name: _Stack(passes.picks.shape[1], create_graph) for row in rows}
             for gradient in label_gradients(logits, source, passes, create_graph):
                 on_grid = precise(spatial(gradient, reshape))
                 on_grid = on_grid if samples is None else on_grid[samples]
                 for row in rows:
                     each[row.name].append(row.function()(activations, on_grid))
-            maps = {name: chosen.arrange(_stack(found, activations)) for name, found in each.items()}
+            maps = {name: chosen.arrange(found.whole(activations)) for name, found in each.items()}
     return maps if create_graph else {name: found.detach() for name, found in maps.items()}
 
 
@@ -279,6 +279,28 @@ def start_of(score: Tensor, source: Tensor) -> float:
         return 1.0
     cells = source.shape[2:].numel()
     return 2.0 ** min(12, cells.bit_length() - 1)
+
+
+class _Stack:
+    """Maps of one label after the other as (B, n, *S'); without a graph they are never held twice."""
+
+    def __init__(self, count: int, graph: bool) -> None:
+        self._count, self._graph = count, graph
+        self._maps: list[Tensor] = []
+        self._whole: Tensor | None = None
+        self._filled = 0
+
+    def append(self, maps: Tensor) -> None:
+        if self._graph:
+            self._maps.append(maps)
+            return
+        if self._whole is None:
+            self._whole = maps.new_empty(len(maps), self._count, *maps.shape[1:])
+        self._whole[:, self._filled] = maps.detach()
+        self._filled += 1
+
+    def whole(self, activations: Tensor) -> Tensor:
+        return _stack(self._maps, activations) if self._whole is None else self._whole
 
 
 def _stack(maps: list[Tensor], activations: Tensor) -> Tensor:
