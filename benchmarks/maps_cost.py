@@ -7,8 +7,8 @@
 
 Every round runs each piece once in an order that is drawn anew; a figure is the median over rounds of (piece / plain
 forward of the same round), in processor time, with the interval of 90 % of that median. Peers that take a forward per
-label run in the first `--slow-rounds` rounds only. The plain forward builds no graph. Ours and the loop give maps on the layer's
-grid; torchcam gives them on it too, MONAI and grad-cam on the image's, as their users get them.
+label run in the first `--slow-rounds` rounds only. The plain forward builds no graph. Ours and the loop give maps on
+the layer's grid; torchcam gives them on it too, MONAI and grad-cam on the image's, as their users get them.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def _rows(
 
 def _as_one(key: Key) -> bool:
     """Is it made of all pairs at once, so that a label has a value or has none?"""
-    return key.measure.startswith(("auroc", "auprc", "calibration_error", "shortcut_reliance"))
+    return key.measure.startswith(("auroc", "auprc", "calibration_error", "shortcut_reliance", "shortcut_risk"))
 
 
 def _row(key: Key, label: str, interval: Interval, counted: int) -> ScoreRow:

@@ -62,6 +62,7 @@ MEASURES: dict[str, Measure] = {
         Measure("inside_effect", "reliance", None, "change of probability when the organs are replaced"),
         Measure("shortcut_reliance", "reliance", False, "outside effect / (outside + inside effect)"),
         Measure("auroc_outside_replaced", "reliance", True, "AUROC when all outside the organs is replaced"),
+        Measure("shortcut_risk", "reliance", False, "mean of shortcut_reliance and 1 - auroc_outside_replaced"),
     )
 }
 # Words for whole families.

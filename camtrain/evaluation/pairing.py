@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from camtrain._errors import InputError, nearest
 from camtrain.evaluation.intervals import Average, available, defined, fill_macro, raw_rows, rows_of_sums
 from camtrain.evaluation.resampling import Floats, Ints, Units
-from camtrain.evaluation.score_statistics import AveragePrecision
+from camtrain.evaluation.score_statistics import AveragePrecision, ShortcutRisk
 from camtrain.evaluation.statistics import AUROC, Statistic, SumStatistic, counted, each_array
 
 K = TypeVar("K", bound=Hashable)
@@ -114,6 +114,9 @@ class Pair:
 
 def _ranked(statistic: Statistic) -> Statistic:
     """An area of mid-ranks, which is the same; any other statistic as it is."""
+    if isinstance(statistic, ShortcutRisk):
+        kept = np.where(counted(statistic), statistic.after, np.nan)
+        return replace(statistic, after=rankdata(kept, axis=0, nan_policy="omit"))
     if not isinstance(statistic, AUROC | AveragePrecision):
         return statistic
     kept = np.where(counted(statistic), np.asarray(statistic.scores), np.nan)

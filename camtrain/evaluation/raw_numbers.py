@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from camtrain.evaluation.case_store import CASE, CaseRecord
 from camtrain.evaluation.measures import MEASURES
-from camtrain.evaluation.score_statistics import AveragePrecision, CalibrationError, one_row_per_patient
+from camtrain.evaluation.score_statistics import AveragePrecision, CalibrationError, ShortcutRisk, one_row_per_patient
 from camtrain.evaluation.statistics import AUROC, Effect, EffectShare, Mean, Statistic
 from camtrain.evaluation.thresholds import Thresholds
 from camtrain.metrics import DEFAULT_THRESHOLD, THRESHOLDS
@@ -136,6 +136,7 @@ def _of_replacements(
             "inside_effect": Effect(inside, truth),
             "shortcut_reliance": EffectShare(outside, inside, truth),
             "auroc_outside_replaced": AUROC(np.where(measured, after[0], np.nan), truth),
+            "shortcut_risk": ShortcutRisk(after[0], outside, inside, truth),
         }
         for name, statistic in made.items():
             if name in measures and counted.any():

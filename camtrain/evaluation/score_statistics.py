@@ -1,4 +1,4 @@
-"""Statistics of logits and truths beside the AUROC: average precision, calibration error, and one row per patient."""
+"""Statistics of logits and truths beside the AUROC: average precision, calibration error, one row per patient, risk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from functools import cached_property
 import numpy as np
 
 from camtrain.evaluation.resampling import Bools, Floats
-from camtrain.evaluation.statistics import _check_truth, _parts, _ratio, _to_arrays, present_and_absent
+from camtrain.evaluation.statistics import (
+    AUROC,
+    EffectShare,
+    _check_truth,
+    _parts,
+    _ratio,
+    _to_arrays,
+    present_and_absent,
+)
 
 _AREA_BLOCK = 1 << 16
 BINS = 15
@@ -163,3 +171,54 @@ def one_row_per_patient(
         chance[rows[0]] = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
         label[rows[0]] = np.where(count > 0, ((truth[rows] == 1) & known).any(axis=0), np.nan)
     return chance, label
+
+
+@dataclass(frozen=True, eq=False)
+class ShortcutRisk:
+    """How far a network would fall if shortcuts turned: the mean of `EffectShare` and of 1 - AUROC, outside replaced.
+
+    The share says how much of what moves the network lies outside the organs, the AUROC whether it then still tells
+    present from absent. Either alone has its own noise: a share of two small effects, an AUROC of few cases.
+
+    Args:
+        after: (n, L) probabilities with everything outside the organs replaced, NaN = not measured.
+        outside: (n, L) their absolute change.
+        inside: (n, L) the absolute change with the organs replaced, NaN = not measured.
+        truth: (n, L) 1, 0, or NaN = unknown.
+        floor: See `EffectShare`.
+
+    Raises:
+        InputError: Unequal shapes, negative changes, other truths, a floor outside 0..1.
+
+    Example:
+        >>> risk = ShortcutRisk([[0.25], [0.5]], outside=[[0.5], [0.25]], inside=[[0.125], [0.125]], truth=[[1], [0]])
+        >>> risk(np.ones((1, 2)))  # share 0.75, AUROC 0
+        array([[0.875]])
+    """
+
+    after: Floats
+    outside: Floats
+    inside: Floats
+    truth: Floats
+    floor: float = 0.02
+
+    def __post_init__(self) -> None:
+        _to_arrays(self)
+        _ = self._share
+
+    @cached_property
+    def _share(self) -> EffectShare:
+        return EffectShare(self.outside, self.inside, self.truth, self.floor)
+
+    @cached_property
+    def _area(self) -> AUROC:
+        return AUROC(np.where(np.logical_or.reduce(self._share.strata), self.after, np.nan), self.truth)
+
+    @property
+    def strata(self) -> tuple[Bools, ...]:
+        """Present cases, absent cases, of which both changes were measured."""
+        return self._area.strata
+
+    def __call__(self, weights: Floats) -> Floats:
+        """(R, n) weights -> (R, L)."""
+        return (self._share(weights) + 1 - self._area(weights)) / 2

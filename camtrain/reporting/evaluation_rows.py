@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from camtrain._errors import InputError
 
 CHANCE: Final = "energy_inside_chance"
-REPLACED: Final = ("outside_effect", "inside_effect", "shortcut_reliance", "auroc_outside_replaced")
+REPLACED: Final = ("outside_effect", "inside_effect", "shortcut_reliance", "auroc_outside_replaced", "shortcut_risk")
 _AVERAGES: Final = ("macro", "micro")
 _TEXTS: Final = frozenset({"split", "method", "layer", "label", "measure", "stage", "module"})
 

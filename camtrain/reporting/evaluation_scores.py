@@ -24,6 +24,7 @@ _LOWER: Final = frozenset(
         "class_sensitivity",
         "outside_effect",
         "shortcut_reliance",
+        "shortcut_risk",
         "calibration_error",
     }
 )

@@ -97,6 +97,8 @@ def test_reliance_with_air_by_hand(air):
         rest = np.array(after["outside"][column])
         wins = [(a > b) + 0.5 * (a == b) for a in rest[truth == 1] for b in rest[truth == 0]]
         assert found.row("auroc_outside_replaced/air", label).mean == pytest.approx(np.mean(wins), abs=1e-6)
+        risk = (share + 1 - np.mean(wins)) / 2
+        assert found.row("shortcut_risk/air", label).mean == pytest.approx(risk, abs=1e-6)
 
 
 def test_three_networks_are_told_apart():

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from camtrain import InputError
 from camtrain.evaluation.intervals import Average, interval, intervals
 from camtrain.evaluation.resampling import Units, bootstrap_weights
-from camtrain.evaluation.statistics import AUROC, Effect, EffectShare, Mean, SumStatistic, each_array
+from camtrain.evaluation.score_statistics import ShortcutRisk
+from camtrain.evaluation.statistics import AUROC, Effect, EffectShare, Mean, SumStatistic, counted, each_array
 from camtrain.metrics.label_auroc import label_auroc
 from camtrain.metrics.shortcut_reliance import ShortcutReliance
 
@@ -139,6 +140,26 @@ def test_share_equals_the_metric_in_all_averages():
     for average in ("macro", "micro"):
         assert got["share"].averages[average].mean == pytest.approx(float(metric.averaged(average)), rel=1e-12)
     assert [row.n for row in got["share"].labels] == metric.pairs.tolist()
+
+
+def test_risk_is_half_share_and_half_lost_area_under_any_weights():
+    rng = np.random.default_rng(3)
+    n, labels = 25, 4
+    before, after, within = (rng.random((n, labels)) for _ in range(3))
+    after[:5, 0] = within[5:8, 1] = NAN
+    truth = truths(rng, (n, labels))
+    outside, inside = abs(after - before), abs(within - before)
+    risk = ShortcutRisk(after, outside, inside, truth)
+    measured = ~np.isnan(outside + inside)
+    area = AUROC(np.where(measured, after, NAN), truth)
+    weights = rng.integers(0, 3, (7, n)).astype(float)
+    expected = (EffectShare(outside, inside, truth)(weights) + 1 - area(weights)) / 2
+    np.testing.assert_allclose(risk(weights), expected, rtol=1e-12)
+    assert (counted(risk) == (measured & ~np.isnan(truth))).all()
+    worst = ShortcutRisk([[0.1], [0.9]], [[0.8], [0.8]], [[0.0], [0.0]], [[1.0], [0.0]])
+    assert worst(np.ones((1, 2)))[0, 0] == 1
+    with pytest.raises(InputError, match="floor"):
+        ShortcutRisk([[0.1]], [[0.1]], [[0.1]], [[1.0]], floor=2)
 
 
 def test_floor_is_under_both_effects():
