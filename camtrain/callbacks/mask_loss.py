@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from camtrain._batch import Adapter, Batch
 from camtrain._errors import InputError
 from camtrain._lightning import Callback
-from camtrain.callbacks._context import RunContext
+from camtrain.callbacks._context import RunContext, tell_once
 from camtrain.callbacks._engines import refuse_engine, refuse_static_graph
 from camtrain.callbacks._figures import Figures, mean_loss
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers, unnamed
@@ -21,7 +21,7 @@ from camtrain.callbacks._left_out import known_truths
 from camtrain.callbacks._publish import refuse_taken
 from camtrain.callbacks._seen import tell_seen_share
 from camtrain.callbacks._steps import WrappedStep, batch_of, loss_of
-from camtrain.cam.engine import Reshape
+from camtrain.cam.engine import Reshape, takes_backward
 from camtrain.cam.method_table import find_method, methods
 from camtrain.cam.several import maps_of_layers
 from camtrain.cam.watch import LogitsFrom, ModuleWatch
@@ -212,10 +212,23 @@ class MaskLossCallback(Callback):
             raise InputError(
                 "the mask loss needs labels, but the batch has no key 'label': name yours with keys={'label': ...}"
             )
+        if not self._checked:
+            self._tell_price(trainer, sources, logits)
         label = known_truths(trainer, words.label.to(logits.device))
         chosen = label == 1 if self.loss_fn.labels == "present" else None
         maps = maps_of_layers(sources, logits, self.method, chosen, True, self.reshape)
         return {layer: self._loss(each, words, label) for layer, each in maps.items()}
+
+    def _tell_price(self, trainer: Any, sources: Mapping[str, Tensor], logits: Tensor) -> None:
+        dear = [key for key, source in sources.items() if takes_backward(logits, source, self.reshape)]
+        if dear:
+            tell_once(
+                trainer,
+                f"camtrain: the mask loss takes a backward pass per present label down to {', '.join(dear)}, and one "
+                "through each of them, since the head behind is not affine in it (pooling or flatten and one linear "
+                "layer is, and costs nothing). Behind the last feature map that is little, behind an earlier one it "
+                "may be several times the step: docs/performance.md",
+            )
 
     def _loss(self, maps: Tensor, words: Batch, label: Tensor) -> MaskLossParts:
         allowed = self.context.allowed(words, maps.shape[2:])

@@ -181,6 +181,18 @@ def _weights(logits: Tensor, source: Tensor) -> Tensor | None:
             raise (explained(error) or error) from None
 
 
+def takes_backward(logits: Tensor, source: Tensor, reshape: Reshape | None = None) -> bool:
+    """Do maps need a backward pass per label, or is the head affine in the activations, so that they need none?
+
+    Example:
+        >>> A = torch.rand(2, 3, 4, requires_grad=True)
+        >>> head = torch.nn.Linear(3, 7)
+        >>> takes_backward(head(A.mean(dim=2)), A), takes_backward(head(A.mean(dim=2).tanh()), A)
+        (False, True)
+    """
+    return reshape is not None or _weights(logits, source) is None
+
+
 def require_pool_head(logits: Tensor, source: Tensor, reshape: Reshape | None) -> None:
     """Is the head global average pooling and one FC layer, which CAM is defined for?
 

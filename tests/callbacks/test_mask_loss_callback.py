@@ -320,3 +320,12 @@ def test_a_batch_without_the_key_organs(kit, tmp_path):
     kit.by_hand(nets[1], kit.loader(cases), None)
     kit.same_weights(nets[0], nets[1])
     assert trainer.callback_metrics["train/mask_loss"] == 0
+
+
+@pytest.mark.parametrize(("head", "layer"), [("flatten", None), ("mlp", "features.3"), ("pool", "features.1")])
+def test_what_takes_backward_passes_is_told_once(kit, tmp_path, caplog, head, layer):
+    caplog.set_level("INFO")
+    fit(kit, tmp_path, kit.make_lit(kit.make_net(head)), callback(kit, layer=layer))
+    lines = [r.getMessage() for r in caplog.records if "backward pass per present label" in r.getMessage()]
+    assert len(lines) == (layer is not None)
+    assert all(layer in line for line in lines)
