@@ -74,12 +74,12 @@ def main() -> None:
         torch.manual_seed(0)
         model = network.make(labels, size).eval()
         model = with_mlp_head(model, network.head).eval() if head == "mlp" else model
-        image = torch.rand(args.batch, 1, size, size, size)
+        image = torch.rand(args.batch, 1, *network.shape(size))
         last = next(row.name for row in ct.layers(model, image, seen=False) if row.default)
         at = network.mid if layer == "mid" else last
         for name, ratios in rounds(pieces(model, image, at, labels, args.peers), args.rounds, args.slow_rounds).items():
             low, high = median_interval(ratios)
-            first = f"| {net} | {head} | {layer} | {labels} | {size}^3 | {name} |"
+            first = f"| {net} | {head} | {layer} | {labels} | {network.volume(size)} | {name} |"
             print(f"{first} {statistics.median(ratios):.3f} ({low:.3f}-{high:.3f}) | {len(ratios)} |", flush=True)
     print(f"\nbatch {args.batch}, processor time, {machine()}")
 

@@ -31,7 +31,7 @@ def one(use: str, args: argparse.Namespace) -> None:
     network, labels = NETWORKS[args.net], args.labels[0]
     torch.manual_seed(0)
     model = network.make(labels, args.size).eval()
-    image = torch.rand(args.batch, 1, args.size, args.size, args.size)
+    image = torch.rand(args.batch, 1, *network.shape(args.size))
     step = {"forward": 0, "parts": args.part}.get(use, labels)
     size = 0.0
     with torch.no_grad():

@@ -36,13 +36,13 @@ HEADERS = {
 }
 
 
-def organs(batch: int, size: int) -> Tensor:
+def organs(batch: int, shape: tuple[int, int, int]) -> Tensor:
     """Two lungs and what lies between them, as boxes: the cost depends on grids and labels, not on shapes."""
-    ids = torch.zeros(batch, 1, size, size, size, dtype=torch.uint8)
-    third = size // 3
-    ids[:, :, :third, third : 2 * third, third:] = 1
-    ids[:, :, third : 2 * third, third : 2 * third, third:] = 2
-    ids[:, :, 2 * third :, third : 2 * third, third:] = 3
+    ids = torch.zeros(batch, 1, *shape, dtype=torch.uint8)
+    first, second, third = (edge // 3 for edge in shape)
+    ids[:, :, :first, second : 2 * second, third:] = 1
+    ids[:, :, first : 2 * first, second : 2 * second, third:] = 2
+    ids[:, :, 2 * first :, second : 2 * second, third:] = 3
     return ids
 
 
@@ -57,9 +57,9 @@ def steps(net: str, head: str, layer: str, labels: int, size: int, batch: int) -
         model = with_mlp_head(model, network.head)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     cases = {
-        "image": torch.rand(batch, 1, size, size, size),
+        "image": torch.rand(batch, 1, *network.shape(size)),
         "label": (torch.rand(batch, labels) > 0.8).float(),
-        "organs": organs(batch, size),
+        "organs": organs(batch, network.shape(size)),
     }
     one = partial(step, model, optimizer, cases)
     # One tap for all steps, as in the callback: every new one with layer=None looks for the layer by a forward.
@@ -123,7 +123,7 @@ def main() -> None:
     for net, head, layer, labels, size in grid:
         if layer == "mid" and NETWORKS[net].mid is None:
             continue
-        first = f"| {net} | {head} | {layer} | {labels} | {size}^3 |"
+        first = f"| {net} | {head} | {layer} | {labels} | {NETWORKS[net].volume(size)} |"
         if args.memory:
             words = ["--nets", net, "--heads", head, "--layers", layer, "--labels", str(labels), "--sizes", str(size)]
             words += ["--batch", str(args.batch)]
