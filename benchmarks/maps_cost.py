@@ -3,12 +3,12 @@
     python benchmarks/maps_cost.py                                     # DenseNet121, 16 labels, both heads, last layer
     python benchmarks/maps_cost.py --labels 1 16 80 --peers torchcam   # is the cost flat in the labels?
     python benchmarks/maps_cost.py --layers mid --labels 80 --peers    # a middle layer, camtrain alone
-    make parity && .venv-parity/bin/python benchmarks/maps_cost.py --peers grad-cam   # it needs torchvision
+    make parity && .venv-parity/bin/python benchmarks/maps_cost.py --peers grad-cam medcam  # need torchvision
 
 Every round runs each piece once in an order that is drawn anew; a figure is the median over rounds of (piece / plain
 forward of the same round), in processor time, with the interval of 90 % of that median. Peers that take a forward per
 label run in the first `--slow-rounds` rounds only. The plain forward builds no graph. Ours and the loop give maps on
-the layer's grid; torchcam gives them on it too, MONAI and grad-cam on the image's, as their users get them.
+the layer's grid; torchcam gives them on it too, MONAI, grad-cam and medcam on the image's, as their users get them.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ class Part(NamedTuple):
         limit: Highest median that was asked for, of every row.
         upper: Highest upper end of the interval.
         only: Rows that the limit is for hold this.
+        python: Interpreter, where it is not this one; the part is left out where there is none.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Part(NamedTuple):
     limit: float | None = None
     upper: float | None = None
     only: str = ""
+    python: str = ""
 
 
 FOUR = "DenseNet121 EfficientNet-B0 ResNet18 AxialNet"
@@ -91,6 +93,10 @@ PARTS = {
         "maps_cost.py", "maps_cost.py --nets ResNet18 DenseNet121 --labels 1 16 80",
         1.05, None, "| affine | last | 16 | 64^3 | camtrain ",
     ),
+    "maps_peers": Part(
+        "The same beside libraries that need torchvision", "at least 10 x faster",
+        "maps_cost.py --peers grad-cam medcam --slow-rounds 3", python=".venv-parity/bin/python",
+    ),
     "maps_labels": Part(
         "Maps of 1 and 80 labels, beside the fastest of them", "the same",
         "maps_cost.py --labels 1 80 --peers torchcam --rounds 15", "maps_cost.py --labels 1 16 80 --peers torchcam",
@@ -116,8 +122,12 @@ def measure(name: str, full: bool, out: Path) -> None:
     part = PARTS[name]
     words = (part.full or part.command) if full else part.command
     start = time.perf_counter()
-    print(f"{name}: python benchmarks/{words}", flush=True)
-    command = [sys.executable, *shlex.split(words)]
+    print(f"{name}: {part.python or 'python'} benchmarks/{words}", flush=True)
+    python = ROOT / part.python if part.python else Path(sys.executable)
+    if not python.exists():
+        print(f"{name}: left out, there is no {part.python}: make parity", flush=True)
+        return
+    command = [str(python), *shlex.split(words)]
     done = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{name} failed; parts before it are kept in {out}\n{done.stderr[-2000:]}")
@@ -156,7 +166,7 @@ def page(out: Path) -> str:
         body = text if text.startswith("|") else f"```\n{text}\n```"
         parts.append(
             f"## {part.title}\n\nAsked for: {part.asked}.{verdict(part, text)}\n\n"
-            f"`python benchmarks/{kept['command']}` ({kept['seconds'] / 60:.0f} min)\n\n{body}\n"
+            f"`{part.python or 'python'} benchmarks/{kept['command']}` ({kept['seconds'] / 60:.0f} min)\n\n{body}\n"
         )
     return "\n".join(parts)
 
