@@ -127,14 +127,26 @@ def turned_of(run: Run) -> float | None:
     return 1 - statistics.mean(found) if found else None
 
 
+def risk_of(run: Run) -> float | None:
+    """`shortcut_risk` of `camtrain evaluate`: mean over labels and `JUDGES`; runs that have the area."""
+    areas = run["result"].get("auroc_outside_replaced", {})
+    found = []
+    for kind in JUDGES:
+        for share, area in zip(run["result"]["reliance"][kind], areas.get(kind, []), strict=False):
+            # A label whose share is undefined, since nothing moves it, has the lost area alone.
+            found += [statistics.mean([*finite([share]), 1 - area])] if finite([area]) else []
+    return statistics.mean(found) if found else None
+
+
 def _ranking(runs: list[Run]) -> list[str]:
     """Does reliance, which no shift split was needed for, rank runs as the reversed shortcut does?"""
     kinds = list(runs[0]["result"]["reliance"]) if runs else []
     judges: dict[str, Any] = {" + ".join(JUDGES): lambda r: reliance_of(r, *JUDGES)}
     judges |= {kind: lambda r, kind=kind: reliance_of(r, kind) for kind in kinds}
-    judges["1 - AUROC, outside replaced"] = turned_of
+    judges |= {"1 - AUROC, outside replaced": turned_of, "risk": risk_of}
     groups = {f"{net}, {place}": group for (net, place), group in
               _by(runs, lambda r: (r["job"]["net"], r["job"]["place"])).items()}  # fmt: skip
+    groups["all"] = runs
     groups["all but own organ"] = [r for r in runs if r["job"]["place"] != "own_organ"]
     rows = [[title, len(group), *(_agreement(group, judge) for judge in judges.values())]
             for title, group in groups.items()]  # fmt: skip

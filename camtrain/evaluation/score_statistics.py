@@ -178,7 +178,8 @@ class ShortcutRisk:
     """How far a network would fall if shortcuts turned: the mean of `EffectShare` and of 1 - AUROC, outside replaced.
 
     The share says how much of what moves the network lies outside the organs, the AUROC whether it then still tells
-    present from absent. Either alone has its own noise: a share of two small effects, an AUROC of few cases.
+    present from absent. Either alone has its own noise: a share of two small effects, an AUROC of few cases. A network
+    that moves under neither replacement has no share: there the lost AUROC stands alone.
 
     Args:
         after: (n, L) probabilities with everything outside the organs replaced, NaN = not measured.
@@ -221,4 +222,5 @@ class ShortcutRisk:
 
     def __call__(self, weights: Floats) -> Floats:
         """(R, n) weights -> (R, L)."""
-        return (self._share(weights) + 1 - self._area(weights)) / 2
+        share, lost = self._share(weights), 1 - self._area(weights)
+        return np.where(np.isnan(share), lost, (share + lost) / 2)

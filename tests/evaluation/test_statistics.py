@@ -149,11 +149,14 @@ def test_risk_is_half_share_and_half_lost_area_under_any_weights():
     after[:5, 0] = within[5:8, 1] = NAN
     truth = truths(rng, (n, labels))
     outside, inside = abs(after - before), abs(within - before)
-    risk = ShortcutRisk(after, outside, inside, truth)
     measured = ~np.isnan(outside + inside)
     area = AUROC(np.where(measured, after, NAN), truth)
     weights = rng.integers(0, 3, (7, n)).astype(float)
-    expected = (EffectShare(outside, inside, truth)(weights) + 1 - area(weights)) / 2
+    outside[:, 3] = inside[:, 3] = 0.001  # says nothing: no share
+    risk = ShortcutRisk(after, outside, inside, truth)
+    share, lost = EffectShare(outside, inside, truth)(weights), 1 - area(weights)
+    assert np.isnan(share[:, 3]).all()
+    expected = np.where(np.isnan(share), lost, (share + lost) / 2)
     np.testing.assert_allclose(risk(weights), expected, rtol=1e-12)
     assert (counted(risk) == (measured & ~np.isnan(truth))).all()
     worst = ShortcutRisk([[0.1], [0.9]], [[0.8], [0.8]], [[0.0], [0.0]], [[1.0], [0.0]])
