@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor, NibabelReader
-from monai.transforms import LoadImage, Orientation
+from monai.transforms import Orientation
 
 from camtrain._errors import InputError
 from camtrain.anatomy.organ_table import OrganTable
@@ -108,12 +108,16 @@ def _read_nifti(path: Path) -> RawVolume:
         raise InputError(f"expected one number per voxel, got colours ({header.dtype}) in {path}: export grey values")
     check_size(header.shape, np.dtype(header.dtype), path)
     try:
-        volume = LoadImage(image_only=True, dtype=None)(path, reader=NibabelReader())
+        # Not by LoadImage: it makes all readers that MONAI has for every file, and one of them talks about codecs.
+        reader = NibabelReader()
+        data, facts = reader.get_data(reader.read(path))
     except MemoryError:
         raise
     except Exception as error:  # Whatever the reader stumbles over, it is the content of this file.
         raise _unreadable(path, error) from error
-    return RawVolume(volume.as_tensor().numpy(), np.asarray(volume.affine, dtype=float), header.oriented)
+    # A file that stays open as memory would follow whatever is done to it.
+    data = np.array(data) if isinstance(data, np.memmap) else data
+    return RawVolume(data, np.asarray(facts["affine"], dtype=float), header.oriented)
 
 
 def _guarded(reader: Callable[[Path], T], path: Path) -> T:
