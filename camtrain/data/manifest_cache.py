@@ -107,7 +107,7 @@ class CaseDataset(Readable, CacheDataset):  # type: ignore[misc]
             return defects[0]
         faults = Faults("the cases")
         for _, error in sorted(self._failed.items()):
-            faults.add(str(error))
+            faults.add_all(error)  # type: ignore[arg-type]  # the others went above
         return CaseError(faults.message()) if len(faults) == 1 else InputError(faults.message())
 
     def _load_cache_item(self, idx: int) -> Any:
@@ -317,7 +317,9 @@ def naming(case: Case) -> Iterator[None]:
     except Exception as error:
         if (known := root_input_error(error)) is None:
             raise
-        raise CaseError(f"{case.where}: {known}") from error
+        faults = Faults(case.where)
+        faults.add_all(known, f"{case.where}: ")
+        raise CaseError(faults.message()) from error
 
 
 def free_memory() -> int:

@@ -131,10 +131,10 @@ def _sorted(folder: Path, headers: Sequence[Any]) -> list[Any]:
         raise InputError(
             f"expected one DICOM series, got {len(series)} in {folder} ({names}): give each series a folder of its own"
         )
-    faults = Faults(str(folder))
-    _check_kind(folder, headers, faults)
+    faults = _Kinds(folder)
+    _check_kind(headers, faults)
     faults.stop()
-    _check_plane(folder, headers, faults)
+    _check_plane(headers, faults)
     faults.stop()
     normal = _normal(headers[0])
     ordered = sorted(headers, key=lambda h: float(np.dot(normal, _vector(h.ImagePositionPatient))))
@@ -142,49 +142,62 @@ def _sorted(folder: Path, headers: Sequence[Any]) -> list[Any]:
     return ordered
 
 
-def _check_kind(folder: Path, headers: Sequence[Any], faults: Faults) -> None:
+def _check_kind(headers: Sequence[Any], faults: _Kinds) -> None:
     for header in headers:
         name = header.camtrain_path.name
         if header.get("Modality") in _NO_SCANS:
             faults.add(
-                f"expected a scan, got {_NO_SCANS[header.Modality]} in {folder / name}: convert it to a NIfTI label "
-                "map on the grid of its scan (dcmqi's segimage2itkimage, 3D Slicer) and name that file"
+                f"expected a scan, got {_NO_SCANS[header.Modality]}",
+                name,
+                "convert it to a NIfTI label map on the grid of its scan (dcmqi's segimage2itkimage, 3D Slicer) and name "
+                "that file",
             )
             continue
         if int(header.get("SamplesPerPixel", 1)) != 1:
-            faults.add(
-                f"expected grey values, got {header.SamplesPerPixel} colours (RGB) in {folder / name}: export grey"
-            )
+            faults.add(f"expected grey values, got {header.SamplesPerPixel} colours (RGB)", name, "export grey")
         if int(header.get("NumberOfFrames", 1) or 1) > 1:
             faults.add(
-                f"expected one slice per file, got {header.NumberOfFrames} frames in {folder / name}: convert the "
-                "series to NIfTI with dcm2niix"
+                f"expected one slice per file, got {header.NumberOfFrames} frames",
+                name,
+                "convert the series to NIfTI with dcm2niix",
             )
             continue  # where its frames lie stands elsewhere, so the tags below would all be missing
         for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
             if not header.get(tag):
-                faults.add(
-                    f"expected the tag {tag}, got none in {folder / name}: it is no slice of a volume; take it out"
-                )
+                faults.add(f"expected the tag {tag}, got none", name, "it is no slice of a volume; take it out")
 
 
-def _check_plane(folder: Path, headers: Sequence[Any], faults: Faults) -> None:
+def _check_plane(headers: Sequence[Any], faults: _Kinds) -> None:
     first = headers[0]
+    odd = "take the odd ones out (localizers are often among them)"
     for header in headers[1:]:
         name = header.camtrain_path.name
         if (header.Rows, header.Columns) != (first.Rows, first.Columns):
-            faults.add(
-                f"expected slices of one size, got {first.Columns} x {first.Rows} and {header.Columns} x {header.Rows} "
-                f"in {folder / name}: take the odd ones out (localizers are often among them)"
-            )
+            sizes = f"{first.Columns} x {first.Rows} and {header.Columns} x {header.Rows}"
+            faults.add(f"expected slices of one size, got {sizes}", name, odd)
         turned = np.abs(_vector(header.ImageOrientationPatient) - _vector(first.ImageOrientationPatient)).max() > 1e-3
         if turned:
-            faults.add(
-                f"expected slices of one orientation, got a mixture, {folder / name} lies across the others: take the "
-                "odd ones out (localizers are often among them)"
-            )
+            faults.add("expected slices of one orientation, got a mixture, others lie across", name, odd)
         if np.abs(_vector(header.PixelSpacing) - _vector(first.PixelSpacing)).max() > 1e-3:
-            faults.add(f"expected pixels of one size, got another in {folder / name}: take the odd ones out")
+            faults.add("expected pixels of one size, got others", name, "take the odd ones out")
+
+
+class _Kinds:
+    """Faults of the files of a folder: one line for each kind, however many files have it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, text: str, name: str, todo: str) -> None:
+        self.files.setdefault((text, todo), []).append(name)
+
+    def stop(self) -> None:
+        faults = Faults(str(self.folder))
+        for (text, todo), names in self.files.items():
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            faults.add(f"{text} in {self.folder / names[0]}{more}: {todo}")
+        faults.stop()
 
 
 def _check_places(folder: Path, slices: Sequence[Any], normal: NDArray[np.float64]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from camtrain._errors import nearest
 from camtrain.data.manifest import REQUIRED
+from camtrain.data.manifest_paths import SEVERAL
 from camtrain.doctor.facts import Facts, Row
 from camtrain.doctor.finding import Finding, Place, Severity, count, some
 from camtrain.doctor.sheet import Sheet
@@ -268,10 +269,16 @@ def rows_of(read: Sheet) -> list[Row]:
             patient=fields.get("patient", ""),
             label=tuple(_number(fields.get(label, "")) for label in read.labels),
             image=path(fields, "image"),
-            organs=path(fields, "organs"),
+            organs=_several(folder, fields.get("organs", "")),
         )
         for number, fields in read.rows
     ]
+
+
+def _several(folder: Path, text: str) -> Path | tuple[Path, ...] | None:
+    """The column organs: nothing, a file or folder, or several files."""
+    files = tuple(folder / part.strip() for part in text.split(SEVERAL) if part.strip())
+    return files if len(files) > 1 else files[0] if files else None
 
 
 def label_value(text: str) -> float | None:

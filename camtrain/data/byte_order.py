@@ -1,0 +1,47 @@
+"""Is a volume read in the wrong byte order? No header can say so, the voxels can: neighbours then have nothing in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LINES = 1024
+_SMOOTH = 0.3  # of scans 0.02 to 0.2, of noise 1.1, of a CT in the wrong order 0.4 to 0.6
+_TIMES = 3.0
+
+
+def swapped(data: NDArray[Any]) -> bool:
+    """Would the other byte order make a far smoother volume?
+
+    The measure is the mean step from a voxel to the next along the first axis, over the standard deviation: small where
+    neighbours are alike, 1.1 where they are not. The byte that weighs most decides it, so that a volume that is right
+    never looks smoother when its bytes are exchanged; noise looks alike both ways and is never called swapped.
+
+    Args:
+        data: (X, ...) as the file holds it.
+
+    Example:
+        >>> waves = (1000 * np.sin(np.add.outer(np.arange(40), np.arange(30)) / 9)).astype("<i2")
+        >>> swapped(waves), swapped(waves.view(">i2"))
+        (False, True)
+    """
+    if data.dtype.kind not in "iuf" or data.dtype.itemsize < 2 or data.ndim < 2 or data.shape[0] < 4:
+        return False
+    lines = data.reshape(data.shape[0], -1, order="A")
+    lines = np.ascontiguousarray(lines[:, :: max(1, lines.shape[1] // _LINES)])
+    other = _roughness(lines.byteswap().view(lines.dtype))
+    return other < _SMOOTH and _roughness(lines) > max(_SMOOTH, _TIMES * other)
+
+
+def _roughness(lines: NDArray[Any]) -> float:
+    """Of the numbers among the values; infinite where all are equal."""
+    values = lines.astype(np.float64)
+    values[~np.isfinite(values)] = np.nan
+    steps = np.abs(np.diff(values, axis=0))
+    if np.isnan(steps).all():
+        return np.inf
+    with np.errstate(all="ignore"):
+        spread = float(np.nanstd(values))
+        return float(np.nanmean(steps)) / spread if 0 < spread < np.inf else np.inf
