@@ -8,16 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LINES = 1024
-_SMOOTH = 0.3  # of scans 0.02 to 0.2, of noise 1.1, of a CT in the wrong order 0.4 to 0.6
+_SMOOTH = 0.3  # of scans 0.02 to 0.2, of noise 1.4, of a CT in the wrong order 0.5 to 0.7
 _TIMES = 3.0
 
 
 def swapped(data: NDArray[Any]) -> bool:
     """Would the other byte order make a far smoother volume?
 
-    The measure is the mean step from a voxel to the next along the first axis, over the standard deviation: small where
-    neighbours are alike, 1.1 where they are not. The byte that weighs most decides it, so that a volume that is right
-    never looks smoother when its bytes are exchanged; noise looks alike both ways and is never called swapped.
+    The measure is the mean step from a voxel to the next along the first axis, over the mean distance from the median:
+    small where neighbours are alike, 1.4 where they are not, however rare and large single values are. The
+    byte that weighs most decides it, so that a volume that is right never looks smoother when its bytes are exchanged;
+    noise looks alike both ways and is never called swapped.
 
     Args:
         data: (X, ...) as the file holds it.
@@ -37,11 +38,11 @@ def swapped(data: NDArray[Any]) -> bool:
 
 def _roughness(lines: NDArray[Any]) -> float:
     """Of the numbers among the values; infinite where all are equal."""
-    values = lines.astype(np.float64)
-    values[~np.isfinite(values)] = np.nan
-    steps = np.abs(np.diff(values, axis=0))
-    if np.isnan(steps).all():
-        return np.inf
     with np.errstate(all="ignore"):
-        spread = float(np.nanstd(values))
-        return float(np.nanmean(steps)) / spread if 0 < spread < np.inf else np.inf
+        values = lines.astype(np.float64)
+        values[~np.isfinite(values)] = np.nan
+        steps = np.abs(np.diff(values, axis=0))
+        if np.isnan(steps).all():
+            return np.inf
+        spread = float(np.nanmean(np.abs(values - np.nanmedian(values))))
+        return float(np.nanmean(steps)) / spread if spread > 0 else np.inf
