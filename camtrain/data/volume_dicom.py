@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from camtrain._errors import InputError
 from camtrain.data._faults import Faults
+from camtrain.data.volume_dicom_packing import cannot_unpack
 from camtrain.data.volume_raw import LPS_TO_RAS, RawVolume, VolumeHeader, check_size
 
 _log = logging.getLogger(__name__)
@@ -153,6 +154,9 @@ def _check_kind(headers: Sequence[Any], faults: _Kinds) -> None:
                 "that file",
             )
             continue
+        text, todo = cannot_unpack(_syntax(header))
+        if text:
+            faults.add(text, name, todo)
         if int(header.get("SamplesPerPixel", 1)) != 1:
             faults.add(f"expected grey values, got {header.SamplesPerPixel} colours (RGB)", name, "export grey")
         if int(header.get("NumberOfFrames", 1) or 1) > 1:
@@ -215,11 +219,29 @@ def _check_places(folder: Path, slices: Sequence[Any], normal: NDArray[np.float6
         )
     odd = np.abs(gaps - usual) > _EVEN * usual
     if odd.any():
-        at = int(np.argmax(np.abs(gaps - usual)))
-        raise InputError(
-            f"expected slices at even distances, got {usual:.4g} mm and once {gaps[at]:.4g} mm (behind "
-            f"{slices[at].camtrain_path.name}) in {folder}: slices are missing; copy the series again"
+        raise InputError(_uneven(folder, slices, gaps, usual))
+
+
+def _uneven(folder: Path, slices: Sequence[Any], gaps: NDArray[np.float64], usual: float) -> str:
+    """The sentence for slices that are missing, or were taken at two distances.
+
+    They are not filled in: what would be put between two slices is tissue that nobody has seen.
+    """
+    at = int(np.argmax(np.abs(gaps - usual)))
+    behind = slices[at].camtrain_path.name
+    more = np.rint(gaps / usual) - 1
+    whole = np.abs(gaps - (more + 1) * usual) <= _EVEN * usual
+    if whole.all():
+        lost = int(more.sum())
+        return (
+            f"expected slices at even distances, got {usual:.4g} mm and {gaps[at]:.4g} mm behind {behind} in {folder}: "
+            f"{lost} of {len(slices) + lost} slices {'is' if lost == 1 else 'are'} missing; copy the series again, or "
+            "convert it to NIfTI with dcm2niix, which fills them in"
         )
+    return (
+        f"expected slices at even distances, got {usual:.4g} mm and {gaps[at]:.4g} mm behind {behind} in {folder}: the "
+        "series was taken at several distances; convert it to NIfTI with dcm2niix, which evens them out"
+    )
 
 
 def _affine(slices: Sequence[Any], folder: Path) -> NDArray[np.float64]:
@@ -247,11 +269,17 @@ def _pixels(header: Any) -> NDArray[Any]:
     except Exception as error:  # Truncated, or packed in a way for which nothing is installed; pydicom says which.
         raise InputError(
             f"expected readable pixels, got {path}, which fails with {type(error).__name__} ({str(error)[:160]}): "
-            "copy it again; packed pixels need pylibjpeg with its plugins, or dcm2niix"
+            "copy it again, or convert the series to NIfTI with dcm2niix"
         ) from error
     slope, intercept = float(header.get("RescaleSlope", 1) or 1), float(header.get("RescaleIntercept", 0) or 0)
     # A slope of 2 as a whole number would wrap around in the file's own 16 bits.
     return pixels if (slope, intercept) == (1, 0) else pixels * slope + intercept
+
+
+def _syntax(header: Any) -> str:
+    """How the pixels are packed, "" = not said."""
+    meta = getattr(header, "file_meta", None)
+    return str(meta.get("TransferSyntaxUID", "") or "") if meta is not None else ""
 
 
 def _scaled(slices: Sequence[Any]) -> bool:
