@@ -1,4 +1,4 @@
-"""Is a volume read in the wrong byte order? No header can say so, the voxels can: neighbours then have nothing in common."""
+"""Is a volume read in the wrong byte order? No header says so, the voxels do: neighbours have nothing in common."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Scans and segmentations in folders as people have them: found by their names, none of them opened.
 
 A scan is a volume file (NIfTI, NRRD, MetaImage, MRC, npz, npy) or a folder with DICOM files. A segmentation is a volume
-file with the ids of all organs, a folder with one binary file per organ, named after organs, or several such files named
-after case and organ: `A12_heart.nii.gz`, `A12_aorta.nii.gz`.
+file with the ids of all organs, a folder with one binary file per organ, named after organs, or several such files that
+are named after case and organ: `A12_heart.nii.gz`, `A12_aorta.nii.gz`.
 """
 
 from __future__ import annotations

@@ -210,8 +210,7 @@ def gather_manifest(
     lost: set[str] = set()
     rows = table.rows(taken)
     cases = [
-        _case(file, *row, truth, split_column, places, faults, lost)
-        for row, truth in zip(rows, of_row, strict=False)
+        _case(file, *row, truth, split_column, places, faults, lost) for row, truth in zip(rows, of_row, strict=False)
     ]
     made = tuple(case for case in cases if case is not None)
     _check_ids(made, faults)

@@ -57,9 +57,7 @@ class CsvTable:
                 yield tuple([_read(fields[p].strip(), where, n, faults) for p, n in zip(places, names, strict=True)])
 
 
-def read_csv(
-    file: Path, required: Sequence[str], what: str, argument: str, faults: Faults | None = None
-) -> CsvTable:
+def read_csv(file: Path, required: Sequence[str], what: str, argument: str, faults: Faults | None = None) -> CsvTable:
     """Header and rows of a CSV file; blank lines are left out.
 
     Args:

@@ -98,7 +98,7 @@ def read_volume(path: Path, scan: bool = False) -> MetaTensor:
         )
     if scan and swapped(raw.data):
         raise InputError(
-            f"expected intensities that change little from voxel to voxel, got noise of {raw.data.dtype.name} in {path} "
+            f"expected intensities that change little from voxel to voxel, got noise in {path} ({raw.data.dtype.name}) "
             "that is a scan in the other byte order (endianness): correct it in the header, or export again"
         )
     if not raw.oriented:
@@ -201,7 +201,8 @@ def read_organs(path: Path | tuple[Path, ...], table: OrganTable) -> MetaTensor:
 def _compose(folder: str, files: Mapping[str, Path], table: OrganTable, several: bool = False) -> MetaTensor:
     """One id volume from binary files named by organ; where two organs overlap, the first of the table stays."""
     # In a folder a name is the organ's; several files may have that of the case before it.
-    named = organ_names(list(files), table.organs) if several else {stem: stem for stem in files if stem in table.organs}
+    own = {stem: stem for stem in files if stem in table.organs}
+    named = organ_names(list(files), table.organs) if several else own
     by_organ = {organ: files[stem] for stem, organ in named.items()}
     known = {name: ids[0] for name, ids in table.organs.items() if name in by_organ}
     if not known:

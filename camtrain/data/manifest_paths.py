@@ -155,9 +155,10 @@ def organ_names(stems: Sequence[str], organs: Collection[str]) -> dict[str, str]
         >>> organ_names(["A12_lung_left", "A12_lung_right"], ["lung_left", "lung_right", "right"])
         {'A12_lung_left': 'lung_left', 'A12_lung_right': 'lung_right'}
     """
-    shared = os.path.commonprefix(list(stems))
-    for cut in [0, *(place + 1 for place, mark in enumerate(shared) if mark in "_-. ")]:
-        if found := {stem: stem[cut:] for stem in stems if stem[cut:] in organs}:
+    first = stems[0] if stems else ""
+    for cut in [0, *(place + 1 for place, mark in enumerate(first) if mark in "_-. ")]:
+        found = {stem: stem[cut:] for stem in stems if stem[cut:] in organs}
+        if found and all(stem.startswith(first[:cut]) for stem in stems):
             return found
     return {}
 

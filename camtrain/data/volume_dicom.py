@@ -150,8 +150,8 @@ def _check_kind(headers: Sequence[Any], faults: _Kinds) -> None:
             faults.add(
                 f"expected a scan, got {_NO_SCANS[header.Modality]}",
                 name,
-                "convert it to a NIfTI label map on the grid of its scan (dcmqi's segimage2itkimage, 3D Slicer) and name "
-                "that file",
+                "convert it to a NIfTI label map on the grid of its scan (dcmqi's segimage2itkimage, 3D Slicer) and "
+                "name that file",
             )
             continue
         text, todo = cannot_unpack(_syntax(header))

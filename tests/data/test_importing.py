@@ -191,7 +191,10 @@ def test_semicolons_byte_order_marks_words_and_ages(touch):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("id,mass\na,1\nb,maybe\nc,0\na,2\n", "3 faults.*row 3, column 'mass': [^\n]*'maybe'.*row 5: [^\n]*'a' already in row 2.*row 5, column 'mass': [^\n]*'2'"),
+        (
+            "id,mass\na,1\nb,maybe\nc,0\na,2\n",
+            "3 faults.*row 3, column 'mass': [^\n]*'maybe'.*row 5: [^\n]*'a' already in row 2.*row 5, [^\n]*'2'",
+        ),
         ("number,mass\na,1\n", "a column with ids or file names"),
         ("id,mass\na\n", "row 2 has 1 cells"),
         ("id,mass,mass\na,1,1\n", "'mass' stands twice"),
