@@ -69,6 +69,8 @@ def _headers_of(row: Row, organs: set[str]) -> tuple[Header | None, Header | Non
     image = read_header(row.image) if row.image is not None else None
     files, stray = _organ_files(row, organs)
     headers = [read_header(path) for path in files]
+    if not files and row.organs is not None:
+        headers = [Header(row.organ_files[0], fault="no file is named after an organ of the table")]
     # One header stands for all of them: one with a fault, or on another grid than the image, or the first.
     worst = next((header for header in headers if header.fault), None)
     worst = worst or next((header for header in headers if image and _elsewhere(image, header)), None)
