@@ -19,7 +19,9 @@ def voxels(dtype="i2", shape=SHAPE):
     return (np.arange(np.prod(shape)).reshape(shape) - 40).astype(dtype)
 
 
-def write_nrrd(path: Path, data, encoding="raw", space="left-posterior-superior", endian="little", extra="", pack=None):
+def write_nrrd(
+    path: Path, data, encoding="raw", space="left-posterior-superior", endian="little", extra="", pack=None, axes=None
+):
     kinds = {"i1": "int8", "u1": "uchar", "i2": "short", "u2": "uint16", "f4": "float", "f8": "double", "i4": "int"}
     lines = [
         "NRRD0004",
@@ -28,7 +30,7 @@ def write_nrrd(path: Path, data, encoding="raw", space="left-posterior-superior"
         f"dimension: {data.ndim}",
         f"space: {space}",
         "sizes: " + " ".join(map(str, data.shape)),
-        "space directions: " + " ".join(f"({a},{b},{c})" for a, b, c in np.diag(SPACING)),
+        "space directions: " + " ".join(f"({a},{b},{c})" for a, b, c in (np.diag(SPACING) if axes is None else axes)),
         f"space origin: ({ORIGIN[0]},{ORIGIN[1]},{ORIGIN[2]})",
         f"endian: {endian}",
         f"encoding: {encoding}",
@@ -49,6 +51,7 @@ def write_mha(path: Path, data, packed=False, msb=False, file="LOCAL", **fields)
         "BinaryData": True,
         "BinaryDataByteOrderMSB": msb,
         "CompressedData": packed,
+        **({"CompressedDataSize": len(body)} if packed else {}),
         "TransformMatrix": "1 0 0 0 1 0 0 0 1",
         "Offset": " ".join(map(str, ORIGIN)),
         "ElementSpacing": " ".join(map(str, SPACING)),
