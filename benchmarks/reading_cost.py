@@ -7,9 +7,9 @@ Ratios are to the time of the same training with the same volumes from a list in
 processor (which a machine that others use as well does not blur; it misses waiting for the disk, and workers). `first`
 starts with an empty cache and reads every file, `later` is the epoch behind it. `loading alone` goes through the same
 loaders without a step, so that the few milliseconds by which the caches differ from memory are not lost in the noise of
-the steps: its ratio is (step + loading) over (step + loading from memory), in seconds of the processor. The step is that
-of MONAI's ResNet-18 on this machine: a faster step makes reading weigh more, workers make it weigh less; the seconds per
-case say how much.
+the steps: its ratio is (step + loading) over (step + loading from memory), in seconds of the processor. The step is
+that of MONAI's ResNet-18 on this machine: a faster step makes reading weigh more, workers make it weigh less; the
+seconds per case say how much.
 """
 
 from __future__ import annotations
