@@ -236,11 +236,11 @@ def _uneven(folder: Path, slices: Sequence[Any], gaps: NDArray[np.float64], usua
         return (
             f"expected slices at even distances, got {usual:.4g} mm and {gaps[at]:.4g} mm behind {behind} in {folder}: "
             f"{lost} of {len(slices) + lost} slices {'is' if lost == 1 else 'are'} missing; copy the series again, or "
-            "convert it to NIfTI with dcm2niix, which fills them in"
+            "convert it with dcm2niix and take the file that it calls _Eq, which has them filled in"
         )
     return (
         f"expected slices at even distances, got {usual:.4g} mm and {gaps[at]:.4g} mm behind {behind} in {folder}: the "
-        "series was taken at several distances; convert it to NIfTI with dcm2niix, which evens them out"
+        "series was taken at several distances; convert it with dcm2niix and take the file that it calls _Eq"
     )
 
 
