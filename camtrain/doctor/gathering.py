@@ -86,9 +86,10 @@ def _gathered(arguments: Mapping[str, Any], refused: str, table: OrganTable | No
             split_column=None if splits else arguments.get("split_column", "split"),
             check_files=True,
         )
-        manifest = splits_from_files(manifest, splits) if splits else manifest
     except InputError:
         return facts  # as `refused` says
+    with Faults("").noting():  # likewise; the files are looked at all the same
+        manifest = splits_from_files(manifest, splits) if splits else manifest
     # What is not there, or lies outside of the root, is told already and not looked at.
     rows = [_row(case) for case in manifest.cases]
     facts.rows = [
