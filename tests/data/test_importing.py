@@ -258,6 +258,12 @@ def test_rules_come_from_shipped_tables_and_the_rest_is_free():
     assert again == made.table
 
 
+def test_a_label_that_is_a_letter_beside_one_with_a_rule():
+    made = make_table(["emphysma", "Emphysema", "mystery"], total_segmentator())
+    assert made.near == {"emphysma": "emphysema"}
+    assert made.without_rule == ["emphysma", "mystery"]
+
+
 def test_rules_need_their_organs():
     made = make_table(["cardiomegaly", "emphysema"], {"heart": 1, "atrial_appendage_left": 2})
     assert made.sources == {"cardiomegaly": "ct_rate", "emphysema": ""}
