@@ -33,7 +33,7 @@ A manifest of scans and what TotalSegmentator (or another segmenter) made of the
 Scans:          files .nii.gz .nii .nrrd .nhdr .mha .mhd .mrc .npz .npy below --scans, and folders of DICOM files.
 Segmentations:  one file with ids, a folder of binary files named after organs, or files named after case and organ
                 (A12_heart.nii.gz, A12_aorta.nii.gz), matched by name: A12.nii.gz with A12.nii.gz, A12_seg.nii.gz,
-                A12/, A12/segmentations/, the same path in another tree, A12/ct.nii.gz with A12/seg.nii.gz, and the like.
+                A12/, A12/segmentations/, the same path in another tree, A12/ct.nii.gz with A12/seg.nii.gz.
                 Without --organs they are looked for among the scans.
 Labels:         CSV with a column of ids or file names and columns of 0, 1, or empty / -1 / NaN.
 
