@@ -226,9 +226,10 @@ def _label_source(
     """The table that holds the labels (None where it cannot be read), and whether that is the manifest itself."""
     if labels_csv is None:
         return table, True
+    read: CsvTable | None = None
     with faults.noting():
-        return read_csv(Path(labels_csv), ("id",), "labels", "labels_csv", faults), False
-    return None, False
+        read = read_csv(Path(labels_csv), ("id",), "labels", "labels_csv", faults)
+    return read, False
 
 
 def _case(
