@@ -93,27 +93,6 @@ def test_segmentations_among_the_scans(touch):
     assert pairs(root, "scans", split=[0.5, 0.5]) == expected
 
 
-def test_binary_files_named_after_case_and_organ(touch):
-    names = [f"organs/{case}_{organ}.nii.gz" for case in ("a", "b_1") for organ in ("heart", "lung_upper_lobe_left")]
-    root = touch("scans/a.nii.gz", "scans/b_1.nii.gz", "scans/c.nii.gz", "organs/c_heart.nii.gz", *names)
-    found = import_scans(root / "scans", Options(organs=root / "organs", split=[0.5, 0.5], labels_only=["mass"]))
-    assert [len(case.organs) for case in found.cases] == [2, 2, 1]
-    assert found.kinds == {"scans: NIfTI": 3, "segmentations: binary files of a case": 3}
-    rows = {row["id"]: row["organs"] for row in csv.DictReader(found.write(root / "study")[0].open())}
-    assert rows["b_1"] == "../organs/b_1_heart.nii.gz|../organs/b_1_lung_upper_lobe_left.nii.gz"
-    assert rows["c"] == "../organs/c_heart.nii.gz|"  # a file of ids has no separator
-    options = Options(organs=root / "organs", organs_at="{id}_heart.nii.gz|{id}_liver.nii.gz", split=[0.5, 0.5])
-    assert [len(case.organs) for case in import_scans(root / "scans", options).cases] == [1, 1, 1]
-
-
-def test_binary_files_beside_the_scan(touch):
-    root = touch(*(f"scans/{case}/{name}" for case in "ab" for name in ("ct.nii.gz", *BINARY)))
-    assert pairs(root, None, split=[0.5, 0.5]) == {"a": "scans/a", "b": "scans/b"}
-    flat = touch(*(f"flat/{case}{name}.nii.gz" for case in "ab" for name in ("", "_heart", "_liver")))
-    found = import_scans(flat / "flat", Options(split=[0.5, 0.5]))
-    assert {case.id: len(case.organs) for case in found.cases} == {"a": 2, "b": 2}
-
-
 def test_segmentations_in_a_folder_inside_of_the_scans(touch):
     root = touch("scans/a.nii.gz", "scans/b.nii.gz", "scans/masks/a.nii.gz")
     assert pairs(root, "scans/masks", split=[0.5, 0.5]) == {"a": "scans/masks/a.nii.gz", "b": None}
