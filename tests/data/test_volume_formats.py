@@ -270,10 +270,14 @@ def test_itk_reads_the_same_out_of_oblique_files(tmp_path, dtype, endian, packed
     data = (voxels("f8") * 1.25).astype(dtype)
     axes = (oblique() * SPACING).T  # one row for each axis of the voxel
     coding = {"encoding": "gzip", "pack": gzip.compress} if packed else {}
-    nrrd = write_nrrd(tmp_path / "a.nrrd", data, endian=endian, axes=axes.tolist(), **coding)
+    spaces = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")
+    nrrds = [
+        write_nrrd(tmp_path / f"{space}.nrrd", data, endian=endian, space=space, axes=axes.tolist(), **coding)
+        for space in spaces
+    ]
     turn = " ".join(f"{v:.17g}" for v in oblique().T.ravel())
     mha = write_mha(tmp_path / "a.mha", data, packed, endian == "big", TransformMatrix=turn)
-    for path in (nrrd, mha):
+    for path in (*nrrds, mha):
         itk, ours = sitk.ReadImage(str(path)), read_volume(path)
         np.testing.assert_array_equal(ours.numpy()[0], sitk.GetArrayFromImage(itk).T)
         assert read_header(path).spacing == pytest.approx(itk.GetSpacing())
