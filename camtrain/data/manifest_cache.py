@@ -123,7 +123,7 @@ class CaseDataset(Readable, CacheDataset):  # type: ignore[misc]
             return None
 
     def _transform(self, index: int) -> Any:
-        with naming(self.data[index]):
+        with naming(self.data[index], alone=self.on_error == "raise"):
             return super()._transform(index)
 
 
@@ -161,7 +161,7 @@ class LazyDataset(Readable, Dataset):  # type: ignore[misc]
 
     def __getitem__(self, index: int) -> Any:
         """One case through all transforms."""
-        with naming(self.data[index]):
+        with naming(self.data[index], alone=self.on_error == "raise"):
             if not self._state[index]:
                 self._keep(index, self._first(self.data[index]))
             return self._rest(self._kept(index))
@@ -221,7 +221,7 @@ class DiskDataset(Readable, PersistentDataset):  # type: ignore[misc]
         self.start_skipping(on_error)
 
     def _transform(self, index: int) -> Any:
-        with naming(self.data[index]):
+        with naming(self.data[index], alone=self.on_error == "raise"):
             return self._rest(self._cachecheck(self.data[index]))
 
     def _cachecheck(self, item_transformed: Case) -> dict[str, Any]:
@@ -310,8 +310,13 @@ def can_share(num_workers: int) -> bool:
 
 
 @contextmanager
-def naming(case: Case) -> Iterator[None]:
-    """Put file and row before an `InputError`, also one that MONAI wrapped; let any other error pass."""
+def naming(case: Case, alone: bool = False) -> Iterator[None]:
+    """Put file and row before an `InputError`, also one that MONAI wrapped; let any other error pass.
+
+    Args:
+        case: Whose file is read.
+        alone: Does this one stop a run that reads its files as it goes, so that it says nothing of the others?
+    """
     try:
         yield
     except Exception as error:
@@ -319,7 +324,8 @@ def naming(case: Case) -> Iterator[None]:
             raise
         faults = Faults(case.where)
         faults.add_all(known, f"{case.where}: ")
-        raise CaseError(faults.message()) from error
+        others = "; camtrain doctor reads all files and names every such one" if alone else ""
+        raise CaseError(f"{faults.message()}{others}") from error
 
 
 def free_memory() -> int:
