@@ -5,8 +5,11 @@
 
 Ratios are to the time of the same training with the same volumes from a list in memory: of the clock, and of the
 processor (which a machine that others use as well does not blur; it misses waiting for the disk, and workers). `first`
-starts with an empty cache and reads every file, `later` is the epoch behind it. The step is that of MONAI's ResNet-18
-on this machine: a faster step makes reading weigh more, workers make it weigh less; the seconds per case say how much.
+starts with an empty cache and reads every file, `later` is the epoch behind it. `loading alone` goes through the same
+loaders without a step, so that the few milliseconds by which the caches differ from memory are not lost in the noise of
+the steps: its ratio is (step + loading) over (step + loading from memory), in seconds of the processor. The step is
+that of MONAI's ResNet-18 on this machine: a faster step makes reading weigh more, workers make it weigh less; the
+seconds per case say how much.
 """
 
 from __future__ import annotations
@@ -56,6 +59,17 @@ def epoch(model: LitClassifier, optimizer: torch.optim.Optimizer, loader: object
         model.training_step(batch, 0).backward()
         optimizer.step()
     return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def loading(loader: object, cases: int, rounds: int = 4) -> float:
+    """Seconds of the processor per case to make the batches, without a step: the least of some rounds."""
+    used = []
+    for _ in range(rounds):
+        start = time.process_time()
+        for _ in loader:
+            pass
+        used.append((time.process_time() - start) / cases)
+    return min(used)
 
 
 def main() -> None:
@@ -128,6 +142,7 @@ def measure(options: argparse.Namespace, folder: Path, manifest: Path) -> None:
     memory = torch.utils.data.DataLoader(held, batch_size=2, shuffle=True, collate_fn=collate)
     epoch(model, optimizer, memory)  # warm up
     seconds: dict[str, list[Seconds]] = {}
+    alone = {"from memory": loading(memory, options.cases)}
     for repeat in range(options.repeats):
         for kind in ("lazy", "disk", False):
             # Between any two kinds once from memory, so that a machine that slows down slows both.
@@ -135,10 +150,18 @@ def measure(options: argparse.Namespace, folder: Path, manifest: Path) -> None:
             loader = data(kind, f"{kind}{repeat}").train_dataloader()
             for when in ("first", "later") if kind else ("every epoch",):
                 seconds.setdefault(f"{kind or 'no cache'}, {when}", []).append(epoch(model, optimizer, loader))
-    report(options, folder, seconds, read)
+            if kind:
+                alone[f"{kind}, later"] = min(alone.get(f"{kind}, later", 9e9), loading(loader, options.cases))
+    report(options, folder, seconds, read, alone)
 
 
-def report(options: argparse.Namespace, folder: Path, seconds: dict[str, list[Seconds]], read: float) -> None:
+def report(
+    options: argparse.Namespace,
+    folder: Path,
+    seconds: dict[str, list[Seconds]],
+    read: float,
+    alone: dict[str, float],
+) -> None:
     """Ratios and bytes."""
     base = [statistics.median(times) for times in zip(*seconds["from memory"], strict=True)]
     print(f"{options.cases} cases, files of {options.file}^3, network {options.size}^3, {options.workers} workers")
@@ -150,6 +173,10 @@ def report(options: argparse.Namespace, folder: Path, seconds: dict[str, list[Se
             f"{kind:<22}{middle:>9.2f}{min(clock):>9.2f}{max(clock):>9.2f}{middle / base[0]:>8.3f}"
             f"{used:>9.2f}{used / base[1]:>8.3f}"
         )
+    step = base[1] / options.cases - alone["from memory"]
+    for kind, used in alone.items():
+        ratio = (step + used) / (step + alone["from memory"])
+        print(f"loading alone, {kind:<14}{used * 1e3:>8.2f} ms of the processor per case, ratio {ratio:.4f}")
     print(f"processor: step {base[1] / options.cases:.3f} s per case, reading {read:.3f} s per case")
     print(f"reading takes {read / options.file**3 * 1e9:.0f} ns per voxel of the file")
     files = [path.stat().st_size for path in (folder / "cachedisk0").glob("*.pt")]

@@ -37,7 +37,7 @@ Headers are read first, and how long a full read takes is said before it begins;
 
 Options of the config can be set behind it, as in camtrain fit. Exit codes: 2 training would fail, 0 it would not."""
 
-_SHOWN = 3  # places of a finding on the terminal
+_SHOWN = {"error": 50, "warning": 3, "note": 3}  # places of a finding on the terminal: of what must be mended all
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "blue"}
 
 
@@ -159,11 +159,13 @@ def _of_manifest(options: argparse.Namespace) -> _Patient:
 
 def _of_arguments(arguments: Mapping[str, Any], kind: type | None = None) -> _Patient:
     """Of a manifest's data module, or of what can be read of a manifest that it refuses."""
+    from camtrain.data.manifest_look import not_looking
     from camtrain.data.manifest_module import ManifestDataModule
     from camtrain.doctor.gathering import facts_of_refused
 
     try:
-        return _Patient(data=(kind or ManifestDataModule)(**arguments))
+        with not_looking():
+            return _Patient(data=(kind or ManifestDataModule)(**arguments))
     except InputError as error:
         return _Patient(facts=facts_of_refused(arguments, str(error)))
 
@@ -261,9 +263,10 @@ def _show_finding(console: Console, finding: Finding) -> None:
     )
     for word, text in (("expected", finding.expected), ("came", finding.got), ("do", finding.todo)):
         console.print(f"    {word}: {text}", highlight=False, markup=False)
-    for place in finding.places[:_SHOWN]:
+    shown = _SHOWN[finding.severity]
+    for place in finding.places[:shown]:
         words = [place.where + (f" (id {place.id!r})" if place.id else ""), place.got, place.file]
         # Unbroken, so that paths can be copied.
         console.print("    " + ": ".join(word for word in words if word), soft_wrap=True, highlight=False, markup=False)
-    if len(finding.places) > _SHOWN:
-        console.print(f"    and {len(finding.places) - _SHOWN:,} more", highlight=False)
+    if len(finding.places) > shown:
+        console.print(f"    and {len(finding.places) - shown:,} more", highlight=False)

@@ -31,9 +31,10 @@ _SCANS = """\
 A manifest of scans and what TotalSegmentator (or another segmenter) made of them.
 
 Scans:          files .nii.gz .nii .nrrd .nhdr .mha .mhd .mrc .npz .npy below --scans, and folders of DICOM files.
-Segmentations:  one file with ids, or a folder of binary files named after organs, matched by name: A12.nii.gz with
-                A12.nii.gz, A12_seg.nii.gz, A12/, A12/segmentations/, the same path in another tree, A12/ct.nii.gz with
-                A12/seg.nii.gz, and the like. Without --organs they are looked for among the scans.
+Segmentations:  one file with ids, a folder of binary files named after organs, or files named after case and organ
+                (A12_heart.nii.gz, A12_aorta.nii.gz), matched by name: A12.nii.gz with A12.nii.gz, A12_seg.nii.gz,
+                A12/, A12/segmentations/, the same path in another tree, A12/ct.nii.gz with A12/seg.nii.gz.
+                Without --organs they are looked for among the scans.
 Labels:         CSV with a column of ids or file names and columns of 0, 1, or empty / -1 / NaN.
 
   camtrain import scans --scans CT --organs TotalSegmentator --labels findings.csv --out study
@@ -234,6 +235,12 @@ def _finish(
             highlight=False,
             soft_wrap=True,
         )
+    near = {} if found.made is None else found.made.near
+    for label, known in near.items():
+        text = (
+            f"warning: {label!r} differs from {known!r}, which has a rule, by a letter: rename the column if it is that"
+        )
+        console.print(text, style="red", highlight=False, soft_wrap=True)
     for file in files:
         sys.stdout.write(f"{file}\n")
     sys.stdout.write(_next(found, out / MANIFEST, table, config, more))

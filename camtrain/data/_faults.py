@@ -11,11 +11,27 @@ from camtrain._errors import InputError
 MOST = 50
 
 
+def told(error: InputError) -> list[str]:
+    r"""The faults of an error, one line each.
+
+    Example:
+        >>> told(InputError("a.csv: 2 faults\n- row 2: x\n- row 3: y")), told(InputError("expected\n a number"))
+        (['row 2: x', 'row 3: y'], ['expected a number'])
+    """
+    _, *lines = str(error).splitlines() or [""]
+    if lines and all(line.startswith("- ") for line in lines):
+        return [line.removeprefix("- ") for line in lines]
+    return [" ".join(str(error).split())]
+
+
 class Faults:
     """What is wrong, in the order of finding it.
 
     Args:
         subject: What was read, for the first line where there are several faults.
+
+    Attributes:
+        aside: What else the first line of several faults says.
 
     Example:
         >>> faults = Faults("cases.csv")
@@ -34,6 +50,7 @@ class Faults:
     def __init__(self, subject: str) -> None:
         self.subject = subject
         self.lines: list[str] = []
+        self.aside = ""
 
     def __len__(self) -> int:
         """Number of faults."""
@@ -44,13 +61,18 @@ class Faults:
         if line not in self.lines[-MOST:]:
             self.lines.append(line)
 
+    def add_all(self, error: InputError, before: str = "") -> None:
+        """Note the faults of an error, each with a place before it."""
+        for line in told(error):
+            self.add(f"{before}{line}")
+
     @contextmanager
-    def noting(self) -> Iterator[None]:
+    def noting(self, before: str = "") -> Iterator[None]:
         """Note an `InputError` instead of raising it."""
         try:
             yield
         except InputError as error:
-            self.add(str(error))
+            self.add_all(error, before)
 
     def stop(self) -> None:
         """Raise what was found.
@@ -68,4 +90,4 @@ class Faults:
         shown = [f"- {' '.join(line.split())}" for line in self.lines[:MOST]]
         if len(self.lines) > MOST:
             shown.append(f"- and {len(self.lines) - MOST} more")
-        return "\n".join([f"{self.subject}: {len(self.lines)} faults", *shown])
+        return "\n".join([f"{self.subject}: {len(self.lines)} faults{self.aside}", *shown])

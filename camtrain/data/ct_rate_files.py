@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from camtrain._errors import InputError
+from camtrain.data._faults import Faults
 
 FINDINGS = (
     *("Medical material", "Arterial wall calcification", "Cardiomegaly", "Pericardial effusion"),
@@ -39,7 +40,6 @@ _NO_CHEST = {"train": "no_chest_train.txt", "valid": "no_chest_valid.txt"}
 _FOLDERS = ("multi_abnormality_labels", "metadata", "")
 _NAME = re.compile(r"((?:[a-z]+)_\d+)_([a-z]+)_(\d+)")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-_MOST = 5
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def read_labels(file: Path, labels: Sequence[str] | None = None) -> tuple[list[s
         Label names, and name of a volume -> one of 0, 1, NaN (empty, -1: unknown) per label.
 
     Raises:
-        InputError: The table is no such table; all wrong cells are counted and the first five named.
+        InputError: The table is no such table; every wrong cell has a line.
     """
     header, rows = _read(file, ("VolumeName",))
     columns = {label_name(name): place for place, name in enumerate(header) if name != "VolumeName"}
@@ -184,7 +184,7 @@ def read_labels(file: Path, labels: Sequence[str] | None = None) -> tuple[list[s
         if parse_name(name) is None:
             problems.append(f"row {number}: VolumeName {name!r} is not of the form train_1_a_1.nii.gz")
         elif name in found:
-            problems.append(f"{name!r} stands in rows {where[name]} and {number}")
+            problems.append(f"row {number}: {name!r} stands in row {where[name]} already")
         truths = [_truth(cells[columns[label]]) for label in names]
         problems += [
             f"row {number}, column {header[columns[label]]!r}: {cells[columns[label]]!r} is no 0, 1 or empty"
@@ -288,14 +288,15 @@ def chosen_for_validation(patients: Iterable[str], share: float, seed: int) -> s
 
 
 def stop_at(problems: Sequence[str], file: Path, remedy: str) -> None:
-    """Raise all problems as one.
+    """Raise all problems as one, one line each.
 
     Raises:
         InputError: There is one.
     """
-    if problems:
-        more = f"; and {len(problems) - _MOST} more" if len(problems) > _MOST else ""
-        raise InputError(f"{file}: {len(problems)} faults: {'; '.join(problems[:_MOST])}{more}: {remedy}")
+    faults = Faults(str(file))
+    for problem in problems:
+        faults.add(f"{file}, {problem}: {remedy}")
+    faults.stop()
 
 
 def _truth(cell: str) -> float | None:
@@ -312,6 +313,8 @@ def _read(file: Path, required: Sequence[str]) -> tuple[list[str], list[tuple[in
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file}: expected a CSV file in UTF-8, got {error}: copy it again") from None
     header = [name.strip() for name in lines[0][1]] if lines else []
+    if len(header) == 1 and ";" in header[0]:
+        raise InputError(f"{file}: expected columns separated by commas, got semicolons: export the table again")
     if missing := [name for name in required if name not in header]:
         raise InputError(
             f"{file}: expected the column {missing[0]!r}, got {', '.join(header[:6]) or 'none'}: which is it?"

@@ -17,6 +17,7 @@ from torch.utils.data import Sampler
 from camtrain._errors import InputError, nearest
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
+from camtrain.data._faults import Faults
 from camtrain.data._loaders import at_least, train_sampler
 from camtrain.data.ct_rate_files import (
     SPLITS,
@@ -182,8 +183,11 @@ class CTRateDataModule(LightningDataModule):
             InputError: A table is missing or wrong, or a split has no volume.
         """
         splits = {"fit": ["train", "val"], "validate": ["val"]}.get(stage, self.test_splits)
+        faults = Faults(str(self.root))
         for split in splits:
-            self._dataset(split, training=stage == "fit" and split == "train")
+            with faults.noting():
+                self._dataset(split, training=stage == "fit" and split == "train")
+        faults.stop()
         if stage == "fit" and self.organs is not None:
             report_and_warn(self.organ_report(splits), str(self.organs))
 

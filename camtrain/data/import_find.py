@@ -1,15 +1,16 @@
 """Scans and segmentations in folders as people have them: found by their names, none of them opened.
 
 A scan is a volume file (NIfTI, NRRD, MetaImage, MRC, npz, npy) or a folder with DICOM files. A segmentation is a volume
-file with the ids of all organs, or a folder with one binary file per organ, named after organs.
+file with the ids of all organs, a folder with one binary file per organ, named after organs, or several such files that
+are named after case and organ: `A12_heart.nii.gz`, `A12_aorta.nii.gz`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 FORMATS = {
@@ -21,6 +22,8 @@ FORMATS = {
 }
 DICOM = "DICOM series"
 SEVERAL = "folder of binary files"
+FILES = "binary files of a case"
+_MASKS = ("NIfTI", "NRRD", "MetaImage")
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _SCAN_ENDS = r"(?:[_\-. ](?:0000|ct|img|image|scan|volume|vol))$"
 _SEG_ENDS = (
@@ -40,11 +43,12 @@ class Found:
 
     Attributes:
         path: File or folder.
-        kind: A value of `FORMATS`, `DICOM` or `SEVERAL`.
+        kind: A value of `FORMATS`, `DICOM`, `SEVERAL` or `FILES`.
         names: What it may be matched by: the path below the folder that was searched without what says "scan" or
             "segmentation", then its own name likewise, then the folder it lies in; in small letters.
         stem: Its own name, for an id.
-        organs: Names of binary files, for a folder of them.
+        organs: Names of organs, of binary files.
+        files: These files, where they are no folder's.
     """
 
     path: Path
@@ -52,6 +56,7 @@ class Found:
     names: tuple[str, str, str]
     stem: str
     organs: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
 def find_scans(root: Path, organs: Collection[str], segmentations_too: bool) -> tuple[list[Found], list[Found]]:
@@ -71,10 +76,21 @@ def find_scans(root: Path, organs: Collection[str], segmentations_too: bool) -> 
     for folder, files in walk(root):
         if binary := binary_organs(files, organs):
             segmentations.append(_found(root, folder, SEVERAL, _SEG_ENDS, _SEG_WORDS, binary))
+            scans += [
+                _found(root, folder / name, kind, _SCAN_ENDS, _SCAN_WORDS)
+                for name in files
+                if (kind := FORMATS.get(suffix_of(name))) and is_scan(name)
+            ]
         elif holds_dicom(folder, files):
             scans.append(_found(root, folder, DICOM, _SCAN_ENDS, _SCAN_WORDS))
         else:
+            # One organ alone may be the name of a scan, such as that of a liver.
+            groups = organ_files(files, organs, least=2)
+            segmentations += _of_cases(root, folder, groups)
+            inside = {name for group in groups.values() for name in group.values()}
             for name in files:
+                if name in inside:
+                    continue
                 if kind := FORMATS.get(suffix_of(name)):
                     if is_segmentation(name):
                         segmentations.append(_found(root, folder / name, kind, _SEG_ENDS, _SEG_WORDS))
@@ -90,7 +106,10 @@ def find_segmentations(root: Path, organs: Collection[str]) -> list[Found]:
         if binary := binary_organs(files, organs):
             found.append(_found(root, folder, SEVERAL, _SEG_ENDS, _SEG_WORDS, binary))
             continue
-        kinds = {name: kind for name in files if (kind := FORMATS.get(suffix_of(name)))}
+        groups = organ_files(files, organs)
+        found += _of_cases(root, folder, groups)
+        inside = {name for group in groups.values() for name in group.values()}
+        kinds = {name: kind for name in files if name not in inside and (kind := FORMATS.get(suffix_of(name)))}
         found += [_found(root, folder / name, kind, _SEG_ENDS, _SEG_WORDS) for name, kind in kinds.items()]
     return found
 
@@ -124,9 +143,47 @@ def holds_dicom(folder: Path, files: Sequence[str]) -> bool:
 
 def binary_organs(files: Sequence[str], organs: Collection[str]) -> tuple[str, ...]:
     """Names of the organs whose binary files these are: at least half of the volumes are named after known organs."""
-    stems = [stem_of(name) for name in files if FORMATS.get(suffix_of(name)) in ("NIfTI", "NRRD", "MetaImage")]
+    stems = [stem_of(name) for name in files if FORMATS.get(suffix_of(name)) in _MASKS and not is_scan(name)]
     known = sum(stem in organs for stem in stems)
     return tuple(stems) if known and 2 * known >= len(stems) else ()
+
+
+def organ_files(files: Sequence[str], organs: Collection[str], least: int = 1) -> dict[str, dict[str, str]]:
+    """Binary files that are named after case and organ.
+
+    Args:
+        files: Names of the files of a folder.
+        organs: Names of organs.
+        least: Organs that a case must have.
+
+    Returns:
+        Case -> organ -> file.
+
+    Example:
+        >>> organ_files(["A1_heart.nii.gz", "A1_lung_left.nii.gz", "B2.nii.gz"], ["heart", "lung_left", "left"])
+        {'A1': {'heart': 'A1_heart.nii.gz', 'lung_left': 'A1_lung_left.nii.gz'}}
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name in files:
+        stem = stem_of(name)
+        if FORMATS.get(suffix_of(name)) not in _MASKS:
+            continue
+        # The longest organ: lung_left, not left.
+        ends = [place for place, mark in enumerate(stem) if mark in "_-. " and stem[place + 1 :] in organs and place]
+        if ends:
+            found.setdefault(stem[: ends[0]], {})[stem[ends[0] + 1 :]] = name
+    return {case: group for case, group in found.items() if len(group) >= least}
+
+
+def is_scan(name: str) -> bool:
+    """Does a file's name say so?
+
+    Example:
+        >>> is_scan("ct.nii.gz"), is_scan("A12_ct.nii.gz"), is_scan("A12.nii.gz"), is_scan("heart.nii.gz")
+        (True, True, False, False)
+    """
+    stem = stem_of(name).lower()
+    return stem in _SCAN_WORDS or re.search(_SCAN_ENDS, stem) is not None
 
 
 def is_segmentation(name: str) -> bool:
@@ -167,6 +224,16 @@ def without_end(stem: str, ends: str = f"{_SCAN_ENDS}|{_SEG_ENDS}") -> str:
     while (shorter := re.sub(ends, "", stem, flags=re.IGNORECASE)) != stem and shorter:
         stem = shorter
     return stem
+
+
+def _of_cases(root: Path, folder: Path, groups: Mapping[str, Mapping[str, str]]) -> list[Found]:
+    """Segmentations of several files each; a case is named as a file of that name would be."""
+    found = []
+    for case, group in groups.items():
+        whole = _found(root, folder / f"{case}.nii", FILES, _SEG_ENDS, _SEG_WORDS, tuple(group))
+        paths = tuple(folder / name for name in group.values())
+        found.append(replace(whole, path=paths[0], files=paths))
+    return found
 
 
 def _found(root: Path, path: Path, kind: str, ends: str, words: Collection[str], organs: tuple[str, ...] = ()) -> Found:

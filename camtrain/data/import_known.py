@@ -122,7 +122,7 @@ def import_voc(root: Path, image_set: str = "Segmentation", splits: tuple[str, .
 
 def _rad_table(table: OrganTable, cases: list[ImportedCase]) -> MadeTable:
     """The shipped table, or one with the lungs alone where only the partition's lungs are there."""
-    kinds = {case.organs.stem.rsplit("_", 1)[1] for case in cases if case.organs is not None}
+    kinds = {case.organs.stem.rsplit("_", 1)[1] for case in cases if isinstance(case.organs, Path)}
     if kinds == {"organs", "seg"}:
         raise InputError(
             "expected organs of one kind, got <id>_organs.npz beside <id>_seg.npz: ids of a segmenter and lungs of the "

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from camtrain._errors import InputError, nearest
+from camtrain.data._faults import Faults
 from camtrain.data.import_find import Found, stem_of, without_end
 
 ID_COLUMNS = ("id", "case", "case_id", "caseid", "volumename", "volume", "scan", "filename", "file", "image", "name")
@@ -54,7 +55,7 @@ def read_label_file(
         split_column: Name of the column of splits; None = `split` if it is there.
 
     Raises:
-        InputError: A column is missing, or rows are wrong; all of them are counted and the first six named.
+        InputError: A column is missing, or rows are wrong, one line each.
     """
     header, rows = _rows(file)
     id_column = _column(file, header, id_column, "id_column", ID_COLUMNS)
@@ -67,28 +68,28 @@ def read_label_file(
     split = _column(file, header, split_column, "split_column", (_SPLIT,))
     others = [name for name in header if name not in (id_column, patient, split)]
     chosen = _label_columns(file, others, rows, header, labels)
-    faults: list[str] = []
+    faults = Faults(str(file))
     seen: dict[str, int] = {}
     read = []
     for number, cells in rows:
         row = dict(zip(header, cells, strict=True))
         name = row[id_column]
         if not name:
-            faults.append(f"row {number}: no id")
+            faults.add(f"{file}, row {number}: expected an id in the column {id_column!r}, got nothing: fill it in")
         elif name in seen:
-            faults.append(f"{name!r} stands in rows {seen[name]} and {number}")
-        seen[name] = number
-        faults += [
-            f"row {number}, column {label!r}: {row[label]!r}" for label in chosen if truth_of(row[label]) is None
-        ]
+            faults.add(
+                f"{file}, row {number}: expected every id once, got {name!r} already in row {seen[name]}: keep one"
+            )
+        seen.setdefault(name, number)
+        for label in chosen:
+            if truth_of(row[label]) is None:
+                faults.add(
+                    f"{file}, row {number}, column {label!r}: expected 0, 1, or empty / -1 / NaN for unknown, got "
+                    f"{row[label]!r}: correct it, or name the labels with --labels_only"
+                )
         truths = tuple(math.nan if (truth := truth_of(row[label])) is None else truth for label in chosen)
         read.append((number, name, truths, row.get(patient or "", ""), row.get(split or "", "")))
-    if faults:
-        more = f"; and {len(faults) - _MOST} more" if len(faults) > _MOST else ""
-        raise InputError(
-            f"{file}: {len(faults)} faults, expected one row per case with 0, 1, or empty / -1 / NaN: "
-            f"{'; '.join(faults[:_MOST])}{more}: correct them, or name the labels with --labels_only"
-        )
+    faults.stop()
     return LabelFile(tuple(chosen), tuple(read), tuple(name for name in others if name not in chosen))
 
 

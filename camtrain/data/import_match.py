@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from camtrain.data.import_find import Found
+from camtrain.data.import_find import FILES, Found
+from camtrain.data.manifest_paths import SEVERAL
 
 
 @dataclass
@@ -65,13 +66,16 @@ def match_by_pattern(ids: Sequence[str], organs: Path, pattern: str) -> Matched:
     Args:
         ids: Ids of the scans.
         organs: Folder in which the places lie.
-        pattern: Path with `{id}` in it.
+        pattern: Path with `{id}` in it, or several with `|` between them, of one binary file each.
     """
     matched = Matched()
     for place, name in enumerate(ids):
-        path = organs / pattern.replace("{id}", name)
-        if path.exists():
-            matched.organs[place] = Found(path, "by pattern", ("", "", ""), name)
+        wanted = [organs / part.strip().replace("{id}", name) for part in pattern.split(SEVERAL) if part.strip()]
+        there = tuple(path for path in wanted if path.exists())
+        if there:
+            files = there if SEVERAL in pattern else ()
+            kind = FILES if files else "by pattern"
+            matched.organs[place] = Found(there[0], kind, ("", "", ""), name, files=files)
     return matched
 
 

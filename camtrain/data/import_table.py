@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +16,7 @@ import yaml
 
 from camtrain._errors import InputError
 from camtrain.anatomy.organ_table import OrganTable
+from camtrain.data.manifest_csv import one_letter_apart
 
 SHIPPED = ("ct_rate", "totalsegmentator_chest", "totalsegmentator_abdomen")
 """Tables that are asked for a rule, in this order."""
@@ -40,10 +41,12 @@ class MadeTable:
     Attributes:
         table: The table.
         sources: Label -> shipped table of its rule, or "" where there was none and the label may be read from anywhere.
+        near: Label without a rule -> label of a shipped table that differs by a letter.
     """
 
     table: OrganTable
     sources: Mapping[str, str]
+    near: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def without_rule(self) -> list[str]:
@@ -161,7 +164,18 @@ def make_table(labels: Sequence[str], organs: Mapping[str, int], more: Iterable[
             entries[label], sources[label] = entry, known[0]
     kept = {name: members for name, members in groups.items() if _leaves(name, groups) <= set(ids)}
     kept = {name: members for name, members in kept.items() if name not in ids}
-    return MadeTable(OrganTable(ids, entries, kept), sources)
+    return MadeTable(OrganTable(ids, entries, kept), sources, _near(sources, shipped))
+
+
+def _near(sources: Mapping[str, str], shipped: Mapping[str, OrganTable]) -> dict[str, str]:
+    """Labels that may be misspelt."""
+    known = dict.fromkeys(name for table in shipped.values() for name in table.labels)
+    found = {
+        label: next((name for name in known if one_letter_apart(_plain(label), name)), "")
+        for label, source in sources.items()
+        if not source
+    }
+    return {label: name for label, name in found.items() if name}
 
 
 def _known(wanted: str, table: OrganTable) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from camtrain._errors import InputError
-from camtrain.data.import_find import SEVERAL, Found, find_scans, find_segmentations
+from camtrain.data._faults import told as lines_of
+from camtrain.data.import_find import FILES, SEVERAL, Found, find_scans, find_segmentations
 from camtrain.data.import_labels import (
     LabelFile,
     faults_of_splits,
@@ -26,7 +27,8 @@ from camtrain.data.import_table import MadeTable, make_table, names_in_header, r
 from camtrain.data.organ_reporting import OrganReport, organ_report
 
 MANIFEST, TABLE = "manifest.csv", "table.yaml"
-_MOST = 20
+_MOST = 50
+_REMEDY = "rename or name them (--organs_at, --id_column), or --allow_unmatched"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ImportedCase:
     Attributes:
         id: Name of the case.
         image: File, or folder of a DICOM series.
-        organs: Multi-label file, folder of binary files, or None.
+        organs: Multi-label file, folder of binary files, several binary files, or None.
         split: Word of the split.
         patient: "" = not known.
         label: 0, 1 or NaN per label.
@@ -44,7 +46,7 @@ class ImportedCase:
 
     id: str
     image: Path
-    organs: Path | None
+    organs: Path | tuple[Path, ...] | None
     split: str
     patient: str
     label: tuple[float, ...]
@@ -102,7 +104,7 @@ class Imported:
             writer = csv.writer(stream)
             writer.writerow(["id", "image", "organs", "split", "patient", *self.labels])
             for case in self.cases:
-                organs = "" if case.organs is None else _path(case.organs, out, absolute)
+                organs = _organs(case.organs, out, absolute)
                 truths = ["" if math.isnan(value) else int(value) for value in case.label]
                 image = _path(case.image, out, absolute)
                 writer.writerow([case.id, image, organs, case.split, case.patient, *truths])
@@ -171,11 +173,17 @@ def import_scans(scans: Path, options: Options) -> Imported:
         faults += [f"{one.path} fits no scan" for one in matched.alone]
     elif matched.alone:
         notes.append(f"{len(matched.alone)} segmentations fit no scan and were left out")
-    labels, truths, patients, splits = _read_rows(found, ids, options, faults, notes)
-    patients = [own or told for own, told in zip(patients_of(ids, options.patient), patients, strict=True)]
-    splits = _splits(found, scans, ids, patients, splits, options, faults)
+    try:
+        labels, truths, patients, splits = _read_rows(found, ids, options, faults, notes)
+        patients = [own or told for own, told in zip(patients_of(ids, options.patient), patients, strict=True)]
+        splits = _splits(found, scans, ids, patients, splits, options, faults)
+    except InputError as error:
+        if not faults:
+            raise
+        tell_all([*faults, *lines_of(error)], scans, _REMEDY)
+        raise  # never reached: there are faults
     faults += faults_of_splits(ids, patients, splits)
-    tell_all(faults, scans, "rename or name them (--organs_at, --id_column), or --allow_unmatched")
+    tell_all(faults, scans, _REMEDY)
     organs_known, source = _class_map(organs_known, options, matched)
     notes.append(source)
     more = {name for one in matched.organs.values() for name in one.organs}
@@ -184,7 +192,7 @@ def import_scans(scans: Path, options: Options) -> Imported:
         ImportedCase(
             id=ids[place],
             image=scan.path,
-            organs=matched.organs[place].path if place in matched.organs else None,
+            organs=_organs_of(matched.organs.get(place)),
             split=splits[place],
             patient=patients[place],
             label=truths[place],
@@ -192,10 +200,8 @@ def import_scans(scans: Path, options: Options) -> Imported:
         for place, scan in enumerate(found)
     ]
     kinds = Counter(f"scans: {scan.kind}" for scan in found)
-    kinds += Counter(
-        f"segmentations: {'folder of binary files' if one.kind == SEVERAL else 'one file'}"
-        for one in matched.organs.values()
-    )
+    several = {SEVERAL: SEVERAL, FILES: FILES}
+    kinds += Counter(f"segmentations: {several.get(one.kind, 'one file')}" for one in matched.organs.values())
     return Imported(tuple(labels), tuple(cases), made, tuple(notes), dict(kinds))
 
 
@@ -321,6 +327,17 @@ def _contains(folder: Path, path: Path) -> bool:
 def _check_folder(folder: Path, option: str) -> None:
     if not folder.is_dir():
         raise InputError(f"{option} expects a folder, got {folder}, which is none: correct the path")
+
+
+def _organs_of(found: Found | None) -> Path | tuple[Path, ...] | None:
+    return None if found is None else found.files or found.path
+
+
+def _organs(organs: Path | tuple[Path, ...] | None, out: Path, absolute: bool) -> str:
+    """The column organs; binary files end with the separator, so that a single one is not taken for a file of ids."""
+    if isinstance(organs, tuple):
+        return "|".join([*(_path(path, out, absolute) for path in organs), *([] if len(organs) > 1 else [""])])
+    return "" if organs is None else _path(organs, out, absolute)
 
 
 def _path(path: Path, out: Path, absolute: bool) -> str:

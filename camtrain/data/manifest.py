@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from camtrain._errors import InputError, nearest
 from camtrain.data._faults import Faults
@@ -140,28 +140,96 @@ def read_manifest(
         >>> read_manifest(folder / "cases.csv").labels
         ('nodule',)
     """
+    faults = Faults(os.fspath(path))
+    read = gather_manifest(
+        path,
+        labels,
+        faults,
+        labels_csv=labels_csv,
+        root=root,
+        split_column=split_column,
+        check_files=check_files,
+        rules=rules,
+    )
+    faults.stop()
+    return read.manifest
+
+
+class Gathered(NamedTuple):
+    """A manifest as far as it can be read.
+
+    Attributes:
+        manifest: Its cases, those with faults too.
+        lost: Places (`Case.where`) of cases whose files are not there, or may not be looked at.
+    """
+
+    manifest: Manifest
+    lost: frozenset[str]
+
+
+def gather_manifest(
+    path: str | os.PathLike[str],
+    labels: Sequence[str] | None,
+    faults: Faults,
+    *,
+    labels_csv: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    split_column: str | None = "split",
+    check_files: bool = True,
+    rules: Collection[str] | None = None,
+) -> Gathered:
+    """What `read_manifest` reads, with its faults noted instead of raised.
+
+    Args:
+        path: As there, and so all others.
+        labels: Likewise.
+        faults: Takes them.
+        labels_csv: Likewise.
+        root: Likewise.
+        split_column: Likewise.
+        check_files: Likewise.
+        rules: Likewise.
+
+    Raises:
+        InputError: No row can be read: the file is unreadable or empty, or a column is missing or there twice.
+    """
     file = Path(path)
     split = [] if split_column is None else [split_column]
-    table = read_csv(file, ("id", "image", "organs", *split), "a manifest", "manifest")
+    table = read_csv(file, ("id", "image", "organs", *split), "a manifest", "manifest", faults)
     taken = ("id", "image", "organs", "split", *split, *OPTIONAL)
-    source = table if labels_csv is None else read_csv(Path(labels_csv), ("id",), "labels", "labels_csv")
-    names = choose_labels(source.path, source.columns, taken if labels_csv is None else ("id", *OPTIONAL), labels)
-    if not table.lines:
+    source, own = _label_source(table, labels_csv, faults)
+    names: tuple[str, ...] = ()
+    if source is not None:
+        names = choose_labels(source.path, source.columns, taken if own else ("id", *OPTIONAL), labels, faults)
+        if rules is not None:
+            _check_rules(source.path, names, rules, faults)
+    if not table.lines and not faults:
         raise InputError(f"{file}: expected one row per case, got no rows below the header: write one row per scan")
-    faults = Faults(str(file))
-    if rules is not None:
-        _check_rules(source.path, names, rules, faults)
-    of_row = repeat((math.nan,) * len(names)) if labels_csv is not None else table.truths(names, faults)
+    of_row = table.truths(names, faults) if own else repeat((math.nan,) * len(names))
     places = Places(file.parent if root is None else Path(root), closed=root is not None, touch=check_files)
+    lost: set[str] = set()
     rows = table.rows(taken)
-    cases = [_case(file, *row, truth, split_column, places, faults) for row, truth in zip(rows, of_row, strict=False)]
+    cases = [
+        _case(file, *row, truth, split_column, places, faults, lost) for row, truth in zip(rows, of_row, strict=False)
+    ]
     made = tuple(case for case in cases if case is not None)
     _check_ids(made, faults)
     check_leaks(made, faults, touch=check_files)
-    if labels_csv is not None:
+    if not own and source is not None:
         made = _with_truths(source, file, names, made, faults)
-    faults.stop()
-    return Manifest(file, names, made)
+    return Gathered(Manifest(file, names, made), frozenset(lost))
+
+
+def _label_source(
+    table: CsvTable, labels_csv: str | os.PathLike[str] | None, faults: Faults
+) -> tuple[CsvTable | None, bool]:
+    """The table that holds the labels (None where it cannot be read), and whether that is the manifest itself."""
+    if labels_csv is None:
+        return table, True
+    read: CsvTable | None = None
+    with faults.noting():
+        read = read_csv(Path(labels_csv), ("id",), "labels", "labels_csv", faults)
+    return read, False
 
 
 def _case(
@@ -172,6 +240,7 @@ def _case(
     split_column: str | None,
     places: Places,
     faults: Faults,
+    lost: set[str],
 ) -> Case | None:
     """One row; None, with its faults noted, where id, image or split are no use."""
     where = f"{file}, row {number}"
@@ -184,6 +253,8 @@ def _case(
     image, organs = _found(find_image, places, row["image"], where, faults), None
     if row["organs"]:
         organs = _found(find_organs, places, row["organs"], where, faults)
+    if image is None or (organs is None and row["organs"]):
+        lost.add(where)
     image = image or Path(row["image"])
     split = "" if split_column is None else row[split_column]
     return Case(row["id"], image, organs, split, label, row.get("patient", ""), where)

@@ -107,7 +107,7 @@ class CaseDataset(Readable, CacheDataset):  # type: ignore[misc]
             return defects[0]
         faults = Faults("the cases")
         for _, error in sorted(self._failed.items()):
-            faults.add(str(error))
+            faults.add_all(error)  # type: ignore[arg-type]  # the others went above
         return CaseError(faults.message()) if len(faults) == 1 else InputError(faults.message())
 
     def _load_cache_item(self, idx: int) -> Any:
@@ -123,7 +123,7 @@ class CaseDataset(Readable, CacheDataset):  # type: ignore[misc]
             return None
 
     def _transform(self, index: int) -> Any:
-        with naming(self.data[index]):
+        with naming(self.data[index], alone=self.on_error == "raise"):
             return super()._transform(index)
 
 
@@ -161,7 +161,7 @@ class LazyDataset(Readable, Dataset):  # type: ignore[misc]
 
     def __getitem__(self, index: int) -> Any:
         """One case through all transforms."""
-        with naming(self.data[index]):
+        with naming(self.data[index], alone=self.on_error == "raise"):
             if not self._state[index]:
                 self._keep(index, self._first(self.data[index]))
             return self._rest(self._kept(index))
@@ -221,7 +221,7 @@ class DiskDataset(Readable, PersistentDataset):  # type: ignore[misc]
         self.start_skipping(on_error)
 
     def _transform(self, index: int) -> Any:
-        with naming(self.data[index]):
+        with naming(self.data[index], alone=self.on_error == "raise"):
             return self._rest(self._cachecheck(self.data[index]))
 
     def _cachecheck(self, item_transformed: Case) -> dict[str, Any]:
@@ -310,14 +310,22 @@ def can_share(num_workers: int) -> bool:
 
 
 @contextmanager
-def naming(case: Case) -> Iterator[None]:
-    """Put file and row before an `InputError`, also one that MONAI wrapped; let any other error pass."""
+def naming(case: Case, alone: bool = False) -> Iterator[None]:
+    """Put file and row before an `InputError`, also one that MONAI wrapped; let any other error pass.
+
+    Args:
+        case: Whose file is read.
+        alone: Does this one stop a run that reads its files as it goes, so that it says nothing of the others?
+    """
     try:
         yield
     except Exception as error:
         if (known := root_input_error(error)) is None:
             raise
-        raise CaseError(f"{case.where}: {known}") from error
+        faults = Faults(case.where)
+        faults.add_all(known, f"{case.where}: ")
+        others = "; camtrain doctor reads all files and names every such one" if alone else ""
+        raise CaseError(f"{faults.message()}{others}") from error
 
 
 def free_memory() -> int:

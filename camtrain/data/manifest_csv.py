@@ -57,7 +57,7 @@ class CsvTable:
                 yield tuple([_read(fields[p].strip(), where, n, faults) for p, n in zip(places, names, strict=True)])
 
 
-def read_csv(file: Path, required: Sequence[str], what: str, argument: str) -> CsvTable:
+def read_csv(file: Path, required: Sequence[str], what: str, argument: str, faults: Faults | None = None) -> CsvTable:
     """Header and rows of a CSV file; blank lines are left out.
 
     Args:
@@ -65,45 +65,59 @@ def read_csv(file: Path, required: Sequence[str], what: str, argument: str) -> C
         required: Columns that must be there.
         what: What the file should be, for messages, such as `a manifest`.
         argument: The argument that named it.
+        faults: Where semicolons and rows of another length are noted, so that the other rows can be looked at; None
+            raises them.
 
     Raises:
-        InputError: Unreadable, no CSV, a column missing, without a name or twice, or a row of another length; all such
-            rows are told at once.
+        InputError: Unreadable, no CSV, a column missing, without a name or twice; or what `faults` would take. All of a
+            kind are told at once.
     """
-    lines = _lines(file, what, argument)
+    own = Faults(str(file)) if faults is None else faults
+    lines = _lines(file, what, argument, own)
     if not lines:
         raise InputError(f"{file}: expected a header {','.join(required)},..., got an empty file: write {what}")
     columns = [name.strip() for name in lines[0][1]]
-    _check_columns(file, columns, required)
-    faults = Faults(str(file))
+    _check_columns(file, columns, required, own)
     for number, fields in lines[1:]:
         if len(fields) != len(columns):
-            faults.add(
+            own.add(
                 f"{file}, row {number}: expected {len(columns)} fields as in the header, got {len(fields)}: "
                 "put fields that contain a comma in quotes, and leave unknown fields empty"
             )
-    faults.stop()
-    return CsvTable(file, tuple(columns), tuple(lines[1:]))
+    if faults is None:
+        own.stop()
+    return CsvTable(file, tuple(columns), tuple(line for line in lines[1:] if len(line[1]) == len(columns)))
 
 
-def _lines(file: Path, what: str, argument: str) -> list[tuple[int, list[str]]]:
+def _lines(file: Path, what: str, argument: str, faults: Faults) -> list[tuple[int, list[str]]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, strict=True)
+            mark = _separator(stream.readline())
+            stream.seek(0)
+            reader = csv.reader(stream, strict=True, delimiter=mark)
             lines = [(reader.line_num, fields) for fields in reader]
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{file}: expected {what} (CSV file), got {reason!r}: check {argument}=") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file}: expected CSV text in UTF-8, got {error}: save it as CSV in UTF-8") from None
+    if mark != "," and lines:
+        # A comma within a field of such a file would part it once it is saved with commas: it is not taken as it is.
+        faults.add(
+            f"{file}: expected columns separated by commas, got {'tabs' if mark == chr(9) else 'semicolons'} in "
+            f"{mark.join(lines[0][1])[:60]!r}: save the file with commas"
+        )
     return [
         (number, fields) for number, fields in lines if fields and (fields[0].strip() or any(map(str.strip, fields)))
     ]
 
 
-def _check_columns(file: Path, columns: Sequence[str], required: Sequence[str]) -> None:
-    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
-        raise InputError(f"{file}: expected columns separated by commas, got {columns[0]!r}: save the file with commas")
+def _separator(header: str) -> str:
+    """What parts the columns, where it is no comma: a semicolon (spreadsheets in much of Europe) or a tab."""
+    return "," if "," in header else next((mark for mark in ";\t" if mark in header), ",")
+
+
+def _check_columns(file: Path, columns: Sequence[str], required: Sequence[str], noted: Faults) -> None:
     faults = Faults(str(file))
     for name in required:
         if name not in columns:
@@ -117,34 +131,35 @@ def _check_columns(file: Path, columns: Sequence[str], required: Sequence[str]) 
                 f"{file}: expected every column to have a name of its own, got {columns.count(name)} "
                 f"named {name!r}: rename or delete"
             )
+    if faults:  # nothing else can be read then, so that what is known is told now
+        faults.lines[:0] = noted.lines
     faults.stop()
 
 
 def choose_labels(
-    file: Path, columns: Sequence[str], taken: Sequence[str], labels: Sequence[str] | None
+    file: Path, columns: Sequence[str], taken: Sequence[str], labels: Sequence[str] | None, faults: Faults
 ) -> tuple[str, ...]:
-    """Names of the label columns, in the order asked for.
+    """Names of the label columns that are there, in the order asked for.
 
     Args:
         file: The file, for messages.
         columns: All columns.
         taken: Columns that are no labels.
         labels: What was asked for; None = every column that is not taken.
-
-    Raises:
-        InputError: None is there, a name is unknown or given twice, or a column looks like a misspelt one of `taken`.
+        faults: Takes: none is there, a name is unknown or given twice, a column looks like a misspelt one of `taken`.
     """
     found = tuple(name for name in columns if name not in taken)
     names = found if labels is None else tuple(labels)
     if not names:
-        raise InputError(
+        faults.add(
             f"{file}: expected at least one label, got only the columns {', '.join(columns)}: "
             "add one column per label with 0, 1 or nothing (unknown), and leave labels= out or name such columns"
         )
-    faults = Faults(str(file))
+    odd = set()
     for name in names if labels is None else ():
         meant = next((word for word in taken if word not in columns and one_letter_apart(name.lower(), word)), None)
         if meant is not None:
+            odd.add(name)  # its values are no truths
             faults.add(
                 f"{file}: the column {name!r} differs from {meant!r} by a letter: rename it to {meant!r}, or say "
                 "with labels= that it is a label"
@@ -157,8 +172,7 @@ def choose_labels(
             )
         if names.count(name) > 1:
             faults.add(f"labels= expects every label once, got {name!r} {names.count(name)} times: keep one")
-    faults.stop()
-    return names
+    return tuple(name for name in dict.fromkeys(names) if name in found and name not in odd)
 
 
 def one_letter_apart(one: str, other: str) -> bool:

@@ -11,11 +11,13 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor, NibabelReader
-from monai.transforms import LoadImage, Orientation
+from monai.transforms import Orientation
 
 from camtrain._errors import InputError
 from camtrain.anatomy.organ_table import OrganTable
-from camtrain.data.manifest_paths import stem_of, suffix_of
+from camtrain.data._faults import Faults
+from camtrain.data.byte_order import swapped
+from camtrain.data.manifest_paths import organ_names, stem_of, suffix_of
 from camtrain.data.volume_dicom import read_dicom, read_dicom_header
 from camtrain.data.volume_metaimage import read_metaimage, read_metaimage_header
 from camtrain.data.volume_mrc import read_mrc, read_mrc_header
@@ -68,18 +70,19 @@ def read_header(path: Path) -> VolumeHeader:
     return VolumeHeader(tuple(header.get_data_shape()), affine, str(header.get_data_dtype()), oriented)
 
 
-def read_volume(path: Path) -> MetaTensor:
+def read_volume(path: Path, scan: bool = False) -> MetaTensor:
     """Read one 3D volume as it lies on disk.
 
     Args:
         path: A file of a known format (`.nii`, `.nii.gz`, NRRD, MetaImage, MRC, npz, npy), or the folder of a DICOM
             series.
+        scan: Are these intensities, so that a wrong byte order shows?
 
     Returns:
         (1, X, Y, Z) with the file's own voxel order, data type (wider where torch lacks it) and affine (4, 4).
 
     Raises:
-        InputError: The file cannot be read, is not 3D, or its affine is not invertible.
+        InputError: The file cannot be read, is not 3D, its affine is not invertible, or its byte order is wrong.
     """
     reader = read_dicom if path.is_dir() else _READERS.get(suffix_of(path), (_read_nifti,))[0]
     raw = _read_nifti(path) if reader is _read_nifti else _guarded(reader, path)
@@ -92,6 +95,11 @@ def read_volume(path: Path) -> MetaTensor:
     if not _invertible(affine):
         raise InputError(
             f"expected an invertible voxel-to-world matrix, got {affine.tolist()} in {path}: correct the header"
+        )
+    if scan and swapped(raw.data):
+        raise InputError(
+            f"expected intensities that change little from voxel to voxel, got noise in {path} ({raw.data.dtype.name}) "
+            "that is a scan in the other byte order (endianness): correct it in the header, or export again"
         )
     if not raw.oriented:
         told = _log.info if suffix_of(path) in (".npy", ".npz") else _log.warning
@@ -108,12 +116,16 @@ def _read_nifti(path: Path) -> RawVolume:
         raise InputError(f"expected one number per voxel, got colours ({header.dtype}) in {path}: export grey values")
     check_size(header.shape, np.dtype(header.dtype), path)
     try:
-        volume = LoadImage(image_only=True, dtype=None)(path, reader=NibabelReader())
+        # Not by LoadImage: it makes all readers that MONAI has for every file, and one of them talks about codecs.
+        reader = NibabelReader()
+        data, facts = reader.get_data(reader.read(path))
     except MemoryError:
         raise
     except Exception as error:  # Whatever the reader stumbles over, it is the content of this file.
         raise _unreadable(path, error) from error
-    return RawVolume(volume.as_tensor().numpy(), np.asarray(volume.affine, dtype=float), header.oriented)
+    # A file that stays open as memory would follow whatever is done to it.
+    data = np.array(data) if isinstance(data, np.memmap) else data
+    return RawVolume(data, np.asarray(facts["affine"], dtype=float), header.oriented)
 
 
 def _guarded(reader: Callable[[Path], T], path: Path) -> T:
@@ -143,7 +155,7 @@ def read_image(path: Path) -> MetaTensor:
     Raises:
         InputError: As `read_volume`, or the scan holds NaN or Inf.
     """
-    image = read_picture(path) if is_picture(path) else read_volume(path)
+    image = read_picture(path) if is_picture(path) else read_volume(path, scan=True)
     data = image.as_tensor()
     if data.is_complex():
         raise InputError(f"expected real intensities, got {data.dtype} in {path}: export the magnitude")
@@ -167,7 +179,7 @@ def read_organs(path: Path | tuple[Path, ...], table: OrganTable) -> MetaTensor:
         InputError: As `read_volume`; ids are not whole or not in the table; a folder has no known organ.
     """
     if isinstance(path, tuple):
-        return _compose(str(path[0].parent), {stem_of(file): file for file in path}, table)
+        return _compose(str(path[0].parent), {stem_of(file): file for file in path}, table, several=True)
     if path.is_dir():
         return _compose(str(path), {stem: f for f in sorted(path.iterdir()) if (stem := stem_of(f))}, table)
     organs = read_picture(path, ids=True) if is_picture(path) else read_volume(path)
@@ -186,31 +198,39 @@ def read_organs(path: Path | tuple[Path, ...], table: OrganTable) -> MetaTensor:
     return MetaTensor(data, affine=organs.affine)
 
 
-def _compose(folder: str, files: Mapping[str, Path], table: OrganTable) -> MetaTensor:
+def _compose(folder: str, files: Mapping[str, Path], table: OrganTable, several: bool = False) -> MetaTensor:
     """One id volume from binary files named by organ; where two organs overlap, the first of the table stays."""
-    known = {name: ids[0] for name, ids in table.organs.items() if name in files}
+    # In a folder a name is the organ's; several files may have that of the case before it.
+    own = {stem: stem for stem in files if stem in table.organs}
+    named = organ_names(list(files), table.organs) if several else own
+    by_organ = {organ: files[stem] for stem, organ in named.items()}
+    known = {name: ids[0] for name, ids in table.organs.items() if name in by_organ}
     if not known:
         raise InputError(
             f"expected files named after organs of the table ({', '.join(list(table.organs)[:4])}, ...), got "
             f"{', '.join(list(files)[:4]) or 'no NIfTI file or other volume'} in {folder}: rename the files "
             "or use another table"
         )
-    if unknown := [stem for stem in files if stem not in known]:
+    if unknown := [stem for stem in files if stem not in named]:
         _log.info("%s: %d files of organs that the table does not know are left out", folder, len(unknown))
     organs: MetaTensor | None = None
+    first = Path(folder)
     overlap = 0
+    faults = Faults(folder)
     for name, number in known.items():
-        mask = read_picture(files[name], ids=True) if is_picture(files[name]) else read_volume(files[name])
-        inside = _binary(mask, files[name])
-        if organs is None:
-            organs = MetaTensor(torch.zeros(mask.shape, dtype=torch.int32), affine=mask.affine)
-            first = files[name]
-        elif not same_grid(mask, organs):
-            raise InputError(grid_message(f"{files[name]}", mask, f"{first}", organs))
-        data = organs.as_tensor()
-        overlap += int((inside & (data > 0)).sum())
-        data[inside & (data == 0)] = number
-    assert organs is not None  # noqa: S101  (known is not empty)
+        with faults.noting():
+            mask = read_picture(by_organ[name], ids=True) if is_picture(by_organ[name]) else read_volume(by_organ[name])
+            inside = _binary(mask, by_organ[name])
+            if organs is None:
+                organs = MetaTensor(torch.zeros(mask.shape, dtype=torch.int32), affine=mask.affine)
+                first = by_organ[name]
+            elif not same_grid(mask, organs):
+                raise InputError(grid_message(f"{by_organ[name]}", mask, f"{first}", organs))
+            data = organs.as_tensor()
+            overlap += int((inside & (data > 0)).sum())
+            data[inside & (data == 0)] = number
+    faults.stop()
+    assert organs is not None  # noqa: S101  (known is not empty, and nothing was wrong)
     if overlap:
         _log.warning("%s: %d voxels belong to two organs; the first in the table keeps them", folder, overlap)
     return organs

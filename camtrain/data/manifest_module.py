@@ -15,11 +15,13 @@ from torch.utils.data import Sampler
 from camtrain._errors import InputError
 from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
+from camtrain.data._faults import Faults
 from camtrain.data._loaders import train_sampler
-from camtrain.data.manifest import Case, Manifest, read_manifest
+from camtrain.data.manifest import Case, Manifest
 from camtrain.data.manifest_cache import CaseDataset, DiskDataset, LazyDataset, OnError
+from camtrain.data.manifest_look import checked_manifest
 from camtrain.data.manifest_plan import CachePlan, Kind, check_cache
-from camtrain.data.manifest_splits import kfold, label_counts, splits_from_files
+from camtrain.data.manifest_splits import kfold, label_counts
 from camtrain.data.manifest_transforms import CT_WINDOW, build_transforms, collate
 from camtrain.data.organ_reporting import cases_report, report_and_warn
 from camtrain.data.volume_picture import is_picture
@@ -115,17 +117,17 @@ class ManifestDataModule(LightningDataModule):
         check_files: bool = True,
     ) -> None:
         super().__init__()
-        rules = OrganTable.load(os.fspath(table) if isinstance(table, os.PathLike) else table)
-        read = read_manifest(
+        self.test_splits = [test_splits] if isinstance(test_splits, str) else list(test_splits)
+        rules, read = checked_manifest(
             manifest,
+            table,
             [labels] if isinstance(labels, str) else labels,
+            splits,
             labels_csv=labels_csv,
             root=root,
             split_column=None if splits is not None else split_column,
             check_files=check_files,
-            rules=rules.labels,
         )
-        read = read if splits is None else splits_from_files(read, splits)
         if folds is not None:
             read = kfold(read, folds, fold, fold_seed, (train_split, val_split or "val"), val_split or "val")
         self.manifest: Manifest = read
@@ -140,7 +142,6 @@ class ManifestDataModule(LightningDataModule):
         self.on_error: OnError = on_error
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.train_split, self.val_split = train_split, val_split
-        self.test_splits = [test_splits] if isinstance(test_splits, str) else list(test_splits)
         self.organ_share = organ_share
         picture = _all_pictures(self.manifest)
         self._settings = {"spacing": _plain(spacing), "size": _plain(size), "window": _plain(window)}
@@ -206,8 +207,11 @@ class ManifestDataModule(LightningDataModule):
             names = [split for _, split in wanted]
             report = cases_report(self.labels, [case for case in self.manifest.cases if case.split in names])
             report_and_warn(report, str(self.manifest.path))
+        faults = Faults("the cases")
         for argument, split in wanted:
-            self._dataset(split, argument)
+            with faults.noting():
+                self._dataset(split, argument)
+        faults.stop()
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled training cases, the last incomplete batch included."""

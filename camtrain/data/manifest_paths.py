@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,7 +110,8 @@ def find_organs(places: Places, text: str, where: str) -> Path | tuple[Path, ...
                 f"{', '.join(IMAGE_SUFFIXES)}"
             )
         paths.append(path)
-    return paths[0] if len(paths) == 1 else tuple(paths)
+    # A separator behind a single file says that it is the binary file of one organ, not a file of ids.
+    return paths[0] if len(paths) == 1 and SEVERAL not in text else tuple(paths)
 
 
 def suffix_of(path: Path) -> str:
@@ -135,6 +137,30 @@ def stem_of(path: Path) -> str:
     """
     suffix = suffix_of(path)
     return path.name[: -len(suffix)] if suffix in IMAGE_SUFFIXES and not path.name.startswith(".") else ""
+
+
+def organ_names(stems: Sequence[str], organs: Collection[str]) -> dict[str, str]:
+    """Which organs files are of, by their names: the organ's own, or with that of the case before all of them.
+
+    Args:
+        stems: Names of the files of one case, without their ends.
+        organs: Names of organs that are known.
+
+    Returns:
+        Stem -> organ, of the stems that are known.
+
+    Example:
+        >>> organ_names(["heart", "notes"], ["heart", "aorta"])
+        {'heart': 'heart'}
+        >>> organ_names(["A12_lung_left", "A12_lung_right"], ["lung_left", "lung_right", "right"])
+        {'A12_lung_left': 'lung_left', 'A12_lung_right': 'lung_right'}
+    """
+    first = stems[0] if stems else ""
+    for cut in [0, *(place + 1 for place, mark in enumerate(first) if mark in "_-. ")]:
+        found = {stem: stem[cut:] for stem in stems if stem[cut:] in organs}
+        if found and all(stem.startswith(first[:cut]) for stem in stems):
+            return found
+    return {}
 
 
 def _any_file(folder: Path) -> bool:

@@ -35,7 +35,7 @@ def splits_from_files(manifest: Manifest, source: Splits) -> Manifest:
         pairs = [row for split, file in source.items() for row in _list(Path(file), str(split))]
         by = "id"
     else:
-        table = read_csv(Path(source), ("split",), "splits", "splits")
+        table = read_csv(Path(source), ("split",), "splits", "splits", faults)
         by = next((name for name in ("id", "patient") if name in table.columns), "")
         if not by:
             raise InputError(

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from camtrain._errors import InputError
 from camtrain.anatomy.organ_table import OrganTable
+from camtrain.data._faults import Faults
 from camtrain.data.manifest import Case
 from camtrain.data.manifest_augment import augmentation
 from camtrain.data.manifest_files import grid_message, read_image, read_organs, same_grid, to_ras
@@ -57,14 +58,31 @@ class ReadCase(Transform):  # type: ignore[misc]
 
     Args:
         table: Organ names and ids, needed for cases with organs.
+        organs: Read them?
     """
 
-    def __init__(self, table: OrganTable | None) -> None:
+    def __init__(self, table: OrganTable | None, organs: bool = True) -> None:
         self.table = table
+        self.organs = organs
 
     def __call__(self, case: Case) -> dict[str, Any]:
-        """Read a case: image (1, X, Y, Z) float32, organs (1, X, Y, Z) if segmented, label (L,), id, patient."""
-        image = read_image(case.image)
+        """Read a case: image (1, X, Y, Z) float32, organs (1, X, Y, Z) if segmented, label (L,), id, patient.
+
+        Raises:
+            InputError: What is wrong with the image, with the organs, or with both.
+        """
+        with_organs = case.organs is not None and self.organs
+        if with_organs and self.table is None:
+            raise InputError(f"expected an organ table for {case.organs}, got none: pass table=")
+        faults = Faults(str(case.image))
+        image = organs = None
+        with faults.noting():
+            image = read_image(case.image)
+        with faults.noting():
+            if case.organs is not None and self.table is not None and with_organs:
+                organs = read_organs(case.organs, self.table)
+        faults.stop()
+        assert image is not None  # noqa: S101  (there are no faults)
         read = {
             "id": case.id,
             "patient": case.patient,
@@ -73,16 +91,18 @@ class ReadCase(Transform):  # type: ignore[misc]
             "original_shape": tuple(image.shape[1:]),
             "original_affine": torch.as_tensor(image.affine, dtype=torch.float64),
         }
-        if case.organs is not None:
-            if self.table is None:
-                raise InputError(f"expected an organ table for {case.organs}, got none: pass table=")
-            organs = read_organs(case.organs, self.table)
+        if organs is not None:
             turned = organs if is_picture(case.image) else to_ras(organs)
             if not same_grid(turned, read["image"]):
-                raise InputError(grid_message(f"organs {case.organs}", organs, f"image {case.image}", image))
+                raise InputError(grid_message(f"organs {_named(case.organs)}", organs, f"image {case.image}", image))
             # One affine for both, so that rounding in a header cannot part them in the transforms that follow.
             read["organs"] = MetaTensor(turned.as_tensor().float(), affine=read["image"].affine)
         return read
+
+
+def _named(files: Path | tuple[Path, ...] | None) -> str:
+    """Organs in a message; of several files the first, whose grid the others have."""
+    return f"{files[0]} (and {len(files) - 1} more)" if isinstance(files, tuple) else str(files)
 
 
 class FillOrgans(MapTransform):  # type: ignore[misc]

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camtrain._errors import InputError
+from camtrain.data._faults import Faults
 
 SPLITS = {"train": "imgtrain", "val": "imgvalid", "test": "imgtest"}
 """Our words -> first word of a table's name."""
@@ -32,7 +33,6 @@ SHAPE = ("shape0", "shape1", "shape2")
 _IDS = ("NoteAcc_DEID", "VolumeAcc_DEID", "Accession", "")
 _PATIENTS = ("MRN_DEID", "MRN")
 _UNKNOWN = {"", "nan", "na", "-1", "-1.0"}
-_TOLD = 5
 _TABLES = ("Abnormality_and_Location_Labels", "BinaryLabels")
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -121,7 +121,7 @@ def read_table(
         The table, rows in the order of the file.
 
     Raises:
-        InputError: The file is no such table, names a case twice, or holds another value; up to five places are named.
+        InputError: The file is no such table, names a case twice, or holds another value; every place has a line.
     """
     found: list[str] = []
     values: list[list[float]] = []
@@ -137,8 +137,7 @@ def read_table(
             if ids is None or name in ids:
                 found.append(name)
                 values.append(_truths(cells, places, header, number, problems))
-    if problems:
-        raise InputError(f"{file}: expected 0, 1 or empty, got {_some(problems)}: correct the table")
+    _stop_at(problems, file, "0, 1 or empty")
     table = np.array(values, dtype=np.float32).reshape(len(found), len(places))
     return Table(file, found, {header[place]: table[:, i] for i, place in enumerate(places)}, total)
 
@@ -167,11 +166,10 @@ def _lines(file: Path, rows: Iterator[list[str]], width: int, key: int) -> Itera
             continue
         name = _stem(cells[key])
         if name in seen:
-            problems.append(f"{name!r} stands in rows {seen[name]} and {number}")
+            problems.append(f"row {number}: {name!r} stands in row {seen[name]} already")
         seen[name] = number
         yield name, number, cells
-    if problems:
-        raise InputError(f"{file}: expected one full row per case, got {_some(problems)}: correct the table")
+    _stop_at(problems, file, "one full row per case")
 
 
 def _truth(cell: str) -> float | None:
@@ -189,9 +187,12 @@ def _truth(cell: str) -> float | None:
     return value if value in (0, 1) else None
 
 
-def _some(problems: Sequence[str]) -> str:
-    more = f" and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
-    return "; ".join(problems[:_TOLD]) + more
+def _stop_at(problems: Sequence[str], file: Path, expected: str) -> None:
+    """Raise all problems of a table, one line each."""
+    faults = Faults(str(file))
+    for problem in problems:
+        faults.add(f"{file}, {problem}: expected {expected}; correct the table")
+    faults.stop()
 
 
 # Extrema and patients ------------------------------------------------------------------------------------------------
@@ -216,8 +217,7 @@ def read_boxes(file: Path, ids: Collection[str] | None = None) -> dict[str, Box]
             continue
         borders = [int(v) if math.isfinite(v) else 0 if i % 2 == 0 else shape[i // 2] for i, v in enumerate(values[:6])]
         boxes[name] = ((borders[0], borders[1]), (borders[2], borders[3]), (borders[4], borders[5]))
-    if problems:
-        raise InputError(f"{file}: expected numbers of voxels, got {_some(problems)}: correct the table")
+    _stop_at(problems, file, "numbers of voxels")
     return boxes
 
 

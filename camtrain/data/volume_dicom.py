@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from camtrain._errors import InputError
 from camtrain.data._faults import Faults
+from camtrain.data.volume_dicom_packing import cannot_unpack
 from camtrain.data.volume_raw import LPS_TO_RAS, RawVolume, VolumeHeader, check_size
 
 _log = logging.getLogger(__name__)
@@ -131,10 +132,10 @@ def _sorted(folder: Path, headers: Sequence[Any]) -> list[Any]:
         raise InputError(
             f"expected one DICOM series, got {len(series)} in {folder} ({names}): give each series a folder of its own"
         )
-    faults = Faults(str(folder))
-    _check_kind(folder, headers, faults)
+    faults = _Kinds(folder)
+    _check_kind(headers, faults)
     faults.stop()
-    _check_plane(folder, headers, faults)
+    _check_plane(headers, faults)
     faults.stop()
     normal = _normal(headers[0])
     ordered = sorted(headers, key=lambda h: float(np.dot(normal, _vector(h.ImagePositionPatient))))
@@ -142,49 +143,65 @@ def _sorted(folder: Path, headers: Sequence[Any]) -> list[Any]:
     return ordered
 
 
-def _check_kind(folder: Path, headers: Sequence[Any], faults: Faults) -> None:
+def _check_kind(headers: Sequence[Any], faults: _Kinds) -> None:
     for header in headers:
         name = header.camtrain_path.name
         if header.get("Modality") in _NO_SCANS:
             faults.add(
-                f"expected a scan, got {_NO_SCANS[header.Modality]} in {folder / name}: convert it to a NIfTI label "
-                "map on the grid of its scan (dcmqi's segimage2itkimage, 3D Slicer) and name that file"
+                f"expected a scan, got {_NO_SCANS[header.Modality]}",
+                name,
+                "convert it to a NIfTI label map on the grid of its scan (dcmqi's segimage2itkimage, 3D Slicer) and "
+                "name that file",
             )
             continue
+        text, todo = cannot_unpack(_syntax(header))
+        if text:
+            faults.add(text, name, todo)
         if int(header.get("SamplesPerPixel", 1)) != 1:
-            faults.add(
-                f"expected grey values, got {header.SamplesPerPixel} colours (RGB) in {folder / name}: export grey"
-            )
+            faults.add(f"expected grey values, got {header.SamplesPerPixel} colours (RGB)", name, "export grey")
         if int(header.get("NumberOfFrames", 1) or 1) > 1:
             faults.add(
-                f"expected one slice per file, got {header.NumberOfFrames} frames in {folder / name}: convert the "
-                "series to NIfTI with dcm2niix"
+                f"expected one slice per file, got {header.NumberOfFrames} frames",
+                name,
+                "convert the series to NIfTI with dcm2niix",
             )
             continue  # where its frames lie stands elsewhere, so the tags below would all be missing
         for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
             if not header.get(tag):
-                faults.add(
-                    f"expected the tag {tag}, got none in {folder / name}: it is no slice of a volume; take it out"
-                )
+                faults.add(f"expected the tag {tag}, got none", name, "it is no slice of a volume; take it out")
 
 
-def _check_plane(folder: Path, headers: Sequence[Any], faults: Faults) -> None:
+def _check_plane(headers: Sequence[Any], faults: _Kinds) -> None:
     first = headers[0]
+    odd = "take the odd ones out (localizers are often among them)"
     for header in headers[1:]:
         name = header.camtrain_path.name
         if (header.Rows, header.Columns) != (first.Rows, first.Columns):
-            faults.add(
-                f"expected slices of one size, got {first.Columns} x {first.Rows} and {header.Columns} x {header.Rows} "
-                f"in {folder / name}: take the odd ones out (localizers are often among them)"
-            )
+            sizes = f"{first.Columns} x {first.Rows} and {header.Columns} x {header.Rows}"
+            faults.add(f"expected slices of one size, got {sizes}", name, odd)
         turned = np.abs(_vector(header.ImageOrientationPatient) - _vector(first.ImageOrientationPatient)).max() > 1e-3
         if turned:
-            faults.add(
-                f"expected slices of one orientation, got a mixture, {folder / name} lies across the others: take the "
-                "odd ones out (localizers are often among them)"
-            )
+            faults.add("expected slices of one orientation, got a mixture, others lie across", name, odd)
         if np.abs(_vector(header.PixelSpacing) - _vector(first.PixelSpacing)).max() > 1e-3:
-            faults.add(f"expected pixels of one size, got another in {folder / name}: take the odd ones out")
+            faults.add("expected pixels of one size, got others", name, "take the odd ones out")
+
+
+class _Kinds:
+    """Faults of the files of a folder: one line for each kind, however many files have it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, text: str, name: str, todo: str) -> None:
+        self.files.setdefault((text, todo), []).append(name)
+
+    def stop(self) -> None:
+        faults = Faults(str(self.folder))
+        for (text, todo), names in self.files.items():
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            faults.add(f"{text} in {self.folder / names[0]}{more}: {todo}")
+        faults.stop()
 
 
 def _check_places(folder: Path, slices: Sequence[Any], normal: NDArray[np.float64]) -> None:
@@ -202,11 +219,29 @@ def _check_places(folder: Path, slices: Sequence[Any], normal: NDArray[np.float6
         )
     odd = np.abs(gaps - usual) > _EVEN * usual
     if odd.any():
-        at = int(np.argmax(np.abs(gaps - usual)))
-        raise InputError(
-            f"expected slices at even distances, got {usual:.4g} mm and once {gaps[at]:.4g} mm (behind "
-            f"{slices[at].camtrain_path.name}) in {folder}: slices are missing; copy the series again"
+        raise InputError(_uneven(folder, slices, gaps, usual))
+
+
+def _uneven(folder: Path, slices: Sequence[Any], gaps: NDArray[np.float64], usual: float) -> str:
+    """The sentence for slices that are missing, or were taken at two distances.
+
+    They are not filled in: what would be put between two slices is tissue that nobody has seen.
+    """
+    at = int(np.argmax(np.abs(gaps - usual)))
+    behind = slices[at].camtrain_path.name
+    more = np.rint(gaps / usual) - 1
+    whole = np.abs(gaps - (more + 1) * usual) <= _EVEN * usual
+    if whole.all():
+        lost = int(more.sum())
+        return (
+            f"expected slices at even distances, got {usual:.4g} mm and {gaps[at]:.4g} mm behind {behind} in {folder}: "
+            f"{lost} of {len(slices) + lost} slices {'is' if lost == 1 else 'are'} missing; copy the series again, or "
+            "convert it with dcm2niix and take the file that it calls _Eq, which has them filled in"
         )
+    return (
+        f"expected slices at even distances, got {usual:.4g} mm and {gaps[at]:.4g} mm behind {behind} in {folder}: the "
+        "series was taken at several distances; convert it with dcm2niix and take the file that it calls _Eq"
+    )
 
 
 def _affine(slices: Sequence[Any], folder: Path) -> NDArray[np.float64]:
@@ -234,11 +269,17 @@ def _pixels(header: Any) -> NDArray[Any]:
     except Exception as error:  # Truncated, or packed in a way for which nothing is installed; pydicom says which.
         raise InputError(
             f"expected readable pixels, got {path}, which fails with {type(error).__name__} ({str(error)[:160]}): "
-            "copy it again; packed pixels need pylibjpeg with its plugins, or dcm2niix"
+            "copy it again, or convert the series to NIfTI with dcm2niix"
         ) from error
     slope, intercept = float(header.get("RescaleSlope", 1) or 1), float(header.get("RescaleIntercept", 0) or 0)
     # A slope of 2 as a whole number would wrap around in the file's own 16 bits.
     return pixels if (slope, intercept) == (1, 0) else pixels * slope + intercept
+
+
+def _syntax(header: Any) -> str:
+    """How the pixels are packed, "" = not said."""
+    meta = getattr(header, "file_meta", None)
+    return str(meta.get("TransferSyntaxUID", "") or "") if meta is not None else ""
 
 
 def _scaled(slices: Sequence[Any]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from camtrain._errors import nearest
 from camtrain.data.manifest import REQUIRED
+from camtrain.data.manifest_paths import SEVERAL
 from camtrain.doctor.facts import Facts, Row
 from camtrain.doctor.finding import Finding, Place, Severity, count, some
 from camtrain.doctor.sheet import Sheet
@@ -186,9 +187,9 @@ def patients(facts: Facts) -> list[Finding]:
 def splits(facts: Facts) -> list[Finding]:
     """Are there cases in the splits that training reads, and none that nobody reads?"""
     found = []
-    if not facts.rows:
-        return []
     there = facts.splits
+    if not any(there):
+        return []  # no cases, or a file of splits that says nothing of them, which is told in the data module's words
     for role, name, severity in _roles(facts):
         if name not in there:
             todo = f"write {name!r} into the column split of some rows, or set {role} to a split of the manifest"
@@ -268,10 +269,16 @@ def rows_of(read: Sheet) -> list[Row]:
             patient=fields.get("patient", ""),
             label=tuple(_number(fields.get(label, "")) for label in read.labels),
             image=path(fields, "image"),
-            organs=path(fields, "organs"),
+            organs=_several(folder, fields.get("organs", "")),
         )
         for number, fields in read.rows
     ]
+
+
+def _several(folder: Path, text: str) -> Path | tuple[Path, ...] | None:
+    """The column organs: nothing, a file or folder, or several files."""
+    files = tuple(folder / part.strip() for part in text.split(SEVERAL) if part.strip())
+    return files if len(files) > 1 else files[0] if files else None
 
 
 def label_value(text: str) -> float | None:

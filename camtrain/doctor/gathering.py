@@ -10,7 +10,9 @@ from typing import Any
 
 from camtrain._errors import InputError
 from camtrain.anatomy.organ_table import OrganTable
-from camtrain.data.manifest import Case
+from camtrain.data._faults import Faults
+from camtrain.data.manifest import Case, gather_manifest
+from camtrain.data.manifest_splits import splits_from_files
 from camtrain.data.manifest_transforms import check_triple
 from camtrain.doctor.facts import Facts, Row
 from camtrain.doctor.form_checks import rows_of
@@ -45,10 +47,10 @@ def facts_of_refused(arguments: Mapping[str, Any], refused: str) -> Facts:
     path = arguments.get("manifest")
     sheet = None if path is None else read_sheet(path)
     elsewhere = any(arguments.get(name) for name in _ELSEWHERE) or arguments.get("split_column", "split") != "split"
-    if sheet is None or elsewhere:
-        # What the CSV need not hold then, only the data module knows.
-        return Facts(str(path or "ManifestDataModule"), refused=refused, files=True)
     table, trouble = _table(arguments.get("table"))
+    if sheet is None or elsewhere:
+        # What the CSV need not hold then, only the data module knows: its words stand for the form.
+        return _gathered(arguments, refused, table, trouble)
     chosen = arguments.get("labels")
     facts = Facts(
         source=str(sheet.path),
@@ -64,6 +66,39 @@ def facts_of_refused(arguments: Mapping[str, Any], refused: str) -> Facts:
         facts.sheet, facts.rows = _only(sheet, facts)
     if table is not None and (known := [name for name in facts.labels if name in table.labels]):
         facts.table = table.select(known)
+    return _with_arguments(facts, arguments)
+
+
+def _gathered(arguments: Mapping[str, Any], refused: str, table: OrganTable | None, trouble: str) -> Facts:
+    """The cases as the data module reads them, as far as it can, so that their files are looked at too."""
+    path = arguments.get("manifest")
+    facts = Facts(str(path or "ManifestDataModule"), refused=refused, files=True, table_fault=trouble)
+    if path is None:
+        return facts
+    chosen, splits = arguments.get("labels"), arguments.get("splits")
+    try:
+        manifest, lost = gather_manifest(
+            path,
+            None if chosen is None else _listed(chosen),
+            Faults(str(path)),
+            labels_csv=arguments.get("labels_csv"),
+            root=arguments.get("root"),
+            split_column=None if splits else arguments.get("split_column", "split"),
+            check_files=True,
+        )
+    except InputError:
+        return facts  # as `refused` says
+    with Faults("").noting():  # likewise; the files are looked at all the same
+        manifest = splits_from_files(manifest, splits) if splits else manifest
+    # What is not there, or lies outside of the root, is told already and not looked at.
+    rows = [_row(case) for case in manifest.cases]
+    facts.rows = [
+        replace(row, image=None, organs=None) if case.where in lost else row
+        for row, case in zip(rows, manifest.cases, strict=True)
+    ]
+    facts.labels = list(manifest.labels)
+    if table is not None and (known := [name for name in facts.labels if name in table.labels]):
+        facts.table, facts.rules = table.select(known), table.labels
     return _with_arguments(facts, arguments)
 
 

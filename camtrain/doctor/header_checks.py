@@ -32,7 +32,7 @@ def unreadable(facts: Facts) -> list[Finding]:
             fault = (header.fault if header else "") or told
             files = file if isinstance(file, tuple) else () if file is None else (file,)
             if fault and all(exists(path) for path in files):  # what is missing is told by `paths`
-                places.append(row.place(f"{column}: {fault}", header.path if header else file))
+                places.append(row.place(f"{column}: {_one_line(fault)}", header.path if header else file))
     if not places:
         return []
     return [
@@ -195,6 +195,11 @@ def _ras_shape(header: Header) -> tuple[int, ...]:
 
 def _mm(values: Iterable[float]) -> str:
     return " x ".join(f"{value:.3g}" for value in values) + " mm"
+
+
+def _one_line(text: str) -> str:
+    first, *lines = text.splitlines() or [""]
+    return "; ".join(line.removeprefix("- ") for line in lines) or first
 
 
 def _in_short(text: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from camtrain._errors import InputError
 from camtrain.data import manifest_files
+from camtrain.data.manifest_paths import stem_of
 from camtrain.doctor.facts import Header
 
 _TRAILING = 2**16  # bytes that may follow the voxels
@@ -24,9 +25,9 @@ def is_nifti(path: Path) -> bool:
     return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".") and not path.is_dir()
 
 
-def nifti_files(folder: Path) -> list[Path]:
-    """NIfTI files of a folder, by name."""
-    return [path for path in sorted(folder.iterdir()) if is_nifti(path)]
+def volume_files(folder: Path) -> list[Path]:
+    """Files of a folder that are read as organs, by name."""
+    return [path for path in sorted(folder.iterdir()) if stem_of(path) and path.is_file()]
 
 
 def read_header(path: Path) -> Header:

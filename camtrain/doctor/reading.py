@@ -12,10 +12,12 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from camtrain.data.manifest_paths import organ_names, stem_of
 from camtrain.doctor.contents import lenient, read_content
 from camtrain.doctor.facts import Facts, Header, Row
 from camtrain.doctor.form_checks import exists
-from camtrain.doctor.headers import nifti_files, read_header
+from camtrain.doctor.grids import how_grids_differ
+from camtrain.doctor.headers import read_header, volume_files
 
 _T = TypeVar("_T")
 _PROBES = 3  # cases that are read to tell how long all will take
@@ -65,19 +67,35 @@ def read_headers(facts: Facts, workers: int = 1) -> None:
 
 def _headers_of(row: Row, organs: set[str]) -> tuple[Header | None, Header | None, tuple[str, ...]]:
     image = read_header(row.image) if row.image is not None else None
-    files: list[Path] = []
-    stray: tuple[str, ...] = ()
-    for path in row.organ_files:
-        if path.is_dir() and (inside := nifti_files(path)):
-            known = [file for file in inside if file.name.split(".nii")[0] in organs]
-            stray += tuple(file.name.split(".nii")[0] for file in inside if organs and file not in known)
-            files += known
-        else:
-            files.append(path)
-    # The first header stands for all until the files are read: training compares each of them.
+    files, stray = _organ_files(row, organs)
     headers = [read_header(path) for path in files]
-    worst = next((header for header in headers if header.fault), None) or next(iter(headers), None)
-    return image, worst, stray
+    if not files and row.organs is not None:
+        headers = [Header(row.organ_files[0], fault="no file is named after an organ of the table")]
+    # One header stands for all of them: one with a fault, or on another grid than the image, or the first.
+    worst = next((header for header in headers if header.fault), None)
+    worst = worst or next((header for header in headers if image and _elsewhere(image, header)), None)
+    return image, worst or next(iter(headers), None), stray
+
+
+def _organ_files(row: Row, organs: set[str]) -> tuple[list[Path], tuple[str, ...]]:
+    """Files that are read for the organs of a case, and names of those that the table does not know."""
+    files = list(row.organ_files)
+    if not isinstance(row.organs, tuple):
+        if not files or not files[0].is_dir() or not (inside := volume_files(files[0])):
+            return files, ()
+        known = [path for path in inside if not organs or stem_of(path) in organs]
+        return known, tuple(stem_of(path) for path in inside if path not in known)
+    named = organ_names([stem_of(path) for path in files], organs) if organs else {stem_of(path) for path in files}
+    known = [path for path in files if stem_of(path) in named]
+    return known, tuple(stem_of(path) for path in files if path not in known)
+
+
+def _elsewhere(image: Header, organs: Header) -> bool:
+    return (
+        not image.fault
+        and len(image.shape) == len(organs.shape) == 3
+        and bool(how_grids_differ(image.shape, image.affine, organs.shape, organs.affine))
+    )
 
 
 def to_read(facts: Facts) -> list[int]:

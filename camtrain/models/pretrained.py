@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,8 @@ from camtrain._errors import InputError
 
 # Under these keys files keep the weights beside other things.
 _PLACES = ("state_dict", "model_state_dict", "model", "net", "network", "network_weights", "weights", "params")
-# Less than this part of the network's numbers is no start from that file; below the second a reader should know.
-LEAST, USUAL = 0.1, 0.9
+# Less than this part of the network's numbers, and of its tensors, is no start from that file.
+LEAST = 0.1
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ def load_pretrained(net: nn.Module, path: str | os.PathLike[str], head: bool = F
             adapted[target] = f"{value.shape[1]} image channels became {changed.shape[1]}"
         else:
             left_out[name] = f"shape {tuple(value.shape)}, in the network {tuple(own[target].shape)}"
+    for name in _without_bias(taken, own):
+        taken[name] = torch.zeros_like(own[name])
+        adapted[name] = "a bias of 0: the file's convolution has none"
     account = _account(str(path), net, own, taken, adapted, left_out)
     _refuse_little(account, given, own)
     net.load_state_dict({**own, **taken})
@@ -113,20 +117,40 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         InputError: No such file, one that needs code to be run, or no state dict in it.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*TorchScript archive")  # told below, in words of ours
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"pretrained= expects a file of weights, got {path}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or ["no message"])[0][:160]
-        raise InputError(
-            f"pretrained= expects a file of plain tensors, got {path}, which cannot be opened without running code "
-            f"from it, or is damaged ({first}): save its state_dict() alone where you trust it"
-        ) from error
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"pretrained= expects a file of weights, got {path}, which is a TorchScript archive: a bundle of the "
+                "model zoo has its weights in models/model.pt"
+            ) from None
+        raise _unreadable(path, error) from error
+    except (pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise _unreadable(path, error) from error
     for found in _mappings(content):
         tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors
     raise InputError(f"pretrained= expects a state dict, got {type(content).__name__} without tensors in {path}")
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> InputError:
+    first = (str(error).strip().splitlines() or ["no message"])[0][:160]
+    return InputError(
+        f"pretrained= expects a file of plain tensors, got {path}, which cannot be opened without running code "
+        f"from it, or is damaged ({first}): save its state_dict() alone where you trust it"
+    )
+
+
+def _without_bias(taken: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Biases of convolutions whose weights were taken from a file that has no bias for them."""
+    weights = (name for name, value in taken.items() if name.endswith(".weight") and value.ndim > 2)
+    biases = [f"{name.removesuffix('.weight')}.bias" for name in weights]
+    return [name for name in biases if name in own and name not in taken]
 
 
 def _mappings(content: Any) -> Iterator[Mapping[Any, Any]]:
@@ -203,7 +227,10 @@ def _account(
 
 
 def _refuse_little(account: Pretrained, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    if account.share >= LEAST:
+    # Half a ResNet, as detectors hold it, has few of the numbers (the last stages are the large ones) and many tensors.
+    counted = [name for name in own if not name.endswith("num_batches_tracked")]
+    tensors = sum(name in account.loaded for name in counted) / max(1, len(counted))
+    if max(account.share, tensors) >= LEAST:
         return
     examples = [f"{name} ({why})" for name, why in list(account.left_out.items())[:3]]
     raise InputError(

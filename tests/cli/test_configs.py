@@ -8,7 +8,7 @@ import pytest
 import wandb
 import yaml
 
-from camtrain.data import make_ct_rate_tree, make_rad_chestct_tree
+from camtrain.data import make_ct_rate_tree, make_rad_chestct_tree, make_voc_tree
 from camtrain.data.phantom_export import export_phantom
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -30,6 +30,10 @@ def small(config: dict, folder: Path) -> list[str]:
         words += [f"--data.root={root}", f"--data.organs={root / 'ts_seg/ts_total'}", "--data.val_share=0.4"]
         words += ["--data.size=[32, 32, 32]", "--data.spacing=12", "--trainer.precision=32"]
         return [*words, "--model.net.layers=[1, 1, 1, 1]", "--model.net.block_inplanes=[4, 8, 8, 8]"]
+    if config["data"]["class_path"].endswith("PascalVOCDataModule"):
+        root = make_voc_tree(folder / "voc", train=4, val=8, size=48)
+        words += [f"--data.root={root}", "--data.size=48", "--data.labels=[cat, car]", "--model.net.classes=2"]
+        return [*words, "--model.net.in_shape=[3, 48, 48]", "--model.net.channels=[4, 4, 4, 4]"]
     manifest = export_phantom(folder / "files", {"train": 2, "val": 6, "test": 2}, size=(24, 18, 24))
     size = [24, 18, 24]
     words += [f"--data.manifest={manifest}", "--data.table=phantom", "--data.spacing=13.3", f"--data.size={size}"]
@@ -38,7 +42,7 @@ def small(config: dict, folder: Path) -> list[str]:
 
 def test_there_are_configs():
     names = {"phantom", "phantom_plain", "phantom_densenet", "phantom_axialnet", "real_ct", "rad_chestct_axialnet"}
-    names |= {"ct_rate_resnet50"}
+    names |= {"ct_rate_resnet50", "voc_flatten"}
     assert names <= {p.stem for p in CONFIGS}
 
 

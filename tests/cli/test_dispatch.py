@@ -138,3 +138,8 @@ def test_entry_point_takes_the_words_of_the_process(monkeypatch, capsys):
     monkeypatch.setattr(dispatcher.sys, "argv", ["camtrain", "--version"])
     assert main() == 0
     assert "camtrain" in capsys.readouterr().out
+
+
+def test_as_a_module_it_leaves_with_the_code(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "camtrain", "nothing"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr[:7]) == (2, "error: ")

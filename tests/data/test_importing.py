@@ -170,7 +170,10 @@ def test_semicolons_byte_order_marks_words_and_ages(touch):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("id,mass\na,1\nb,maybe\nc,0\na,2\n", "3 faults.*row 3, column 'mass': 'maybe'.*rows 2 and 5.*'2'"),
+        (
+            "id,mass\na,1\nb,maybe\nc,0\na,2\n",
+            "3 faults.*row 3, column 'mass': [^\n]*'maybe'.*row 5: [^\n]*'a' already in row 2.*row 5, [^\n]*'2'",
+        ),
         ("number,mass\na,1\n", "a column with ids or file names"),
         ("id,mass\na\n", "row 2 has 1 cells"),
         ("id,mass,mass\na,1,1\n", "'mass' stands twice"),
@@ -232,6 +235,12 @@ def test_rules_come_from_shipped_tables_and_the_rest_is_free():
     assert made.table.organs["lung_vessels"] == (201,)
     again = OrganTable.load(json.loads(json.dumps(made.table.to_dict())))
     assert again == made.table
+
+
+def test_a_label_that_is_a_letter_beside_one_with_a_rule():
+    made = make_table(["emphysma", "Emphysema", "mystery"], total_segmentator())
+    assert made.near == {"emphysma": "emphysema"}
+    assert made.without_rule == ["emphysma", "mystery"]
 
 
 def test_rules_need_their_organs():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from camtrain._errors import InputError
+from camtrain.data import manifest_look
 from camtrain.data.manifest import read_manifest
 from camtrain.data.manifest_csv import one_letter_apart
+from camtrain.data.manifest_look import checked_manifest, not_looking
 
 HEADER = "id,image,organs,split,nodule"
 
@@ -155,3 +159,29 @@ def test_a_large_manifest_is_checked_in_seconds(tmp_path):
     assert len(read_manifest(tmp_path / "cases.csv", check_files=False).cases) == 4000
     # 36,316 rows of RAD-ChestCT with 84 labels in under ten seconds, on any machine that trains.
     assert time.process_time() - start < 10 * 4000 / 36316
+
+
+def test_manifest_labels_splits_table_and_volumes_together(write, tmp_path, monkeypatch):
+    """What stands in four files, with one line for each fault; the volumes (empty files here) as long as time is."""
+    cases = write("A,a.nii.gz,,train", "B,b.nii.gz,,val", "C,gone.nii.gz,,val", header="id,image,organs,split")
+    labels = write("A;2", "A;1", "B;1", header="id;nodul", name="labels.csv")
+    splits = write("A;train", "Z;val", header="id;split", name="splits.csv")
+    table = {"organs": {"lung": 1}, "labels": {"nodule": ["lung"]}}
+    lines = faults(checked_manifest, cases, table, None, str(splits), labels_csv=labels)
+    told = "\n".join(lines[1:])
+    assert lines[0] == f"{cases}: 9 faults"
+    for words in (
+        *("labels.csv: expected columns separated by commas", "nearest: nodule", "row 2 (id 'A'): label 'nodul'"),
+        *("labels.csv, row 3 (id 'A'): expected every id once", "gone.nii.gz, which does not exist"),
+        *("splits.csv: expected columns separated by commas", "splits.csv, row 3: expected the id of a case"),
+        *("row 2 (id 'A'): expected a readable NIfTI", "row 3 (id 'B'): expected a readable NIfTI"),
+    ):
+        assert words in told
+    clock = itertools.count(0, 6)  # each look at it takes six seconds
+    monkeypatch.setattr(manifest_look, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    lines = faults(checked_manifest, cases, table, None, str(splits), labels_csv=labels)
+    assert lines[0] == f"{cases}: 8 faults (1 of 2 cases were looked into; camtrain doctor looks into all)"
+    with not_looking():
+        assert len(faults(checked_manifest, cases, table, None, str(splits), labels_csv=labels)) == 8
+    wrong = faults(checked_manifest, cases, {"organs": {}}, None, None, check_files=False, labels_csv=labels)
+    assert len(wrong) == 5  # the table's fault among them; no file is touched

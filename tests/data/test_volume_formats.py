@@ -238,13 +238,20 @@ def test_a_scan_without_orientation_is_told(tmp_path, caplog):
 # ---- the same files, read by others -------------------------------------------------------------------------------
 
 
+def oblique():
+    """Three axes at right angles, along none of the world's: columns are the directions of the voxel's axes (LPS)."""
+    turned, _ = np.linalg.qr(np.array([[0.9, -0.3, 0.2], [0.35, 0.8, -0.4], [-0.1, 0.45, 0.85]]))
+    return turned * np.sign(np.diag(turned)) * [1, -1, 1]
+
+
 def test_other_readers_say_the_same(tmp_path):
+    """ITK writes an oblique volume with three spacings in each format; it is read as ITK's own NIfTI of it is."""
     sitk = pytest.importorskip("SimpleITK")
     rng = np.random.default_rng(0)
     image = sitk.GetImageFromArray(rng.integers(-1000, 1000, (6, 5, 4)).astype(np.int16))
     image.SetSpacing(SPACING)
     image.SetOrigin(ORIGIN)
-    image.SetDirection((0, 1, 0, 0, 0, -1, -1, 0, 0))
+    image.SetDirection(oblique().ravel().tolist())
     sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
     reference = read_volume(tmp_path / "a.nii.gz")
     for name, packed in (("a.nrrd", True), ("b.nrrd", False), ("a.mha", True), ("a.mhd", False), ("b.mhd", True)):
@@ -252,6 +259,32 @@ def test_other_readers_say_the_same(tmp_path):
         volume = read_volume(tmp_path / name)
         np.testing.assert_array_equal(volume.numpy(), reference.numpy())
         np.testing.assert_allclose(volume.affine, reference.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("endian", ["little", "big"])
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_itk_reads_the_same_out_of_oblique_files(tmp_path, dtype, endian, packed):
+    """Files written by hand in both byte orders: every voxel, and the place of every corner."""
+    sitk = pytest.importorskip("SimpleITK")
+    data = (voxels("f8") * 1.25).astype(dtype)
+    axes = (oblique() * SPACING).T  # one row for each axis of the voxel
+    coding = {"encoding": "gzip", "pack": gzip.compress} if packed else {}
+    spaces = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")
+    nrrds = [
+        write_nrrd(tmp_path / f"{space}.nrrd", data, endian=endian, space=space, axes=axes.tolist(), **coding)
+        for space in spaces
+    ]
+    turn = " ".join(f"{v:.17g}" for v in oblique().T.ravel())
+    mha = write_mha(tmp_path / "a.mha", data, packed, endian == "big", TransformMatrix=turn)
+    for path in (*nrrds, mha):
+        itk, ours = sitk.ReadImage(str(path)), read_volume(path)
+        np.testing.assert_array_equal(ours.numpy()[0], sitk.GetArrayFromImage(itk).T)
+        assert read_header(path).spacing == pytest.approx(itk.GetSpacing())
+        for corner in np.ndindex(2, 2, 2):
+            index = [c * (n - 1) for c, n in zip(corner, SHAPE, strict=True)]
+            place = ours.affine.numpy() @ [*index, 1]
+            np.testing.assert_allclose(place[:3], itk.TransformIndexToPhysicalPoint(index) * np.array([-1, -1, 1]))
 
 
 def test_mrcfile_says_the_same(tmp_path):
@@ -263,3 +296,17 @@ def test_mrcfile_says_the_same(tmp_path):
     volume = read_volume(tmp_path / "a.mrc")
     np.testing.assert_array_equal(volume.numpy()[0], data.T)
     np.testing.assert_allclose(volume.affine.numpy(), np.diag([0.5, 1.5, 3.0, 1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["i1", "i2", "u2", "f2", "f4"])
+def test_mrcfile_reads_the_same_in_both_byte_orders(tmp_path, dtype, order):
+    mrcfile = pytest.importorskip("mrcfile")
+    path = write_mrc(tmp_path / "a.mrc", voxels(dtype), order, extended=b"\1" * 160)
+    with mrcfile.open(path, permissive=True) as mrc:
+        ours = read_volume(path)
+        np.testing.assert_array_equal(ours.numpy()[0], mrc.data.T)
+        steps = [float(mrc.voxel_size[axis]) / 10 for axis in "xyz"]  # angstrom to nm
+        origin = [float(mrc.header.origin[axis]) / 10 for axis in "xyz"]
+    np.testing.assert_allclose(read_header(path).spacing, steps, rtol=1e-6)
+    np.testing.assert_allclose(ours.affine[:3, 3], origin, rtol=1e-6)

@@ -10,13 +10,18 @@ import numpy as np
 
 # Axes of three lengths, three spacings, an origin: nothing may be exchanged unnoticed.
 SHAPE, SPACING, ORIGIN = (4, 5, 6), (0.5, 1.5, 3.0), (10.0, -20.0, 30.0)
+DICOM_STEP, DICOM_ORIGIN = (0.8, 1.2, 2.5), (-100.0, 50.0, 20.0)
+# Columns run to the left, rows to the back: an ordinary axial CT (LPS).
+AXIAL = (1, 0, 0, 0, 1, 0)
 
 
 def voxels(dtype="i2", shape=SHAPE):
     return (np.arange(np.prod(shape)).reshape(shape) - 40).astype(dtype)
 
 
-def write_nrrd(path: Path, data, encoding="raw", space="left-posterior-superior", endian="little", extra="", pack=None):
+def write_nrrd(
+    path: Path, data, encoding="raw", space="left-posterior-superior", endian="little", extra="", pack=None, axes=None
+):
     kinds = {"i1": "int8", "u1": "uchar", "i2": "short", "u2": "uint16", "f4": "float", "f8": "double", "i4": "int"}
     lines = [
         "NRRD0004",
@@ -25,7 +30,7 @@ def write_nrrd(path: Path, data, encoding="raw", space="left-posterior-superior"
         f"dimension: {data.ndim}",
         f"space: {space}",
         "sizes: " + " ".join(map(str, data.shape)),
-        "space directions: " + " ".join(f"({a},{b},{c})" for a, b, c in np.diag(SPACING)),
+        "space directions: " + " ".join(f"({a},{b},{c})" for a, b, c in (np.diag(SPACING) if axes is None else axes)),
         f"space origin: ({ORIGIN[0]},{ORIGIN[1]},{ORIGIN[2]})",
         f"endian: {endian}",
         f"encoding: {encoding}",
@@ -46,6 +51,7 @@ def write_mha(path: Path, data, packed=False, msb=False, file="LOCAL", **fields)
         "BinaryData": True,
         "BinaryDataByteOrderMSB": msb,
         "CompressedData": packed,
+        **({"CompressedDataSize": len(body)} if packed else {}),
         "TransformMatrix": "1 0 0 0 1 0 0 0 1",
         "Offset": " ".join(map(str, ORIGIN)),
         "ElementSpacing": " ".join(map(str, SPACING)),
@@ -82,3 +88,35 @@ def write_mrc(path: Path, data, order="<", stamp=None, mode=None, axes=(1, 2, 3)
         struct.pack_into(order + "i", head, 4 * (int(word[1:]) - 1), value)
     path.write_bytes(bytes(head) + extended + data.astype(data.dtype.newbyteorder(order)).tobytes(order="F"))
     return path
+
+
+def write_series(folder, data, turned=AXIAL, uid="1.2.3", name="s", slope=1, intercept=-1024, shear=0.0, **changes):
+    """(columns, rows, slices) as one file per slice, in an order that no name tells."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    assert data.shape[2] <= 11  # names would repeat
+    folder.mkdir(exist_ok=True)
+    normal = np.cross(turned[:3], turned[3:])
+    for place in range(data.shape[2]):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        path = folder / f"{name}{(place * 7 + 3) % 11:02d}.dcm"
+        slice_ = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        slice_.SeriesInstanceUID, slice_.SeriesNumber, slice_.SeriesDescription = uid, 2, "thorax"
+        slice_.Modality, slice_.InstanceNumber = "CT", data.shape[2] - place
+        slice_.Columns, slice_.Rows = data.shape[:2]
+        slice_.PixelSpacing, slice_.SliceThickness = [DICOM_STEP[1], DICOM_STEP[0]], 5
+        at = np.array(DICOM_ORIGIN) + place * (normal * DICOM_STEP[2] + np.array([0, shear, 0]))
+        slice_.ImagePositionPatient, slice_.ImageOrientationPatient = [float(v) for v in at], list(turned)
+        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+        slice_.BitsAllocated = slice_.BitsStored = 16
+        slice_.HighBit, slice_.PixelRepresentation = 15, 0
+        slice_.RescaleSlope, slice_.RescaleIntercept = slope, intercept
+        slice_.PixelData = data[:, :, place].T.astype("<u2").tobytes()
+        for tag, value in changes.items():
+            setattr(slice_, tag, value(place) if callable(value) else value)
+        slice_.save_as(path, enforce_file_format=True)
+    return folder

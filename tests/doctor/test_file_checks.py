@@ -196,3 +196,34 @@ def test_duplicates_by_content_in_files_of_another_kind(study):
     study.save("c9.nii", study.scan(1).astype(np.float32))
     study.rows[9][1] = "c9.nii"
     assert set(study.examine().ids("duplicates")) == {"c1", "c9"}
+
+
+@pytest.mark.parametrize("extent", [HEADERS, Extent()], ids=["headers", "full"])
+def test_organs_as_several_files(study, extent):
+    """Grid, values and coverage of every file, in a manifest that the data module takes and in one that it refuses."""
+    names = {"lung_left": 1, "lung_right": 2, "heart": 3}
+    for n in range(len(study.rows)):
+        for name, number in names.items():
+            study.save(f"c{n}_{name}.nii.gz", (study.organs() == number).astype(np.uint8))
+        study.rows[n][2] = "|".join(f"c{n}_{name}.nii.gz" for name in names)
+    study.rows[1][2] = "c1_lung_left.nii.gz|c1_heart.nii.gz"
+    study.save("c1_spleen.nii.gz", study.organs())
+    study.rows[2][2] += "|c1_spleen.nii.gz"  # of another case, and of an organ that the table does not know
+    moved = study.affine
+    moved[0, 3] += 9
+    study.save("c3_heart.nii.gz", (study.organs() == 3).astype(np.uint8), moved)
+    study.save("c4_lung_right.nii.gz", study.organs())  # ids, where one organ is expected
+    for refused in (False, True):
+        if refused:
+            study.rows[5][5] = "perhaps"
+            study.rows[6][2] = "c6_lung_left.nii.gz|gone.nii.gz"
+        found = study.examine(extent)
+        full = extent.headers_only is False
+        assert set(found.ids("unreadable")) - {"c4"} == ({"c2", "c3"} if full else {"c2"})
+        assert not full or "c4" in found.ids("unreadable")  # the others are read where the probe takes them
+        assert found.ids("grids") == ([] if full else ["c3"])
+        sizes = found.examination.facts.contents
+        if full:
+            assert [sorted(sizes[n].organs) for n in (0, 1)] == [[1, 2, 3], [1, 3]]
+        assert found.ids("paths") == (["c6"] if refused else [])
+        assert ("gone.nii.gz" in found.of("paths").places[0].file) if refused else True
