@@ -205,4 +205,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.owner.asked[parts[0]] += 1
         self._send({})
 
-    do_POST = do_PUT = do_GET = _serve
+    do_POST = do_PUT = do_GET = _serve  # noqa: N815

@@ -1,7 +1,8 @@
 """Everything about W&B: pictures with layers, growing tables, charts, summary, config; within a budget of bytes.
 
-What belongs to one pass goes in one `log` call, its tables in another, under the Trainer's step as the field `trainer/global_step`, which is
-Lightning's x axis. W&B's own step is left alone: nothing of the user's is dropped for coming "too late".
+What belongs to one pass goes in one `log` call, its tables in another, under the Trainer's step as the field
+`trainer/global_step`, which is Lightning's x axis. W&B's own step is left alone: nothing of the user's is dropped for
+coming "too late".
 
 Scores and pictures go to W&B's process, which keeps them on the disk and sends them when it can. Tables and artifacts
 of an online run are different: the client first asks the server about them, and waits 19 seconds where nobody answers.

@@ -98,7 +98,7 @@ os._exit(0)
 _NOBODY = """
 import os, time, warnings
 from wandb_server import KEY
-os.environ.update(WANDB_BASE_URL="http://127.0.0.1:1", WANDB_API_KEY=KEY, WANDB_INIT_TIMEOUT="1", WANDB_LOGIN_TIMEOUT="1")
+os.environ.update(WANDB_BASE_URL="http://127.0.0.1:1", WANDB_API_KEY=KEY, WANDB_INIT_TIMEOUT="1")
 from pytorch_lightning.loggers import WandbLogger
 from camtrain.reporting import open_loggers
 logger = WandbLogger(save_dir=".", project="camtrain-test")
