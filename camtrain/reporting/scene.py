@@ -113,6 +113,8 @@ class Scene:
     def _sections(self, volume: npt.NDArray[np.generic], point: Sequence[int]) -> Sections:
         kept = {plane: (point[slices.NORMAL[plane]], slices.cut(volume, plane, point[slices.NORMAL[plane]]))
                 for plane in slices.PLANES}  # fmt: skip
+        if volume.dtype != bool:  # nobody asks it of an image
+            return Sections(volume.shape, kept)
         return Sections(volume.shape, kept, bool(volume.all()), bool(volume.any()))
 
     def _at(self, axis: int, shape: Sequence[int], index: int | None = None) -> int:

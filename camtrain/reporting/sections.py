@@ -18,14 +18,14 @@ class Sections:
     Attributes:
         shape: (X, Y, Z) of the volume.
         planes: Name of a plane -> its index along the normal, and the plane as it stands on the screen.
-        filled: Is every voxel true?
-        touched: Is any voxel true?
+        filled: Of a region: is every voxel true?
+        touched: Of a region: is any voxel true?
     """
 
     shape: tuple[int, ...]
     planes: Mapping[str, tuple[int, Array]]
-    filled: bool
-    touched: bool
+    filled: bool = False
+    touched: bool = True
 
     @property
     def ndim(self) -> int:
