@@ -42,7 +42,8 @@ def cases(where, count=8):
         organs[(0, *ORGAN)] = 1
         if row % 2 == 0:
             image[(0, *SPOTS[where])] = 1 + row / 10
-        made.append({"image": image, "label": torch.tensor([float(row % 2 == 0)]), "organs": organs, "id": f"case{row}"})
+        truth = torch.tensor([float(row % 2 == 0)])
+        made.append({"image": image, "label": truth, "organs": organs, "id": f"case{row}"})
     return made
 
 
