@@ -11,7 +11,7 @@ from alarm_study import LABELS, biased
 
 from camtrain.callbacks import replay_alarms
 
-LIMITS = (0.5, 0.7, 1.0, 1.2, 1.5, 2.0)
+LIMITS = (0.5, 0.7, 1.2, 1.5, 2.0, 2.5)
 KINDS = ("biased labels", "others beside a marker", "labels without a marker")
 
 

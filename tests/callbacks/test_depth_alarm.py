@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import camtrain as ct
+from camtrain import InputError
 from camtrain.reporting.alarm_log import read_alarms
 
 SIZE = (16, 16, 16)
@@ -47,11 +48,12 @@ def cases(where, count=8):
     return made
 
 
+@pytest.mark.parametrize("method", ["relevancecam", "hirescam"])
 @pytest.mark.parametrize(("where", "raised"), [("skin", True), ("organ", False)])
-def test_a_tidy_last_map_is_told_from_an_honest_one_by_the_layer_in_the_middle(kit, tmp_path, where, raised):
+def test_a_tidy_last_map_is_told_from_an_honest_one_by_the_layer_in_the_middle(kit, tmp_path, where, raised, method):
     module = kit.make_lit(built_net(), configure_optimizers=lambda self: torch.optim.SGD(self.parameters(), 0.0))
     added = ct.AttentionMonitor("net.6", TABLE, names=["stent"], every_n_epochs=0, report=False,
-                                alarms=[{"name": "depth", "every_n_epochs": 1}])  # fmt: skip
+                                alarms=[{"name": "depth", "every_n_epochs": 1, "method": method}])  # fmt: skip
     trainer = kit.make_trainer(tmp_path, added, max_epochs=3)
     data = kit.loader(cases(where))
     trainer.fit(module, data, data)
@@ -61,3 +63,12 @@ def test_a_tidy_last_map_is_told_from_an_honest_one_by_the_layer_in_the_middle(k
     assert values["mid_energy_inside"]["stent"] == pytest.approx(0.0 if raised else 1.0)
     events = [(event.epoch, event.label, event.state) for event in read_alarms(added.publisher.run_dir.path)]
     assert events == ([(1, "stent", "raised")] if raised else [])
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [({"method": "hirescan"}, "nearest: hirescam"), ({"seen": 2}, "share of the image between 0 and 1, got 2")],
+)
+def test_a_wrong_method_or_share_is_refused_when_the_monitor_is_made(option, says):
+    with pytest.raises(InputError, match=says):
+        ct.AttentionMonitor("net.6", TABLE, alarms=[{"name": "depth", **option}])
