@@ -125,6 +125,15 @@ logger.experiment.finish()
 """
 
 
+def end_services_of(pid):
+    """W&B's own process leaves the group of its parent and, once that is gone, goes on asking for the lost server."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = file.read_bytes().decode(errors="replace").split("\0")
+            if "wandb-core" in words[0] and str(pid) in words[words.index("--pid") :]:
+                os.kill(int(file.parent.name), signal.SIGKILL)
+
+
 def in_a_process(script, folder, *args):
     """What a script prints; in a process of its own, since W&B reads its surroundings once."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
@@ -134,12 +143,12 @@ def in_a_process(script, folder, *args):
                     "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), *sys.path])}  # fmt: skip
     with (folder / "said.txt").open("w") as said:
         started = subprocess.Popen([sys.executable, "-c", script, *args], env=environment, stdout=said,
-                                   stderr=subprocess.STDOUT, cwd=folder, start_new_session=True)  # fmt: skip
+                                   stderr=subprocess.STDOUT, cwd=folder)  # fmt: skip
         try:
             code = started.wait(120)
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(started.pid, signal.SIGKILL)  # W&B's own process would go on asking for its server
+            started.kill()
+            end_services_of(started.pid)
     text = (folder / "said.txt").read_text()
     assert code == 0, text[-4000:]
     return text
