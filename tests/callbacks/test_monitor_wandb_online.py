@@ -128,7 +128,7 @@ logger.experiment.finish()
 def end_services_of(pid):
     """W&B's own process leaves the group of its parent and, once that is gone, goes on asking for the lost server."""
     for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             words = file.read_bytes().decode(errors="replace").split("\0")
             if "wandb-core" in words[0] and str(pid) in words[words.index("--pid") :]:
                 os.kill(int(file.parent.name), signal.SIGKILL)
