@@ -129,12 +129,13 @@ def measure_depth(
     table: OrganTable,
     last: Asked,
     mid: WantedLayer,
+    method: str,
     mode: str,
     reshape: Reshape | None,
     metrics: Mapping[str, EnergyInside],
     around: Around,
 ) -> None:
-    """Count one stack: maps of the present labels at the tapped layer, and by Relevance-CAM at the mid layer.
+    """Count one stack: maps of the present labels at the tapped layer, and by another method at the mid layer.
 
     Args:
         rerun: The network.
@@ -142,6 +143,7 @@ def measure_depth(
         table: Rules of all labels.
         last: The monitor's first method.
         mid: The mid layer.
+        method: What makes its maps.
         mode: How regions come down to a grid.
         reshape: Makes (B, K, *S') of the tapped layer's output.
         metrics: `last` and `mid` -> where to count.
@@ -154,7 +156,7 @@ def measure_depth(
     ran = rerun.on(stack.image)
     for key, row, options, layers, shape in (
         ("last", last.row, last.options, rerun.layers, reshape),
-        ("mid", find_method("relevancecam"), {}, (mid,), None),
+        ("mid", find_method(method), {}, (mid,), None),
     ):
         with around():
             found = ran.on(stack.image, layers).maps(row, options, present, shape)

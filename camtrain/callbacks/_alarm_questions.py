@@ -27,6 +27,7 @@ from camtrain.callbacks._scores import Score
 from camtrain.callbacks.outside_swap import OutsideSwap
 from camtrain.cam.asked import Asked
 from camtrain.cam.engine import Reshape
+from camtrain.cam.layer_table import SEEN_SHARE_LIMIT
 from camtrain.cam.mid_layer import mid_layer
 from camtrain.cam.question import WantedLayer
 from camtrain.cam.rerun import Rerun
@@ -203,20 +204,22 @@ class FixedQuestions:
     def _ask_depth(self, trainer: Any, context: RunContext, device: torch.device) -> dict[str, dict[str, float]]:
         names, around = context.names or [], trainer.precision_plugin.val_step_context
         metrics = {key: EnergyInside(len(names), "none").to(device) for key in ("last", "mid")}
-        mid = self._find_mid(trainer)
-        if mid is not None and self._rerun is not None and self._cases is not None and "depth" not in self._off:
+        mid, rule = self._find_mid(trainer), self.depth
+        off = "depth" in self._off
+        if rule is not None and mid is not None and self._rerun is not None and self._cases is not None and not off:
             with self._or_off(["depth"]):
                 for stack in stacks(self._cases, context.selected, self._rerun.call.image):
-                    measure_depth(self._rerun, stack, context.selected, self._method, mid, context.mode, self._reshape,
-                                  metrics, around)  # fmt: skip
+                    measure_depth(self._rerun, stack, context.selected, self._method, mid, rule.method, context.mode,
+                                  self._reshape, metrics, around)  # fmt: skip
         return depth_values(metrics, names)
 
     def _find_mid(self, trainer: Any) -> WantedLayer | None:
         """The mid layer by rank zero's choice, so that all processes look at the same one."""
         told = self._mid
+        limit = SEEN_SHARE_LIMIT if self.depth is None else self.depth.seen
         if told is None and self._rerun is not None and "depth" not in self._off and trainer.is_global_zero:
             with self._or_off(["depth"]):
-                told = mid_layer(self._rerun).name
+                told = mid_layer(self._rerun, limit=limit).name
                 tell_once(trainer, f"camtrain: alarm 'depth' compares with the layer {told!r}")
         self._mid = trainer.strategy.broadcast(told)
         if self._mid is None or self._rerun is None:

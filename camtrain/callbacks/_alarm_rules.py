@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from camtrain._errors import InputError, nearest
 from camtrain.anatomy.sides import CASE, known_replacement
 from camtrain.callbacks._alarm_seen import ALL, Judgement, Seen, check_numbers, rises
+from camtrain.cam.layer_table import SEEN_SHARE_LIMIT
+from camtrain.cam.method_table import find_method
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Depth:
         threshold: Energy inside at the mid layer, in multiples of its chance level, below which it counts as outside.
         patience: Checks in a row.
         inside: Energy inside at the last layer, above which it counts as inside.
-        layer: The mid layer; None = the deepest one whose cells have seen at most half of the image.
+        layer: The mid layer; None = the deepest one whose cells have seen at most `seen` of the image.
+        seen: Share of the image.
+        method: Makes the mid layer's maps.
         every_n_epochs: Ask every so many epochs.
         cases: Fixed cases; each is asked about its present labels.
         memory_mib: Most memory of the fixed cases, over all processes.
@@ -79,6 +83,8 @@ class Depth:
     patience: int = 2
     inside: float = 0.6
     layer: str | None = None
+    seen: float = SEEN_SHARE_LIMIT
+    method: str = "relevancecam"
     every_n_epochs: int = 2
     cases: int = 32
     memory_mib: int = 1024
@@ -93,6 +99,7 @@ class Depth:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        find_method(self.method)
 
     def judge(self, seen: Seen) -> Iterator[Judgement]:
         """Mid layer near chance, last layer inside."""

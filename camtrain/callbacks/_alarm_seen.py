@@ -96,6 +96,9 @@ def check_numbers(alarm: Any) -> None:
         elif field.name == "margin":
             fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 0.5
             wanted = "a share of the image from 0 to below 0.5"
+        elif field.name == "seen":
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1
+            wanted = "a share of the image between 0 and 1"
         elif field.name in ("threshold", "outside", "inside", "correlation", "gain", "auroc"):
             fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             wanted = "a number"

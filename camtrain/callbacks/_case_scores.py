@@ -39,6 +39,12 @@ def scored(entries: Sequence[PanelEntry], thresholds: Mapping[str, Tensor], name
                 chosen = thresholds[method][[names.index(entries[i].label) for i in some]]
                 _put(ious, some, method, organ_iou(maps, cells, ones, thresholds=chosen)[0])
                 _put(limits, some, method, chosen)
+        for i in (i for i, entry in enumerate(entries) if method in entry.measured):
+            _put(inside, [i], method, torch.tensor([entries[i].measured[method].energy_inside]))
+            if method in thresholds:
+                limit = thresholds[method][names.index(entries[i].label)]
+                _put(ious, [i], method, torch.tensor([entries[i].measured[method].organ_iou(float(limit))]))
+                _put(limits, [i], method, limit[None])
     return [
         replace(entry, organ_iou=iou, energy_inside=share, threshold=limit)
         for entry, iou, share, limit in zip(entries, ious, inside, limits, strict=True)

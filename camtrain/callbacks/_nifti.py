@@ -52,7 +52,7 @@ class NiftiMaps:
         for entry in listed:
             if entry.case not in wanted:
                 continue
-            if entry.affine is None or entry.image.ndim != 4:
+            if entry.affine is None or len(entry.shape) != 3:
                 missed.append(entry.case)
                 continue
             for method in entry.maps:
@@ -61,7 +61,7 @@ class NiftiMaps:
 
 
 def _save(folder: Path, entry: PanelEntry, method: str) -> None:
-    values, seen = entry.maps[method], entry.image.shape[1:]
+    values, seen = entry.maps[method], entry.shape
     shape, affine = entry.scan or (seen, entry.affine)
     assert affine is not None  # noqa: S101  (the caller has looked)
     assert entry.affine is not None  # noqa: S101

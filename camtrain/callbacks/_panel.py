@@ -13,7 +13,10 @@ from torch import Tensor
 
 from camtrain._batch import Batch
 from camtrain.callbacks._choice import Choice
-from camtrain.reporting import CasePicture, compose_case, geometry, window_of
+from camtrain.callbacks._fine_maps import Floats, Measured, coarse, is_fine, on_host
+from camtrain.reporting import CasePicture, geometry, window_of
+from camtrain.reporting.case_picture import case_scenes, draw_case
+from camtrain.reporting.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,13 @@ class PanelEntry:
         label: Name of the label.
         present: The truth.
         probability: What the network says.
-        image: (C, *S).
+        shape: (*S) of the image.
+        scenes: The planes that are drawn, of image and allowed region; the volumes themselves are not kept.
         maps: Method -> (*S').
-        allowed: (*S), or None where there is nothing to compare with.
         affine: (4, 4) voxel to world in mm, or None.
         kind: Why it was chosen: `positive`, `hard` or `negative`.
-        cells: Method -> (*S') allowed cells, as the scores see them.
-        window: Image values shown as black and white.
+        cells: Method -> (*S') allowed cells, as the scores see them; not of maps that are `measured` already.
+        measured: Method -> scores of a map that is too fine to be kept.
         scan: Shape and affine of the scan before the transforms, where the batch tells them.
         organ_iou: Method -> score of this very map at `threshold`, undefined ones left out.
         energy_inside: Method -> score of this very map, undefined ones left out.
@@ -42,13 +45,13 @@ class PanelEntry:
     label: str
     present: bool
     probability: float
-    image: npt.NDArray[np.float32]
+    shape: tuple[int, ...]
+    scenes: dict[str, Scene]
     maps: dict[str, npt.NDArray[np.float32]]
-    allowed: npt.NDArray[np.bool_] | None
     affine: npt.NDArray[np.float64] | None
     kind: str = "positive"
     cells: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
-    window: tuple[float, float] | None = None
+    measured: dict[str, Measured] = field(default_factory=dict)
     scan: tuple[tuple[int, ...], npt.NDArray[np.float64]] | None = None
     organ_iou: dict[str, float] = field(default_factory=dict)
     energy_inside: dict[str, float] = field(default_factory=dict)
@@ -79,17 +82,7 @@ class PanelEntry:
 
     def draw(self, scale: Mapping[str, float]) -> CasePicture:
         """The picture, with one colour scale per method."""
-        axes, spacing = (None, None) if self.affine is None else geometry(self.affine)
-        return compose_case(
-            self.image,
-            self.maps,
-            self.allowed,
-            spacing=spacing,
-            axes=axes,
-            caption=self.caption,
-            scale=scale,
-            window=self.window,
-        )
+        return draw_case(self.scenes, self.maps, caption=self.caption, scale=scale)
 
 
 class Panel:
@@ -101,10 +94,12 @@ class Panel:
         cases: Cases at most.
         labels_per_case: Labels drawn of each case at most.
         always: Cases that are shown besides.
+        whole: So many of the first cases, and those of `always`, keep maps of any size as they are: for NIfTI.
     """
 
-    def __init__(self, cases: int, labels_per_case: int, always: Collection[str] = ()) -> None:
+    def __init__(self, cases: int, labels_per_case: int, always: Collection[str] = (), whole: int = 0) -> None:
         self.choice = Choice(cases, labels_per_case, always)
+        self._always, self._whole = frozenset(always), whole
         self._kept: dict[tuple[str, int], PanelEntry] = {}
         self._drawn: set[str] = set()
 
@@ -175,6 +170,7 @@ class Panel:
             region: `region(row, labels)` gives (labels, *S) bool at the image's resolution, or None.
             cells: Method -> (B, L, *S') bool.
         """
+        whole = self._always | set(list(self.choice.pairs)[: self._whole])
         for row, labels in rows.items():
             if batch.image is None:
                 return
@@ -183,22 +179,24 @@ class Panel:
             image = batch.image[row].float().cpu().numpy()  # one copy for all labels of the case
             colours = image.ndim == 3 and len(image) == 3
             window, allowed = window_of(image if colours else image[0]), region(row, labels)
+            affine = None if batch.affine is None else np.array(batch.affine[row].double().cpu())
             for place, index in enumerate(labels):
                 shown = {m: each[row, index] for m, each in maps.items()}
                 # Methods that cost forwards are not asked about absent labels.
                 shown = {m: one for m, one in shown.items() if not bool(one.isnan().all())} or shown
+                own = {} if cells is None else {m: each[row, index] for m, each in cells.items()}
+                made = {m: on_host(one) for m, one in shown.items()}
+                here = None if allowed is None else np.array(allowed[place].cpu())
                 self._kept[cases[row], index] = PanelEntry(
                     case=cases[row],
                     label=names[index],
                     present=batch.label is not None and bool(batch.label[row, index] == 1),
                     probability=float(torch.sigmoid(logits[row, index].float())),
-                    image=image,
-                    maps={m: one.float().cpu().numpy() for m, one in shown.items()},
-                    allowed=None if allowed is None else allowed[place].cpu().numpy(),
-                    affine=None if batch.affine is None else batch.affine[row].double().cpu().numpy(),
-                    cells={} if cells is None else {m: each[row, index].cpu().numpy() for m, each in cells.items()},
-                    window=window,
+                    shape=image.shape[1:],
+                    scenes=_scenes(image, made, here, affine, window),
+                    affine=affine,
                     scan=_scan(batch, row),
+                    **_kept(made, shown, own, cases[row] in whole),
                 )
         # What was among the hardest for a while and is no more.
         pairs = self.choice.pairs
@@ -228,8 +226,34 @@ def asked_too(rows: Mapping[int, Sequence[int]], present: Tensor) -> Tensor:
     return asked
 
 
+def _kept(
+    made: Mapping[str, Floats], shown: Mapping[str, Tensor], cells: Mapping[str, Tensor], whole: bool
+) -> dict[str, Any]:
+    """Maps, and what their scores need: the allowed cells, or of too fine maps the scores themselves."""
+    fine = [m for m, one in shown.items() if is_fine(one) and not whole]
+    return {
+        "maps": {m: coarse(one) if m in fine else one for m, one in made.items()},
+        "cells": {m: np.array(each.cpu()) for m, each in cells.items() if m not in fine},
+        "measured": {m: Measured.of(shown[m].float(), cells[m]) for m in fine if m in cells},
+    }
+
+
+def _scenes(
+    image: Floats,
+    maps: Mapping[str, Floats],
+    allowed: npt.NDArray[np.bool_] | None,
+    affine: npt.NDArray[np.float64] | None,
+    window: tuple[float, float],
+) -> dict[str, Scene]:
+    """Planes through organ and peak; at 400^3 a volume is 256 MB, and a panel has a dozen pairs."""
+    axes, spacing = (None, None) if affine is None else geometry(affine)
+    made = case_scenes(image, maps, allowed, spacing=spacing, axes=axes, window=window)
+    thin = {id(scene): scene.thin() for scene in made.values()}  # the organ's may stand twice
+    return {title: thin[id(scene)] for title, scene in made.items()}
+
+
 def _scan(batch: Batch, row: int) -> tuple[tuple[int, ...], npt.NDArray[np.float64]] | None:
     if batch.original_shape is None or batch.original_affine is None:
         return None
     shape = tuple(int(n) for n in batch.original_shape[row])
-    return shape, batch.original_affine[row].double().cpu().numpy()
+    return shape, np.array(batch.original_affine[row].double().cpu())

@@ -17,6 +17,7 @@ from torch import Tensor
 from camtrain._batch import Batch
 from camtrain.anatomy import spacing_of
 from camtrain.callbacks._context import RunContext
+from camtrain.callbacks._fine_maps import REPORTED, coarse, on_host
 from camtrain.callbacks._run_facts import run_facts
 from camtrain.callbacks._step_maps import Made, StepMaps
 from camtrain.metrics import energy_inside
@@ -291,10 +292,10 @@ def _record(
     probability = float(torch.sigmoid(logits[row, index].float()))
     records = []
     for method, layer, maps in made:
-        values = maps[row, index].detach().float().cpu().numpy()
+        values = on_host(maps[row, index])
         if not np.isfinite(values).any():
             continue
         shares = inside.of(maps)
         share = math.nan if shares is None else float(shares[row, index])
-        records.append(CaseMap(case, name, truth, probability, method, layer, values, share))
+        records.append(CaseMap(case, name, truth, probability, method, layer, coarse(values, REPORTED), share))
     return records

@@ -158,7 +158,7 @@ class AttentionMonitor(Callback):
         self.scores: dict[str, list[Score]] = {}
         self.thresholds: dict[str, Tensor] = {}
         self._limits: dict[str, dict[str, Tensor]] = {}
-        self._new_panel = partial(Panel, panel_cases, labels_per_case, nifti.named)
+        self._new_panel = partial(Panel, panel_cases, labels_per_case, nifti.named, nifti.number)
         self._books: dict[str, ScoreBook] = {}
         self._due: list[Asked] = []
         self._repeats = Repeats()

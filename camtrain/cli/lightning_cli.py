@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from camtrain._errors import InputError
 from camtrain.cli.checkpoint import check_fits, find_checkpoint, read_checkpoint
+from camtrain.reporting import open_loggers
 
 Until = Literal["parsed", "built", "done"]
 _SKIP = {
@@ -121,6 +122,7 @@ class CamtrainCLI(LightningCLI):
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         if self._until == "done":
+            open_loggers(self.trainer.loggers)
             super()._run_subcommand(subcommand)
 
     def _read_checkpoint(self) -> None:

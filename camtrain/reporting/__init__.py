@@ -5,6 +5,7 @@ from camtrain.reporting.case_picture import CasePicture, compose_case, compose_o
 from camtrain.reporting.error_gallery import ErrorCard, error_gallery_html, write_error_gallery
 from camtrain.reporting.montage import Row, compose_montage, side_by_side
 from camtrain.reporting.nifti import map_affine, resample_to, save_map
+from camtrain.reporting.opening import open_loggers
 from camtrain.reporting.overlays import shared_scale, window_of
 from camtrain.reporting.panels import compose_grid, compose_panel
 from camtrain.reporting.patience import Patience, PatientSink, Unwritten, file_failure
@@ -44,6 +45,7 @@ __all__ = [
     "geometry",
     "largest_section",
     "map_affine",
+    "open_loggers",
     "peak",
     "plot_seeds",
     "read_cases",

@@ -91,6 +91,26 @@ def compose_case(
         >>> made.pixels.shape[1], sorted(made.masks)
         (840, ['attention'])
     """
+    scenes = case_scenes(image, maps, allowed, spacing=spacing, axes=axes, window=window)
+    return draw_case(scenes, maps, caption=caption, scale=scale, width=width)
+
+
+def case_scenes(
+    image: npt.NDArray[np.generic],
+    maps: Mapping[str, Map],
+    allowed: npt.NDArray[np.bool_] | None = None,
+    *,
+    spacing: Sequence[float] | None = None,
+    axes: str | None = None,
+    window: tuple[float, float] | None = None,
+) -> dict[str, Scene]:
+    """Where the planes of `compose_case` lie: title -> scene, that through the organ first.
+
+    Made thin (`Scene.thin`) they can wait for a colour scale without the volume.
+
+    Raises:
+        InputError: No map, or shapes that do not fit each other.
+    """
     if not maps:
         raise InputError("expected at least one map, got none: give {title: array}")
     first = next(iter(maps.values()))
@@ -104,8 +124,16 @@ def compose_case(
             sides["no positive cell, so the same planes again"] = organ
         else:
             sides[f"through the peak of {next(iter(maps))}"] = Scene.make(image, allowed, point=top, **given)  # type: ignore[arg-type]
+    return sides
+
+
+def draw_case(
+    scenes: Mapping[str, Scene], maps: Mapping[str, Map], *, caption: str, scale: Mapping[str, float], width: int = 840
+) -> CasePicture:
+    """Draw what `case_scenes` has laid out; arguments as for `compose_case`."""
+    organ = next(iter(scenes.values()))
     ends = {title: checked_scale(scale[title]) for title in maps}
-    drawn = _sides(sides, maps, ends, width - 2 * _MARGIN)
+    drawn = _sides(scenes, maps, ends, width - 2 * _MARGIN)
     return _framed(drawn, organ, ends, caption, width - 2 * _MARGIN)
 
 
@@ -166,8 +194,7 @@ def _planes(scene: Scene, box: Box, maps: Mapping[str, Map], ends: Mapping[str, 
     plane, _, _, *size = box
     shape = size[0], size[1]
     index = scene.point[slices.NORMAL[plane]] if scene.rank == 3 else 0
-    cut = slices.cut(scene.image, plane, index) if scene.rank == 3 else scene.image
-    alone = overlays.grey(cut, scene.window, shape)
+    alone = overlays.grey(scene.plane(plane, index), scene.window, shape)
     pixels, masks, rim = [alone if alone.ndim == 3 else np.broadcast_to(alone[..., None], (*shape, 3))], {}, None
     if scene.allowed is not None:
         inside = scene.inside(plane, index, shape)

@@ -15,6 +15,7 @@ from camtrain._errors import InputError
 from camtrain.reporting import _draw, slices
 from camtrain.reporting.overlays import shared_scale
 from camtrain.reporting.scene import Scene
+from camtrain.reporting.sections import Sections
 
 Pixels = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.floating]
@@ -128,7 +129,7 @@ def same_size(pictures: Sequence[Pixels]) -> list[Pixels]:
     return result
 
 
-def region_note(allowed: npt.NDArray[np.bool_] | None) -> str | None:
+def region_note(allowed: npt.NDArray[np.bool_] | Sections | None) -> str | None:
     """What the legend says about the outline."""
     if allowed is None:
         return None

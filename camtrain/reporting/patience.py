@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from camtrain._errors import InputError
 
 WAIT = 30.0  # seconds after a failure before the next try
+SLOW = 5.0  # seconds from which on a question to a server counts as one that failed, where `slow` is asked for
 _SHARE = 100  # ... and at least so many times as long as the failed try took: failing costs at most a hundredth
 
 
@@ -33,6 +35,7 @@ class Patience:
         what: Who failed, for the warning: `"WandbLogger"`.
         meanwhile: What the user has all the same: `"scores and pictures are in runs/..."`.
         catches: Which exceptions are failures; all others are raised.
+        slow: Seconds; what was done but took longer is left alone for a while like a failure.
 
     Example:
         >>> patience = Patience("the logger", "scores are in scores.csv")
@@ -41,8 +44,14 @@ class Patience:
         True
     """
 
-    def __init__(self, what: str, meanwhile: str, catches: Callable[[Exception], bool] = any_failure) -> None:
-        self.what, self.meanwhile, self.catches = what, meanwhile, catches
+    def __init__(
+        self,
+        what: str,
+        meanwhile: str,
+        catches: Callable[[Exception], bool] = any_failure,
+        slow: float = math.inf,
+    ) -> None:
+        self.what, self.meanwhile, self.catches, self.slow = what, meanwhile, catches, slow
         self._told = False
         self._again = 0.0
         self.failing = False
@@ -76,12 +85,18 @@ class Patience:
         except Exception as error:
             if not catches(error):
                 raise
-            self._again = time.monotonic() + max(WAIT, _SHARE * (time.monotonic() - start))
+            self._leave_alone(start, error)
             self.failing = True
-            self._tell(error)
             return False
         self.failing = False
+        if (took := time.monotonic() - start) > self.slow:
+            self._leave_alone(start, TimeoutError(f"it took {took:.0f} s"))
         return True
+
+    def _leave_alone(self, start: float, error: Exception) -> None:
+        now = time.monotonic()
+        self._again = now + max(WAIT, _SHARE * (now - start))
+        self._tell(error)
 
     def _tell(self, error: Exception) -> None:
         if not self._told:
@@ -90,7 +105,7 @@ class Patience:
             warnings.warn(
                 f"camtrain: {self.what} failed ({reason}). Training goes on; {self.meanwhile}. It is tried again from "
                 "time to time, without another warning",
-                stacklevel=5,
+                stacklevel=6,
             )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from camtrain._errors import InputError
 from camtrain.reporting import overlays, slices
+from camtrain.reporting.sections import Sections
 
 Pixels = npt.NDArray[np.uint8]
 _STRIP = 6  # a 1D image is drawn as a strip this many times as long as it is high
@@ -20,7 +21,7 @@ class Scene:
     """A case in screen order.
 
     Attributes:
-        image: (X, Y, Z) in RAS order, (rows, columns), or (rows, columns, 3).
+        image: (X, Y, Z) in RAS order, or what `thin` has kept of it; (rows, columns), or (rows, columns, 3).
         rank: 2 or 3.
         allowed: (*S) or (*S') bool in the same order, or None.
         spacing: Size of an image voxel in mm along each axis (1 where unknown).
@@ -36,9 +37,9 @@ class Scene:
         (24, 8, 3)
     """
 
-    image: npt.NDArray[np.generic]
+    image: npt.NDArray[np.generic] | Sections
     rank: int
-    allowed: npt.NDArray[np.bool_] | None
+    allowed: npt.NDArray[np.bool_] | Sections | None
     spacing: tuple[float, ...]
     point: tuple[int, ...]
     window: tuple[float, float]
@@ -98,6 +99,33 @@ class Scene:
             strip=strip,
         )
 
+    def thin(self) -> Scene:
+        """The scene with the planes through `point` alone, so that the volume can be let go; 2D: a copy."""
+        if isinstance(self.image, Sections):
+            return self
+        if self.rank == 2:
+            return replace(self, image=self.image.copy())
+        allowed = self.allowed
+        if allowed is not None:
+            allowed = self._sections(allowed, [self._at(i, allowed.shape) for i in range(3)])  # type: ignore[arg-type]
+        return replace(self, image=self._sections(self.image, self.point), allowed=allowed)
+
+    def _sections(self, volume: npt.NDArray[np.generic], point: Sequence[int]) -> Sections:
+        kept = {plane: (point[slices.NORMAL[plane]], slices.cut(volume, plane, point[slices.NORMAL[plane]]))
+                for plane in slices.PLANES}  # fmt: skip
+        if volume.dtype != bool:  # nobody asks it of an image
+            return Sections(volume.shape, kept)
+        return Sections(volume.shape, kept, bool(volume.all()), bool(volume.any()))
+
+    def _at(self, axis: int, shape: Sequence[int], index: int | None = None) -> int:
+        """Where a position along an axis of the image (default: that of `point`) lies on another grid."""
+        index = self.point[axis] if index is None else index
+        return int((index + 0.5) / self.image.shape[axis] * shape[axis])
+
+    def plane(self, name: str, index: int) -> npt.NDArray[np.generic]:
+        """One plane of the image, or the image where it is one."""
+        return slices.cut(self.image, name, index) if self.rank == 3 or isinstance(self.image, Sections) else self.image
+
     @property
     def planes(self) -> tuple[str, ...]:
         """Names of the planes that can be cut."""
@@ -150,9 +178,7 @@ class Scene:
             (rows, columns, 3).
         """
         index = self.point[slices.NORMAL[plane]] if index is None and self.rank == 3 else index or 0
-        pixels = overlays.grey(
-            slices.cut(self.image, plane, index) if self.rank == 3 else self.image, self.window, size
-        )
+        pixels = overlays.grey(self.plane(plane, index), self.window, size)
         if values is not None:
             pixels = overlays.blend(pixels, self.enlarged(values, plane, index, size), scale)
         elif pixels.ndim == 2:
@@ -182,9 +208,9 @@ class Scene:
             return np.zeros(size, dtype=bool)
         smooth = allowed.shape == self.image.shape[: self.rank]
         if self.rank == 3:
-            axis = slices.NORMAL[plane]
-            at = int((index + 0.5) / self.image.shape[axis] * allowed.shape[axis])
-            allowed = slices.cut(allowed, plane, at).astype(bool)
+            allowed = slices.cut(allowed, plane, self._at(slices.NORMAL[plane], allowed.shape, index)).astype(bool)
+        elif isinstance(allowed, Sections):
+            raise TypeError("planes of a volume for a picture of two axes")
         return overlays.region(allowed, size, smooth=smooth)
 
     def crossed(self, pixels: Pixels, values: npt.NDArray[np.floating], plane: str, index: int) -> Pixels:

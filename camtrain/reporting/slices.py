@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from camtrain._errors import InputError
+from camtrain.reporting.sections import Sections
 
 PLANES = ("axial", "coronal", "sagittal")
 NORMAL = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -106,11 +107,11 @@ def to_ras_order(axes: str) -> list[int]:
     return [next(i for i, a in enumerate(axes) if a in pair) for pair in _PAIRS]
 
 
-def cut(volume: Array, plane: str, index: int) -> Array:
+def cut(volume: Array | Sections, plane: str, index: int) -> Array:
     """One plane of a RAS volume, rows and columns as they stand on the screen; a 2D image is returned as it is.
 
     Args:
-        volume: (X, Y, Z) in RAS order, or (rows, columns).
+        volume: (X, Y, Z) in RAS order, or what was kept of it, or (rows, columns).
         plane: `"axial"`, `"coronal"` or `"sagittal"`.
         index: Voxel index along the plane's normal.
 
@@ -122,6 +123,8 @@ def cut(volume: Array, plane: str, index: int) -> Array:
         >>> np.argwhere(cut(volume, "axial", 2)).tolist()               # top left of the picture
         [[0, 0]]
     """
+    if isinstance(volume, Sections):
+        return volume.cut(plane, index)
     if volume.ndim == 2:
         return volume
     plane_of_voxels: Array = np.take(volume, index, axis=NORMAL[plane])

@@ -1,7 +1,12 @@
 """Everything about W&B: pictures with layers, growing tables, charts, summary, config; within a budget of bytes.
 
-What belongs to one pass goes in one `log` call, under the Trainer's step as the field `trainer/global_step`, which is
-Lightning's x axis. W&B's own step is left alone: nothing of the user's is dropped for coming "too late".
+What belongs to one pass goes in one `log` call, its tables in another, under the Trainer's step as the field
+`trainer/global_step`, which is Lightning's x axis. W&B's own step is left alone: nothing of the user's is dropped for
+coming "too late".
+
+Scores and pictures go to W&B's process, which keeps them on the disk and sends them when it can. Tables and artifacts
+of an online run are different: the client first asks the server about them, and waits 19 seconds where nobody answers.
+So they have a patience of their own, and while it lasts they are kept here.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from PIL import Image
 from camtrain.reporting._files import file_stem
 from camtrain.reporting.case_picture import CasePicture
 from camtrain.reporting.panels import same_size
+from camtrain.reporting.patience import SLOW, Patience
 
 Pixels = npt.NDArray[np.uint8]
 BUDGET = 8_000_000  # bytes per pass
@@ -61,9 +67,12 @@ class WandbSink:
     def __init__(self, logger: Any, budget: int = BUDGET) -> None:
         self.logger, self.budget = logger, budget
         self._shown: list[_Shown] = []
-        self._fields: dict[str, Any] = {}
+        self._tables: dict[str, Any] = {}
         self._growing: dict[str, Any] = {}
+        self._artifact: Any = None
         self._rows_bytes = 0
+        later = "tables wait in memory, scores and pictures go on to W&B's files, and all is in the run folder"
+        self._server = Patience("asking W&B's server", later, _is_wandbs, slow=SLOW)
         self._classed: set[tuple[str, str]] = set()
         self._told = False
 
@@ -88,7 +97,7 @@ class WandbSink:
         """Keep a table for `flush`; it takes the place of an older one."""
         import wandb
 
-        self._fields[_path_safe(key)] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        self._tables[_path_safe(key)] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
 
     def rows(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
         """Add rows to a table that grows over the epochs; each epoch sends its own rows only."""
@@ -104,7 +113,7 @@ class WandbSink:
         for row in rows:
             self._growing[key].add_data(*row)
             self._rows_bytes += len(json.dumps(list(row))) + 2
-        self._fields[key] = self._growing[key]
+        self._tables[key] = self._growing[key]
 
     def define(self, keys: Mapping[str, bool]) -> None:
         """Say how scores are charted, before they are first logged.
@@ -140,25 +149,41 @@ class WandbSink:
             if content is not None:
                 with artifact.new_file(file, mode="w", encoding="utf-8") as handle:
                     json.dump(content, handle, indent=1)
-        run.log_artifact(artifact)
+        self._artifact = artifact
+        self._send_artifact()
+
+    def _send_artifact(self) -> None:
+        if self._artifact is not None and self._server(self.logger.experiment.log_artifact, self._artifact):
+            self._artifact = None
 
     def flush(self, step: int) -> None:
-        """Send what has come together, in one entry of the run's history."""
+        """Send what has come together: the pictures, then the tables, each in one entry of the run's history."""
         shown, self._shown = self._shown, []
-        fields, self._fields = self._fields, {}
         spent, self._rows_bytes = self._rows_bytes, 0
-        if not shown and not fields:
-            return
+        if shown:
+            self._send_pictures(self._within(shown, self.budget - spent), step)
+        self._send_artifact()
+        if self._tables and self._server(self._send_tables, step):
+            self._tables = {}
+
+    def _send_pictures(self, shown: Sequence[_Shown], step: int) -> None:
         import wandb
 
+        fields: dict[str, list[Any]] = {}
         # W&B copies files into the run's folder as it logs them.
         with tempfile.TemporaryDirectory(prefix="camtrain-") as folder:
-            for number, one in enumerate(self._within(shown, self.budget - spent)):
+            for number, one in enumerate(shown):
                 path = Path(folder) / f"{number}.jpg"
                 path.write_bytes(one.jpeg)
                 masks = {name: self._mask(one, name, path) for name in one.masks}
                 fields.setdefault(one.key, []).append(wandb.Image(str(path), caption=one.caption, masks=masks or None))
-            self.logger.log_metrics(fields, step=step)
+            if fields:
+                self.logger.log_metrics(fields, step=step)
+
+    def _send_tables(self, step: int) -> None:
+        # Not by log_metrics of the logger: scores go through it, and what guards them must not wait for a server.
+        tables = {self._named(key): table for key, table in self._tables.items()}
+        self.logger.experiment.log({**tables, _STEP: step})
 
     def _mask(self, one: _Shown, name: str, picture: Path) -> dict[str, Any]:
         """A mask as W&B takes it. Each time it is told what the classes mean, it writes its whole config anew."""
@@ -197,6 +222,11 @@ class WandbSink:
                 stacklevel=2,
             )
         return kept
+
+
+def _is_wandbs(error: Exception) -> bool:
+    """Is it the client's word for a server that does not answer as it should?"""
+    return type(error).__module__.partition(".")[0] == "wandb"
 
 
 def _encoded(pixels: Pixels, kind: str, **how: int) -> bytes:

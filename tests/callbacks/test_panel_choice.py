@@ -134,8 +134,8 @@ def test_an_overview_tells_of_the_map_that_it_shows(order, says):
     maps = {"hirescam": np.eye(4, dtype=np.float32)[:1], "gradcam": np.eye(4, dtype=np.float32)[1:2]}
     cells = np.array([[True, False, False, False]])
     entry = PanelEntry(
-        case="a", label="nodule", present=True, probability=0.9, image=np.zeros((1, 4), np.float32), allowed=None,
-        affine=None, maps={m: maps[m][0] for m in order}, cells=dict.fromkeys(reversed(order), cells[0]),
+        case="a", label="nodule", present=True, probability=0.9, shape=(4,), scenes={}, affine=None,
+        maps={m: maps[m][0] for m in order}, cells=dict.fromkeys(reversed(order), cells[0]),
     )  # fmt: skip
     (found,) = scored([entry], {}, ["nodule"])
     assert list(found.energy_inside) == order

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from camtrain.reporting import CasePicture
+from camtrain.reporting import CasePicture, patience
 from camtrain.reporting.sinks import sinks_for
 from camtrain.reporting.wandb_sink import WandbSink
 
@@ -22,6 +22,11 @@ class WandbLogger:
 
     def __init__(self):
         self.entries = []
+        self.experiment = self
+
+    def log(self, fields):
+        step = fields.pop("trainer/global_step")
+        self.entries.append((step, fields))
 
     def log_metrics(self, fields, step):
         self.entries.append((step, fields))
@@ -83,6 +88,33 @@ def test_a_budget_of_nothing_sends_no_case():
     sink.table("val/scores", ["label"], [["a"]], 1)
     sink.flush(2)
     assert [list(fields) for _, fields in logger.entries] == [["val/scores"]]
+
+
+def test_tables_wait_for_a_server_that_does_not_answer_and_pictures_do_not(monkeypatch):
+    class CommError(Exception):
+        __module__ = "wandb.errors"
+
+    def lost(fields):
+        raise CommError("no answer")
+
+    monkeypatch.setattr(patience, "WAIT", 0.0)
+    monkeypatch.setattr(patience, "_SHARE", 0)
+    logger = WandbLogger()
+    sink, answers = WandbSink(logger), logger.log
+    logger.log = lost
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for epoch in range(3):
+            sink.images("val/attention/a", [noisy(epoch)], ["one"], epoch, epoch)
+            sink.table("val/scores", ["label"], [[f"epoch {epoch}"]], epoch)
+            logger.log = answers if epoch == 2 else lost
+            sink.flush(epoch)
+    (said,) = [str(w.message) for w in seen]
+    assert "asking W&B's server failed (CommError: no answer). Training goes on; tables wait" in said
+    assert [(step, list(fields)) for step, fields in logger.entries] == [
+        *((epoch, ["val/attention/a"]) for epoch in range(3)), (2, ["val/scores"]),
+    ]  # fmt: skip
+    assert logger.entries[-1][1]["val/scores"].data == [["epoch 2"]]
 
 
 def test_masks_are_padded_with_their_pictures():
