@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from camtrain._errors import InputError
 from camtrain.metrics._pair_metric import (
@@ -18,6 +19,7 @@ from camtrain.metrics._pair_metric import (
     synced,
 )
 from camtrain.metrics._pairs import check_label
+from camtrain.metrics.label_auroc import add_block, label_auroc
 
 FLOOR = 0.02
 """A network that moves less than this under both replacements says nothing, and is not called honest for it."""
@@ -51,6 +53,13 @@ class ShortcutReliance(Metric):
     `floor` is undefined and counted by `undefined_rate()`: one effect alone can be cheated by a network that says
     nothing. Effects depend on what the replacement is: report it, and use more than one.
 
+    `risk()` takes in besides whether the network still tells present from absent once the outside is replaced:
+
+        risk = mean of share and 1 - AUROC with the outside replaced; the latter alone where there is no share
+
+    Averaged over cases of the opposite truth and a blur as replacements it ranked the networks of docs/results/shortcut_study.md
+    best as a turned shortcut did.
+
     As input to `update`: before, outside, inside (B, L) probabilities of the untouched image, with everything outside
     replaced and with everything inside replaced; NaN in outside or inside = this pair was not measured (then neither
     effect counts it, so that both stand for the same cases); label (B, L), NaN = unknown, does not count.
@@ -76,6 +85,8 @@ class ShortcutReliance(Metric):
         tensor([0.7500,    nan], dtype=torch.float64)
         >>> metric.undefined_rate()
         tensor([0., 1.], dtype=torch.float64)
+        >>> metric.risk("none")  # present scores below absent once the outside is gone; the second ties
+        tensor([0.8750, 0.5000], dtype=torch.float64)
     """
 
     is_differentiable = False
@@ -85,6 +96,8 @@ class ShortcutReliance(Metric):
     inside_moved: Tensor
     measured: Tensor
     known: Tensor
+    scores: list[Tensor]
+    truths: list[Tensor]
 
     def __init__(self, num_labels: int, average: Average = "macro", floor: float = FLOOR, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -96,6 +109,8 @@ class ShortcutReliance(Metric):
             self.add_state(name, torch.zeros(num_labels, 2, dtype=sum_dtype()), dist_reduce_fx="sum")
         for name in ("measured", "known"):
             self.add_state(name, torch.zeros(num_labels, 2, dtype=torch.long), dist_reduce_fx="sum")
+        for name in ("scores", "truths"):
+            self.add_state(name, [], dist_reduce_fx="cat")
         # Keeps metrics of different floors apart in a MetricCollection, which merges those of equal states.
         self.add_state("settings", torch.tensor([self.floor], dtype=sum_dtype()), dist_reduce_fx="max")
 
@@ -111,6 +126,10 @@ class ShortcutReliance(Metric):
         self.inside_moved = self.inside_moved + sums.inside
         self.measured = self.measured + sums.measured
         self.known = self.known + sums.known
+        # Flat, because torchmetrics lets a process without data take part with an empty flat tensor.
+        measured = torch.where(inside.isnan(), torch.nan, outside)
+        add_block(self.scores, measured.detach().flatten().to(self.device, torch.float32, copy=True))
+        add_block(self.truths, label.detach().flatten().to(self.device, torch.float32, copy=True))
 
     def compute(self) -> dict[str, Tensor]:
         """`outside_effect`, `inside_effect` and `share` with the averaging given at construction."""
@@ -132,6 +151,31 @@ class ShortcutReliance(Metric):
         """
         with synced(self):
             return _averaged(self._reliance(check_average(average)).share, average)
+
+    def risk(self, average: Literal["none", "macro"] = "macro") -> Tensor:
+        """Mean of share and 1 - AUROC with the outside replaced (all processes must call it together).
+
+        Args:
+            average: `"none"` gives (L,), `"macro"` the mean over the labels that have a value; areas of several labels
+                cannot be pooled.
+
+        Returns:
+            (L,) or a scalar; NaN where present or absent cases were not measured.
+
+        Raises:
+            InputError: Another averaging.
+        """
+        if average not in ("none", "macro"):
+            raise InputError(
+                f"expected average as 'none' or 'macro', got {average!r}: areas of labels cannot be pooled"
+            )
+        with synced(self):
+            share = self._reliance("none").share
+            flat = [dim_zero_cat(state) if len(state) else share.new_zeros(0) for state in (self.scores, self.truths)]
+        scores, truths = (each.reshape(-1, self.num_labels) for each in flat)
+        # A pair that was not measured is no case of the area; only a score that is NaN of itself makes it undefined.
+        lost = 1 - label_auroc(scores.nan_to_num(0.0), torch.where(scores.isnan(), torch.nan, truths))
+        return _averaged(torch.where(share.isnan(), lost, (share + lost) / 2), average)
 
     def undefined_rate(self, average: Average | None = None) -> Tensor:
         """Share of the measured labels whose two effects are both under the floor (all processes together).

@@ -242,3 +242,28 @@ def test_wrong_settings_are_refused():
             ShortcutReliance(3, floor=floor)
     with pytest.raises(InputError, match="nearest: macro"):
         ShortcutReliance(3, average="makro")
+
+
+def test_risk_is_half_share_and_half_lost_area_in_any_batches():
+    before, outside, inside, label = _batch()
+    outside[0, 0], inside[1, 1] = torch.nan, torch.nan
+    metric = ShortcutReliance(before.shape[1])
+    for rows in (slice(0, 3), slice(3, None)):
+        metric.update(before[rows], outside[rows], inside[rows], label[rows])
+    share = shortcut_reliance(before, outside, inside, label).share
+    expected = []
+    for column in range(before.shape[1]):
+        rows = ~(outside + inside)[:, column].isnan()
+        up, down = (outside[rows & (label[:, column] == truth), column].float() for truth in (1, 0))
+        wins = [float(a > b) + 0.5 * float(a == b) for a in up for b in down]
+        lost = 1 - sum(wins) / len(wins) if wins else float("nan")
+        expected.append(lost if share[column].isnan() else (float(share[column]) + lost) / 2)
+    found = metric.risk("none")
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), equal_nan=True)
+    assert share[1].isnan()  # moves under nothing
+    assert found[1] == expected[1]
+    assert metric.risk() == found.nanmean()
+    metric.reset()
+    assert metric.risk("none").isnan().all()
+    with pytest.raises(InputError, match="pooled"):
+        metric.risk("micro")
