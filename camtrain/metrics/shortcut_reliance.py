@@ -57,8 +57,8 @@ class ShortcutReliance(Metric):
 
         risk = mean of share and 1 - AUROC with the outside replaced; the latter alone where there is no share
 
-    Averaged over cases of the opposite truth and a blur as replacements it ranked the networks of docs/results/shortcut_study.md
-    best as a turned shortcut did.
+    Averaged over cases of the opposite truth and a blur as replacements it ranked the networks of
+    docs/results/shortcut_study.md best as a turned shortcut did.
 
     As input to `update`: before, outside, inside (B, L) probabilities of the untouched image, with everything outside
     replaced and with everything inside replaced; NaN in outside or inside = this pair was not measured (then neither
