@@ -1,0 +1,41 @@
+"""A run that is ended from outside and started again ends where the run without interruption ends."""
+
+from __future__ import annotations
+
+import csv
+import signal
+
+import pytest
+import torch
+
+
+def checkpoints(folder):
+    return sorted(folder.glob("r/version_*/checkpoints/last.ckpt"))
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def equal(one, other):
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_ended_twice_ends_as_the_whole_run(runs, tmp_path):
+    """Draws of dropout and augmentation, order of cases, schedule, scores: by SIGTERM, then by kill -9."""
+    last = ["--ckpt_path", "last"]
+    whole, term, kill, end = runs(
+        runs.words("whole"),
+        runs.words("ended", *runs.ending(step=8, sent=signal.SIGTERM), *last, "--data.num_workers", 2),
+        runs.words("ended", *runs.ending(step=13, sent=signal.SIGKILL), *last),
+        runs.words("ended", *last, "--data.num_workers", 2),
+    )
+    assert whole[0] == 0, whole[1][-3000:]
+    assert term[0] == 143, term[1][-3000:]
+    assert kill[0] == -signal.SIGKILL, kill[1][-3000:]
+    assert end[0] == 0, end[1][-3000:]
+    once, twice = load(checkpoints(tmp_path / "whole")[-1]), load(checkpoints(tmp_path / "ended")[-1])
+    assert once["global_step"] == twice["global_step"] == 15
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        equal(once[key], twice[key])
