@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from camtrain._errors import InputError
@@ -104,6 +106,28 @@ class Opening:
         made: list[Outlets] = []
         self._patience(lambda: made.append(Outlets(RunDir(root, run_id), loggers, wandb_budget)))
         return made[0] if made else None
+
+
+def bring_run(earlier: Path, root: Path, run_id: str) -> None:
+    """Copy the folder of a run that is resumed under another log folder, so that scores and report go on in one place.
+
+    A copy, because two runs may go on from one checkpoint. Where it fails, that is told, and the folder begins anew.
+
+    Args:
+        earlier: Log folder of the run up to here.
+        root: That of the run from here on.
+        run_id: Name of the folder.
+    """
+    old, new = earlier / "camtrain" / run_id, root / "camtrain" / run_id
+    if new.exists() or not old.is_dir():
+        return
+    part = new.with_name(f".{run_id}.part")
+    try:
+        shutil.copytree(old, part, dirs_exist_ok=True)
+        part.rename(new)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        warnings.warn(f"camtrain: the epochs up to here stay in {old}: copying them failed ({error})", stacklevel=2)
 
 
 def _disk_failure(error: Exception) -> bool:

@@ -46,3 +46,24 @@ def test_a_run_that_was_ended_twice_ends_as_the_whole_run(runs, tmp_path):
     assert once["global_step"] == twice["global_step"] == 15
     for key in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert equal(once[key], twice[key]), key
+    for key, state in once["callbacks"].items():
+        if "ModelCheckpoint" not in key:
+            assert equal(without_places(state), without_places(twice["callbacks"][key])), key
+    # Three versions of the logger: the run's own folder went on from one to the next, and holds all epochs.
+    assert len(checkpoints(tmp_path / "ended")) == 3
+    assert scores(tmp_path / "whole") == scores(tmp_path / "ended")
+    assert "SIGTERM; the run goes on from" in term[1]
+
+
+def without_places(state):
+    return {k: without_places(v) if isinstance(v, dict) else v for k, v in state.items() if k not in ("run_id", "root")}
+
+
+def scores(folder):
+    last = sorted(folder.glob("r/version_*"))[-1]
+    (file,) = last.glob("camtrain/*/scores.csv")
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert {row["epoch"] for row in rows} == {"0", "1", "2"}
+    assert (file.parent / "report.html").exists()
+    return rows
