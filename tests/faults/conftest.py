@@ -16,9 +16,9 @@ SIZE = [16, 20, 18]
 CALLBACKS = "camtrain.callbacks"
 
 
-def config(folder, **trainer):
-    """A small phantom run with everything random switched on: 5 steps in each of 3 epochs."""
-    added = [
+def callbacks():
+    """All of camtrain's that take part in training, and Lightning's checkpoints."""
+    return [
         {"class_path": f"{CALLBACKS}.MaskLossCallback", "init_args": {"layer": "net.relu"}},
         {"class_path": f"{CALLBACKS}.OutsideSwap", "init_args": {"without_organs": "atlas"}},
         {
@@ -27,6 +27,10 @@ def config(folder, **trainer):
         },
         {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": {"save_last": True}},
     ]
+
+
+def config(folder, **trainer):
+    """A small phantom run with everything random switched on: 5 steps in each of 3 epochs."""
     logger = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": str(folder), "name": "r"}}
     data = {"labels": ["nodule", "effusion"], "cases": 18, "val_cases": 6, "test_cases": 1, "size": SIZE,
             "batch_size": 4, "seed": 1}  # fmt: skip
@@ -41,7 +45,7 @@ def config(folder, **trainer):
             "enable_model_summary": False,
             "default_root_dir": str(folder),
             "logger": logger,
-            "callbacks": added,
+            "callbacks": callbacks(),
             **trainer,
         },
     }
@@ -57,6 +61,8 @@ class Runs:
             "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
             "WANDB_MODE": "offline",
         }
+
+    callbacks = staticmethod(callbacks)
 
     def words(self, name, *words, **trainer):
         """The words of one fit; what it writes lies in a folder of that name."""
