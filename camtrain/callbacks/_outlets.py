@@ -42,15 +42,17 @@ class Outlets:
         self.run_dir = run_dir
         meanwhile = "scores stay in memory until they can be written, and go to the loggers"
         self.files = Patience(f"writing to {run_dir.path}", meanwhile, file_failure)
+        # Pictures are what a full disk refuses first: the tables are tried all the same.
+        tables = self.files.alike()
         path = run_dir.scores_path
-        self.scores = Unwritten(adding(path, run_dir.write_scores, lambda: readable_scores(path)), self.files)
+        self.scores = Unwritten(adding(path, run_dir.write_scores, lambda: readable_scores(path)), tables)
         self.cases = Unwritten(
             adding(run_dir.cases_path, lambda rows: write_cases(run_dir, rows), lambda: readable_cases(run_dir)),
-            self.files,
+            tables,
         )
         folder = run_dir.path
         self.alarms = Unwritten(
-            adding(folder / NAME, lambda rows: write_alarms(folder, rows), lambda: readable_alarms(folder)), self.files
+            adding(folder / NAME, lambda rows: write_alarms(folder, rows), lambda: readable_alarms(folder)), tables
         )
         self._sinks = []
         for sink in sinks_for(loggers, run_dir, wandb_budget):

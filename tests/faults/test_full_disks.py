@@ -35,5 +35,5 @@ def test_a_disk_that_fills_up_in_a_run(runs, tmp_path):
     (run,) = (tmp_path / "ours").glob("r/version_0/camtrain/*")
     assert not list(run.rglob(".*"))
     with (run / "scores.csv").open() as file:
-        assert {row["epoch"] for row in csv.DictReader(file)} >= {"0"}
+        assert {row["epoch"] for row in csv.DictReader(file)} == {"0", "1", "2"}  # pictures fail, tables are small
     assert (run / "report.html").read_text().rstrip().endswith("</html>")
