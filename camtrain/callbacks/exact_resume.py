@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import random
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,9 @@ class ExactResume(Callback):
     panel and draws in them, but nobody keeps the random states. Here every training step (dropout, noise, whatever asks
     torch, NumPy or Python's `random`) draws from a state that follows from seed, epoch, batch and process alone.
 
-    After SIGTERM, by which clusters announce the end, the step is finished, `last.ckpt` is written and the run ends: in
-    the middle of an epoch too. During a validation nothing is written: the run goes on from the checkpoint before.
+    After SIGTERM, by which clusters announce the end, the optimizer step is finished, `last.ckpt` is written and the
+    run ends: in the middle of an epoch too, and in all processes together whichever of them was told. (Lightning's own
+    way lets several processes wait for one another for ever.) A validation that has begun is finished before.
 
     Checkpoints are written whole or not at all. Where another process of the run has gone, the error says so in words.
 
@@ -52,6 +56,8 @@ class ExactResume(Callback):
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
         self._whole: WholeCheckpoints | None = None
+        self._asked = False
+        self._before: Any = None
 
     def state_dict(self) -> dict[str, Any]:
         """The seed, so that a resumed run draws from the same one."""
@@ -68,6 +74,7 @@ class ExactResume(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the Trainer as it was."""
+        self._listen_no_more()
         if self._whole is not None:
             self._whole.undo()
             self._whole = None
@@ -85,8 +92,40 @@ class ExactResume(Callback):
         np.random.seed(int(drawn[1]))  # noqa: NPY002  (the global state is what transforms and modules draw from)
         random.seed(int(drawn[2]))
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Listen for SIGTERM in Lightning's place; a handler that somebody else has put there stays."""
+        self._asked = False
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if type(before := signal.getsignal(signal.SIGTERM)).__name__ == "_HandlersCompose":
+            self._before = before
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self._asked = True
+
+    def _listen_no_more(self) -> None:
+        if self._before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
+        self._before = None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End the run, if that was asked for, where a checkpoint says all.
+
+        Not behind the last step of an epoch: what comes behind it writes the checkpoint of the epoch.
+        """
+        if self._before is None or not _between_steps(trainer):
+            return
+        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
+            raise _sigterm(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """What comes now needs no checkpoint in between."""
+        self._listen_no_more()
+
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """After SIGTERM a checkpoint; where another process is gone, a sentence."""
+        self._listen_no_more()
         if type(exception).__name__ == "SIGTERMException":
             self._save_last(trainer)
         elif trainer.world_size > 1 and any(words in str(exception) for words in _LOST):
@@ -111,9 +150,18 @@ class ExactResume(Callback):
 
 
 def _between_steps(trainer: Any) -> bool:
-    """Has a step ended, and is the epoch not at its end, where ModelCheckpoint has written what is to be written?"""
+    """Has an optimizer step just ended, and more of the epoch to come?"""
     done = trainer.fit_loop.epoch_loop.batch_progress.current
-    return bool(trainer.training and 0 < done.completed == done.ready < trainer.num_training_batches)
+    whole = done.processed == done.ready and done.processed % trainer.accumulate_grad_batches == 0
+    return bool(trainer.training and whole and 0 < done.processed < trainer.num_training_batches)
+
+
+def _sigterm(trainer: Any) -> BaseException:
+    """The exception by which this Trainer's Lightning ends after SIGTERM."""
+    names = [base.__module__ for base in type(trainer).__mro__ if base.__name__ == "Trainer"]
+    package = next(n for n in names if n.startswith(("pytorch_lightning.", "lightning."))).partition(".trainer")[0]
+    made: BaseException = importlib.import_module(f"{package}.utilities.exceptions").SIGTERMException()
+    return made
 
 
 def _last_path(trainer: Any) -> Path | None:

@@ -64,18 +64,21 @@ class Runs:
 
     callbacks = staticmethod(callbacks)
 
-    def words(self, name, *words, **trainer):
-        """The words of one fit; what it writes lies in a folder of that name."""
+    def fit(self, name, *words, processes=1, **trainer):
+        """One fit; what it writes lies in a folder of that name."""
         file = self.folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(config(self.folder / name, **trainer)))
-        return ["fit", "--config", str(file), *map(str, words)]
+        return processes, ["fit", "--config", str(file), *map(str, words)]
 
     def ending(self, **how):
         """Words by which a fit ends at a step."""
-        return ["--trainer.callbacks+=fault_parts.EndsAt", *(f"--trainer.callbacks.{k}={int(v)}" for k, v in how.items())]
+        return [
+            "--trainer.callbacks+=fault_parts.EndsAt",
+            *(f"--trainer.callbacks.{k}={int(v)}" for k, v in how.items()),
+        ]
 
     def __call__(self, *runs, seconds=300):
-        """Run one after the other: (exit status, stdout and stderr) of each."""
+        """Run one after the other: (exit statuses, stdout and stderr) of each."""
         order = self.folder / "order.json"
         order.write_text(json.dumps(runs))
         words = [sys.executable, str(HERE / "fault_runs.py"), str(order)]

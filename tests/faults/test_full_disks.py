@@ -14,11 +14,11 @@ def test_a_disk_that_fills_up_in_a_run(runs, tmp_path):
     without = [c for c in runs.callbacks() if "ModelCheckpoint" not in c["class_path"]]
     ending = runs.ending(step=7, bytes_left=12000)
     failed, resumed, ours = runs(
-        runs.words("saving", *ending),
-        runs.words("saving", "--ckpt_path", "last"),
-        runs.words("ours", *ending, enable_checkpointing=False, callbacks=without),
+        runs.fit("saving", *ending),
+        runs.fit("saving", "--ckpt_path", "last"),
+        runs.fit("ours", *ending, enable_checkpointing=False, callbacks=without),
     )
-    assert failed[0] == 2, failed[1][-3000:]
+    assert failed[0] == [2], failed[1][-3000:]
     (sentence,) = [line for line in failed[1].splitlines() if line.startswith("error: ")]
     first, second = sorted((tmp_path / "saving").glob("r/version_*/checkpoints/"))
     assert "File too large" in sentence
@@ -26,10 +26,10 @@ def test_a_disk_that_fills_up_in_a_run(runs, tmp_path):
     assert "--ckpt_path last" in sentence
     assert not list(first.glob(".*"))
     assert torch.load(first / "last.ckpt", weights_only=True)["global_step"] == 5
-    assert resumed[0] == 0, resumed[1][-3000:]
+    assert resumed[0] == [0], resumed[1][-3000:]
     assert torch.load(second / "last.ckpt", weights_only=True)["global_step"] == 15
 
-    assert ours[0] == 0, ours[1][-3000:]
+    assert ours[0] == [0], ours[1][-3000:]
     assert ours[1].count("camtrain: writing to") + ours[1].count("camtrain: the report is not complete") == 1
     assert "Training goes on" in ours[1]
     (run,) = (tmp_path / "ours").glob("r/version_0/camtrain/*")

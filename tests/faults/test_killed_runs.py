@@ -33,15 +33,15 @@ def test_a_run_that_was_ended_twice_ends_as_the_whole_run(runs, tmp_path):
     """Draws of dropout and augmentation, order of cases, schedule, scores: by SIGTERM, then by kill -9."""
     last = ["--ckpt_path", "last"]
     whole, term, kill, end = runs(
-        runs.words("whole"),
-        runs.words("ended", *runs.ending(step=8, sent=signal.SIGTERM), *last, "--data.num_workers", 2),
-        runs.words("ended", *runs.ending(step=13, sent=signal.SIGKILL), *last),
-        runs.words("ended", *last, "--data.num_workers", 2),
+        runs.fit("whole"),
+        runs.fit("ended", *runs.ending(step=8, sent=signal.SIGTERM), *last, "--data.num_workers", 2),
+        runs.fit("ended", *runs.ending(step=13, sent=signal.SIGKILL), *last),
+        runs.fit("ended", *last, "--data.num_workers", 2),
     )
-    assert whole[0] == 0, whole[1][-3000:]
-    assert term[0] == 143, term[1][-3000:]
-    assert kill[0] == -signal.SIGKILL, kill[1][-3000:]
-    assert end[0] == 0, end[1][-3000:]
+    assert whole[0] == [0], whole[1][-3000:]
+    assert term[0] == [143], term[1][-3000:]
+    assert kill[0] == [-signal.SIGKILL], kill[1][-3000:]
+    assert end[0] == [0], end[1][-3000:]
     once, twice = load(checkpoints(tmp_path / "whole")[-1]), load(checkpoints(tmp_path / "ended")[-1])
     assert once["global_step"] == twice["global_step"] == 15
     for key in ("state_dict", "optimizer_states", "lr_schedulers"):
@@ -67,3 +67,26 @@ def scores(folder):
     assert {row["epoch"] for row in rows} == {"0", "1", "2"}
     assert (file.parent / "report.html").exists()
     return rows
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_dies_and_both_are_told_to_end(runs, tmp_path):
+    """Within seconds, with a sentence; the restarts end where the run without interruption ends."""
+    last = ["--ckpt_path", "last"]
+    two = {"processes": 2, "devices": 2, "strategy": "ddp"}
+    whole, dead, told, end = runs(
+        runs.fit("whole", **two),
+        runs.fit("ended", *runs.ending(step=4, sent=signal.SIGKILL, rank=1), **two),
+        runs.fit("ended", *runs.ending(step=5, sent=signal.SIGTERM, rank=1), *last, "--data.num_workers", 2, **two),
+        runs.fit("ended", *last, **two),
+        seconds=120,
+    )
+    assert whole[0] == end[0] == [0, 0], whole[1][-3000:] + end[1][-3000:]
+    assert dead[0] == [1, -signal.SIGKILL], dead[1][-3000:]
+    assert "because another process of this run has gone" in dead[1]
+    assert told[0] == [143, 143], told[1][-3000:]
+    assert "SIGTERM; the run goes on from" in told[1]
+    once, twice = load(checkpoints(tmp_path / "whole")[-1]), load(checkpoints(tmp_path / "ended")[-1])
+    assert once["global_step"] == twice["global_step"] == 9
+    assert equal(once["state_dict"], twice["state_dict"])
+    assert equal(once["optimizer_states"], twice["optimizer_states"])
