@@ -89,6 +89,6 @@ class Runs:
         return json.loads(order.with_suffix(".done").read_text())
 
 
-@pytest.fixture
-def runs(tmp_path):
-    return Runs(tmp_path)
+@pytest.fixture(scope="session")
+def make_runs():
+    return Runs

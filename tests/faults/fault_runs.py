@@ -13,9 +13,10 @@ import sys
 import traceback
 from pathlib import Path
 
+import fault_parts  # noqa: F401
+
 import camtrain.callbacks.attention_monitor
 import camtrain.cli.lightning_cli  # noqa: F401
-import fault_parts  # noqa: F401
 from camtrain.cli.main import main
 
 
@@ -32,7 +33,7 @@ def start(words: list[str], log: Path, environment: dict[str, str]) -> int:
     try:
         sys.argv = ["camtrain", *words]
         code = main(words)
-    except BaseException:  # noqa: BLE001
+    except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
