@@ -127,10 +127,10 @@ class CamtrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         if self._until != "done":
             return None  # type: ignore[return-value]
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
         if self._command == "fit" and self._get(self.config, "exact_resume"):
             trainer.callbacks.insert(0, ExactResume())
-        return trainer
+        return trainer  # type: ignore[no-any-return]
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from monai.data import DataLoader
-from torch.utils.data import Dataset, RandomSampler, Sampler
+from torch.utils.data import Dataset, RandomSampler
 
 TrainerOf = Callable[[], Any]
 
@@ -253,8 +253,8 @@ class ExactLoader(DataLoader):  # type: ignore[misc]
         if place is not None:
             self._resume = place
             for sampler in (self.sampler, getattr(self.batch_sampler, "sampler", None)):
-                if hasattr(sampler, "set_epoch"):
-                    sampler.set_epoch(place[0])
+                if (tell := getattr(sampler, "set_epoch", None)) is not None:
+                    tell(place[0])
         own: Iterator[Any] = super().__iter__()
         return own
 
@@ -284,8 +284,8 @@ class _Places:
     def __init__(self, loader: ExactLoader) -> None:
         self._loader = loader
 
-    def _source(self) -> Sampler[Any]:
-        return self._loader.batch_sampler or self._loader.sampler
+    def _source(self) -> Any:
+        return self._loader.sampler if self._loader.batch_sampler is None else self._loader.batch_sampler
 
     def __iter__(self) -> Iterator[Any]:
         epoch, done = self._loader._start()
@@ -296,7 +296,7 @@ class _Places:
             yield [Place.of(i, epoch) for i in indices] if many else Place.of(indices, epoch)
 
     def __len__(self) -> int:
-        return len(self._source())  # type: ignore[arg-type]
+        return len(self._source())
 
 
 class _Batches:
