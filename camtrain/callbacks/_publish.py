@@ -93,7 +93,7 @@ class Publisher:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: which run this is and where, its colour scale per method, and its best scores."""
-        where = None if self._root is None else str(Path(self._root).absolute())
+        where = self._earlier if self._root is None else str(Path(self._root).absolute())
         return {"run_id": self._run_id, "root": where, "scale": dict(self._scale), "best": dict(self._best)}
 
     def load(self, state: Mapping[str, Any]) -> None:
