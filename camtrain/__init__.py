@@ -28,6 +28,7 @@ _PUBLIC = {
     "MaskLossCallback": "camtrain.callbacks.mask_loss",
     "OutsideSwap": "camtrain.callbacks.outside_swap",
     "AttentionMonitor": "camtrain.callbacks.attention_monitor",
+    "ExactResume": "camtrain.callbacks.exact_resume",
     "InputError": "camtrain._errors",
 }
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from camtrain._errors import InputError as InputError
     from camtrain.anatomy.organ_table import OrganTable as OrganTable
     from camtrain.callbacks.attention_monitor import AttentionMonitor as AttentionMonitor
+    from camtrain.callbacks.exact_resume import ExactResume as ExactResume
     from camtrain.callbacks.mask_loss import MaskLossCallback as MaskLossCallback
     from camtrain.callbacks.outside_swap import OutsideSwap as OutsideSwap
     from camtrain.cam.account import account as account

@@ -16,6 +16,7 @@ import camtrain as ct
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [
     "AttentionMonitor",
+    "ExactResume",
     "InputError",
     "LayerTap",
     "MaskLossCallback",

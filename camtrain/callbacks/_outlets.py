@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from camtrain._errors import InputError
@@ -40,15 +42,17 @@ class Outlets:
         self.run_dir = run_dir
         meanwhile = "scores stay in memory until they can be written, and go to the loggers"
         self.files = Patience(f"writing to {run_dir.path}", meanwhile, file_failure)
+        # Pictures are what a full disk refuses first: the tables are tried all the same.
+        tables = self.files.alike()
         path = run_dir.scores_path
-        self.scores = Unwritten(adding(path, run_dir.write_scores, lambda: readable_scores(path)), self.files)
+        self.scores = Unwritten(adding(path, run_dir.write_scores, lambda: readable_scores(path)), tables)
         self.cases = Unwritten(
             adding(run_dir.cases_path, lambda rows: write_cases(run_dir, rows), lambda: readable_cases(run_dir)),
-            self.files,
+            tables,
         )
         folder = run_dir.path
         self.alarms = Unwritten(
-            adding(folder / NAME, lambda rows: write_alarms(folder, rows), lambda: readable_alarms(folder)), self.files
+            adding(folder / NAME, lambda rows: write_alarms(folder, rows), lambda: readable_alarms(folder)), tables
         )
         self._sinks = []
         for sink in sinks_for(loggers, run_dir, wandb_budget):
@@ -104,6 +108,28 @@ class Opening:
         made: list[Outlets] = []
         self._patience(lambda: made.append(Outlets(RunDir(root, run_id), loggers, wandb_budget)))
         return made[0] if made else None
+
+
+def bring_run(earlier: Path, root: Path, run_id: str) -> None:
+    """Copy the folder of a run that is resumed under another log folder, so that scores and report go on in one place.
+
+    A copy, because two runs may go on from one checkpoint. Where it fails, that is told, and the folder begins anew.
+
+    Args:
+        earlier: Log folder of the run up to here.
+        root: That of the run from here on.
+        run_id: Name of the folder.
+    """
+    old, new = earlier / "camtrain" / run_id, root / "camtrain" / run_id
+    if new.exists() or not old.is_dir():
+        return
+    part = new.with_name(f".{run_id}.part")
+    try:
+        shutil.copytree(old, part, dirs_exist_ok=True)
+        part.rename(new)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        warnings.warn(f"camtrain: the epochs up to here stay in {old}: copying them failed ({error})", stacklevel=2)
 
 
 def _disk_failure(error: Exception) -> bool:

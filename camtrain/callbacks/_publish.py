@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from camtrain._errors import InputError
 from camtrain.callbacks._nifti import NiftiMaps
-from camtrain.callbacks._outlets import Opening, Outlets
+from camtrain.callbacks._outlets import Opening, Outlets, bring_run
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.callbacks._pictures import publish_pictures
 from camtrain.callbacks._scores import MEASURES, Score
@@ -62,6 +63,7 @@ class Publisher:
         self._facts, self._wandb_budget, self._nifti = facts, wandb_budget, nifti
         self._run_id: str | None = None
         self._root: str | None = None
+        self._earlier: str | None = None
         self._outlets: Outlets | None = None
         self._opening = Opening()
         self._introduced: list[int] = []
@@ -83,18 +85,21 @@ class Publisher:
     def setup(self, trainer: Any, stage: str) -> None:
         """A fit is a run of its own, unless a checkpoint says which one goes on; validate and test join it."""
         if stage == "fit":
+            self._earlier = None
             self._run_id, self._scale, self._best, self._due_at, self._introduced = None, {}, {}, None, []
         self._outlets, self._opening = None, Opening()
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which run this is, its colour scale per method, and its best scores."""
-        return {"run_id": self._run_id, "scale": dict(self._scale), "best": dict(self._best)}
+        """What a checkpoint keeps: which run this is and where, its colour scale per method, and its best scores."""
+        where = self._earlier if self._root is None else str(Path(self._root).absolute())
+        return {"run_id": self._run_id, "root": where, "scale": dict(self._scale), "best": dict(self._best)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with an earlier run, as far as it had begun."""
         self._run_id = state.get("run_id") or self._run_id
+        self._earlier = state.get("root")
         self._scale = dict(state.get("scale") or self._scale)
         self._best = dict(state.get("best") or self._best)
 
@@ -169,6 +174,8 @@ class Publisher:
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return None
         if self._outlets is None:
+            if self._earlier is not None and self._run_id is not None:
+                bring_run(Path(self._earlier), Path(self._root or "."), self._run_id)
             self._outlets = self._opening(self._root or ".", self._run_id, trainer.loggers, self._wandb_budget)
             if self._outlets is not None:
                 self._run_id = self._outlets.run_dir.id

@@ -50,6 +50,9 @@ def _code_of(action: Callable[[], object]) -> int:
         # Lightning shuts down by itself after Ctrl+C and then leaves with 1.
         if isinstance(stop.__context__, KeyboardInterrupt):
             return _interrupted()
+        if type(stop).__name__ == "SIGTERMException":
+            sys.stderr.write("ended by SIGTERM\n")
+            return 143
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
         sentence = input_sentence(error)

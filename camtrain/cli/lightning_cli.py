@@ -12,7 +12,9 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from typing_extensions import override
 
 from camtrain._errors import InputError
+from camtrain.callbacks import ExactResume
 from camtrain.cli.checkpoint import check_fits, find_checkpoint, read_checkpoint
+from camtrain.cli.last import LAST, last_checkpoint
 from camtrain.reporting import open_loggers
 
 Until = Literal["parsed", "built", "done"]
@@ -64,7 +66,7 @@ class CamtrainCLI(LightningCLI):
     """
 
     def __init__(self, command: str, args: Sequence[str], until: Until = "done") -> None:
-        self._until = until
+        self._until, self._command = until, command
         self._loaded: dict[str, Any] | None = None
         # One parser instead of three: each takes about a second to make.
         self.subcommands = lambda: {command: set(_SKIP[command])}  # type: ignore[method-assign]
@@ -81,6 +83,13 @@ class CamtrainCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"model": {"class_path": "camtrain.models.LitClassifier"}})
+        # For all commands: a fit's config is also that of its tests.
+        parser.add_argument(
+            "--exact_resume",
+            type=bool,
+            default=True,
+            help="fit: end where a run without interruption ends (docs/faults.md)",
+        )
         parser.link_arguments("data", "model.init_args.labels", compute_fn=self._labels_of_data, apply_on="instantiate")
 
     @override
@@ -101,8 +110,9 @@ class CamtrainCLI(LightningCLI):
             return
         self._read_checkpoint()
         super().instantiate_classes()
+        self._find_last()
         if self._loaded is not None:
-            check_fits(self._loaded, self.model, self._get(self.config, "ckpt_path"))
+            check_fits(self._loaded, self.model, self._get(self.config_init, "ckpt_path"))
 
     def build(self) -> None:
         """Make data module and model after all, where only the config was read.
@@ -117,7 +127,10 @@ class CamtrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         if self._until != "done":
             return None  # type: ignore[return-value]
-        return super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
+        if self._command == "fit" and self._get(self.config, "exact_resume"):
+            trainer.callbacks.insert(0, ExactResume())
+        return trainer  # type: ignore[no-any-return]
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
@@ -129,6 +142,14 @@ class CamtrainCLI(LightningCLI):
         """Open the checkpoint before anything is built: a wrong path shall not cost the reading of the data."""
         path = find_checkpoint(self._get(self.config, "ckpt_path"))
         if path is not None:
+            self._loaded = read_checkpoint(path, weights_only=self._get(self.config, "weights_only") is not False)
+
+    def _find_last(self) -> None:
+        """Name the file that `last` stands for; where there is none, Lightning says so and starts a new run."""
+        if self._until != "done" or str(self._get(self.config, "ckpt_path")) != LAST:
+            return
+        if (path := last_checkpoint(self.trainer)) is not None:
+            self.config_init[self._command]["ckpt_path"] = str(path)
             self._loaded = read_checkpoint(path, weights_only=self._get(self.config, "weights_only") is not False)
 
     def _labels_of_data(self, data: Any) -> list[str] | None:

@@ -47,7 +47,7 @@ first steps:
   camtrain evaluate --ckpt_path BEST.ckpt --methods hirescam,gradcam --out evaluation
   camtrain explain --ckpt_path BEST.ckpt --image ct.nii.gz --out maps
 
-exit codes: 0 done, 2 something in your input is wrong (one line says what), 1 a defect, 130 interrupted
+exit codes: 0 done, 2 something in your input is wrong (one line says what), 1 a defect, 130 interrupted, 143 SIGTERM
 """
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Words after `camtrain`; None takes those of the process.
 
     Returns:
-        0 done; 2 the user's input is wrong, one line on stderr says what; 130 interrupted.
+        0 done; 2 the user's input is wrong, one line on stderr says what; 130 interrupted; 143 ended by SIGTERM.
 
     Raises:
         Exception: Anything that is not the user's input is a defect and keeps its traceback.

@@ -12,6 +12,7 @@ _PUBLIC = {
     "CTRateDataModule": "camtrain.data.ct_rate_module",
     "CryoETDataModule": "camtrain.data.cryoet_module",
     "PhantomDataModule": "camtrain.data.phantom_module",
+    "ExactLoader": "camtrain.data.exact_loader",
     "ManifestDataModule": "camtrain.data.manifest_module",
     "PascalVOCDataModule": "camtrain.data.voc_module",
     "RadChestCTDataModule": "camtrain.data.rad_chestct_module",
@@ -25,6 +26,7 @@ _PUBLIC = {
 __all__ = [
     "CTRateDataModule",
     "CryoETDataModule",
+    "ExactLoader",
     "ManifestDataModule",
     "OrganShareSampler",
     "PascalVOCDataModule",
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from camtrain.data.cryoet_module import CryoETDataModule
     from camtrain.data.ct_rate_module import CTRateDataModule
     from camtrain.data.ct_rate_tree import make_ct_rate_tree
+    from camtrain.data.exact_loader import ExactLoader
     from camtrain.data.manifest_module import ManifestDataModule
     from camtrain.data.organ_reporting import organ_report
     from camtrain.data.organ_share import OrganShareSampler

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, final
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from monai.data import DataLoader
-from torch.utils.data import Dataset, RandomSampler, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from camtrain._errors import InputError
+from camtrain.data.exact_loader import EpochShuffle, ExactLoader, TrainerOf
 from camtrain.data.organ_share import OrganShareSampler
 
 
@@ -43,58 +44,14 @@ def cases_by_split(cases: int, val_cases: int | None, test_cases: int | None, te
     return {"train": cases, "val": val_cases or quarter} | dict.fromkeys(tests, test_cases or quarter)
 
 
-@final
-class EpochShuffle(RandomSampler):
-    """A new order every epoch, which follows from seed and epoch alone.
-
-    A run that goes on from a checkpoint then sees its cases in the order in which it would have seen them without the
-    interruption: Lightning tells samplers the epoch. It is a `RandomSampler` because Lightning shuffles the shares of
-    several processes only where it finds one.
-
-    Args:
-        dataset: The cases.
-        seed: Of the orders.
-        batch_size: Cases per batch.
-
-    Example:
-        >>> whole, resumed = EpochShuffle(range(8), 1, batch_size=3), EpochShuffle(range(8), 1, batch_size=3)
-        >>> epochs = [list(whole) for _ in range(3)]
-        >>> resumed.set_epoch(2)
-        >>> list(resumed) == epochs[2]
-        True
-    """
-
-    def __init__(self, dataset: Any, seed: int, batch_size: int) -> None:
-        super().__init__(dataset)
-        self._seed, self._next = seed, 0
-        self._last_is_full = len(dataset) % batch_size == 0
-        self._own = torch.Generator().manual_seed(seed)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Have the next iteration be that of `epoch`, counted from 0."""
-        if epoch == self._next:
-            return
-        self._own.manual_seed(self._seed)
-        for _ in range(epoch):
-            self._order()
-        self._next = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        order = self._order()
-        self._next += 1
-        return iter(order)
-
-    def _order(self) -> list[int]:
-        # The draws around the order are those that torch's own loader and sampler made from this generator under a
-        # Trainer before there was this class: published runs keep their order.
-        torch.empty((), dtype=torch.int64).random_(generator=self._own)
-        order: list[int] = torch.randperm(len(self.data_source), generator=self._own).tolist()
-        if not self._last_is_full:
-            torch.randperm(len(self.data_source), generator=self._own)
-        return order
-
-
-def seeded_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, seed: int, shuffle: bool) -> DataLoader:
+def seeded_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    shuffle: bool,
+    trainer: TrainerOf | None = None,
+) -> DataLoader:
     """A loader whose order follows from `seed` alone.
 
     Args:
@@ -103,11 +60,13 @@ def seeded_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, seed
         num_workers: Worker processes, kept from epoch to epoch.
         seed: Of the order.
         shuffle: A new order every epoch, or always that of the dataset.
+        trainer: Gives the Trainer, for a run that is resumed.
     """
     if num_workers and hasattr(dataset, "make_all"):
         dataset.make_all()
-    return DataLoader(
+    return ExactLoader(
         dataset,
+        trainer=trainer if shuffle else None,
         batch_size=batch_size,
         sampler=EpochShuffle(dataset, seed, batch_size) if shuffle else None,
         num_workers=num_workers,

@@ -178,7 +178,9 @@ class CryoETDataModule(LightningDataModule):
         return [self._loader(split) for split in self.test_splits]
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader:
-        return seeded_loader(self._sets[split], self.batch_size, self.num_workers, self._seed, shuffle)
+        return seeded_loader(
+            self._sets[split], self.batch_size, self.num_workers, self._seed, shuffle, lambda: self.trainer
+        )
 
 
 def particles(batch: dict[str, Any]) -> Tensor:

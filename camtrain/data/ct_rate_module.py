@@ -34,6 +34,7 @@ from camtrain.data.ct_rate_files import (
     read_no_chest,
 )
 from camtrain.data.ct_rate_header import CorrectHeader
+from camtrain.data.exact_loader import ExactLoader
 from camtrain.data.manifest import Case
 from camtrain.data.manifest_cache import CaseDataset
 from camtrain.data.manifest_transforms import build_transforms, check_triple, check_window, collate
@@ -308,8 +309,10 @@ class CTRateDataModule(LightningDataModule):
         if shuffle:
             has_organs = [case.organs is not None for case in self.cases(split)]
             sampler = train_sampler(dataset, has_organs, self.batch_size, self.organ_share, self._seed)
-        return DataLoader(
+        return ExactLoader(
             dataset,
+            seed=self._seed if shuffle and self._augmented is not self._plain else None,
+            trainer=(lambda: self.trainer) if shuffle else None,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -9,7 +9,7 @@ import mmap
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from camtrain._errors import InputError
 from camtrain.data._faults import MOST, Faults
+from camtrain.data.exact_loader import CaseDraws
 from camtrain.data.manifest import Case
 from camtrain.data.manifest_transforms import CaseError, FillOrgans, root_input_error
 
@@ -39,6 +40,7 @@ class Readable:
 
     data: Sequence[Case]
     on_error: OnError = "raise"
+    draws: CaseDraws | None = None  # None: random transforms draw as they come
 
     def start_skipping(self, on_error: OnError) -> None:
         """Set what a broken case does; flags are shared with worker processes that are forked later."""
@@ -53,7 +55,7 @@ class Readable:
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Cases of a batch, without the broken ones."""
         if self.on_error == "raise":
-            return [self[index] for index in indices]  # type: ignore[index]
+            return [self._drawn(index) for index in indices]
         cases = [case for index in indices if (case := self.try_case(index)) is not None]
         step = 1
         while not cases:
@@ -68,11 +70,15 @@ class Readable:
         if self.broken[index]:
             return None
         try:
-            return self[index]  # type: ignore[index]
+            return self._drawn(index)
         except InputError as error:
             self.broken[index] = 1
             _log.warning("left out: %s", error)
             return None
+
+    def _drawn(self, index: int) -> Any:
+        with nullcontext() if self.draws is None else self.draws.at(index):
+            return self[index]  # type: ignore[index]
 
 
 class CaseDataset(Readable, CacheDataset):  # type: ignore[misc]

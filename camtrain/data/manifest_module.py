@@ -17,6 +17,7 @@ from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
 from camtrain.data._faults import Faults
 from camtrain.data._loaders import train_sampler
+from camtrain.data.exact_loader import ExactLoader
 from camtrain.data.manifest import Case, Manifest
 from camtrain.data.manifest_cache import CaseDataset, DiskDataset, LazyDataset, OnError
 from camtrain.data.manifest_look import checked_manifest
@@ -267,13 +268,17 @@ class ManifestDataModule(LightningDataModule):
         generator = torch.Generator().manual_seed(drawn)
         dataset = self._dataset(split, argument)
         sampler: Sampler[int] | None = None
+        draws: int | None = None
         if shuffle:
             has_organs = [case.organs is not None for case in self.manifest.split(split, argument)]
             # Every process must draw the same shares, so that there the seed is never torch's own.
             seed = int(os.environ.get("PL_GLOBAL_SEED", drawn if self.organ_share is None else 0))
             sampler = train_sampler(dataset, has_organs, self.batch_size, self.organ_share, seed)
-        return DataLoader(
+            draws = seed if self._augmented is not self._transforms else None
+        return ExactLoader(
             dataset,
+            seed=draws,
+            trainer=(lambda: self.trainer) if shuffle else None,
             num_workers=self.num_workers,
             batch_size=self.batch_size,
             sampler=sampler,

@@ -18,6 +18,7 @@ from camtrain._lightning import LightningDataModule
 from camtrain.anatomy.organ_table import OrganTable
 from camtrain.anatomy.partition import BORDERS, LEAST, partition_files
 from camtrain.data._loaders import train_sampler
+from camtrain.data.exact_loader import ExactLoader
 from camtrain.data.organ_reporting import OrganReport, organ_report, report_and_warn
 from camtrain.data.rad_chestct_dataset import Centre, Preparation, RadChestCTScans, organ_file
 from camtrain.data.rad_chestct_files import (
@@ -314,8 +315,10 @@ class RadChestCTDataModule(LightningDataModule):
         if shuffle:
             has_organs = [file is not None for file in scans.organs]
             sampler = train_sampler(scans, has_organs, self.batch_size, self.organ_share, self._seed)
-        return DataLoader(
+        return ExactLoader(
             scans,
+            seed=self._seed if shuffle and self.augment else None,
+            trainer=(lambda: self.trainer) if shuffle else None,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

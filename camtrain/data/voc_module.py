@@ -154,7 +154,9 @@ class PascalVOCDataModule(LightningDataModule):
         return self._splits[name]
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader:
-        return seeded_loader(self._split(split), self.batch_size, self.num_workers, self._seed, shuffle)
+        return seeded_loader(
+            self._split(split), self.batch_size, self.num_workers, self._seed, shuffle, lambda: self.trainer
+        )
 
 
 class _Kept(NamedTuple):

@@ -52,10 +52,16 @@ class Patience:
         slow: float = math.inf,
     ) -> None:
         self.what, self.meanwhile, self.catches, self.slow = what, meanwhile, catches, slow
-        self._told = False
+        self._told: list[str] = []
         self._again = 0.0
         self.failing = False
         """Did the last try fail?"""
+
+    def alike(self) -> Patience:
+        """Another one for something smaller in the same place: it waits by itself, and the two warn once together."""
+        other = Patience(self.what, self.meanwhile, self.catches, self.slow)
+        other._told = self._told
+        return other
 
     @property
     def waiting(self) -> bool:
@@ -100,8 +106,8 @@ class Patience:
 
     def _tell(self, error: Exception) -> None:
         if not self._told:
-            self._told = True
             reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
+            self._told.append(reason)
             warnings.warn(
                 f"camtrain: {self.what} failed ({reason}). Training goes on; {self.meanwhile}. It is tried again from "
                 "time to time, without another warning",

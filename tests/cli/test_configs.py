@@ -66,7 +66,8 @@ def test_config_runs(path, run, tmp_path, monkeypatch):
     config = yaml.safe_load(path.read_text())
     result = run("fit", "--config", path, *small(config, tmp_path))
     assert result.code == 0, result.err
-    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    (checkpoint,) = (file for file in tmp_path.rglob("*.ckpt") if file.name != "last.ckpt")
+    assert (checkpoint.parent / "last.ckpt").exists()  # what --ckpt_path last goes on from
     for place in ("checkpoint: ", "config: ", "run folder: ", "scores: ", "pictures: ", "CSV: ", "W&B (offline): "):
         assert place in result.out
     assert list(tmp_path.rglob("camtrain/*/epochs/*/*.png"))

@@ -204,6 +204,20 @@ def test_augmentation_is_for_training_only_and_new_each_epoch(study):
         assert torch.equal(next(iter(still))["image"], next(iter(still))["image"])
 
 
+def test_augmentation_follows_from_seed_epoch_and_case(study, monkeypatch):
+    """So the number of workers does not matter, nor what was drawn before: a run that goes on sees the same cases."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "4")
+    made = []
+    for workers, on_error in ((0, "raise"), (1, "skip")):
+        data = study(*ROWS, augment=True, batch_size=2, num_workers=workers, on_error=on_error)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(3)
+        made.append(torch.cat([batch["image"] for batch in loader]))
+        torch.rand(5)
+    assert torch.equal(*made)
+
+
 @pytest.mark.parametrize("lightning", [pl, lp])
 def test_trainer_fits_and_checkpoint_rebuilds(study, lightning):
     class Net(lightning.LightningModule):
