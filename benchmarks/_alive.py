@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,6 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -34,9 +32,9 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def handles() -> dict[str, float]:
-    """Open file descriptors, memory maps and threads of this process."""
+    """Open file descriptors and threads of this process."""
     return {
-        "files": len(os.listdir("/proc/self/fd")),
+        "files": len(list(Path("/proc/self/fd").iterdir())),
         "threads": _numbers(Path("/proc/self/status"))["Threads"],
     }
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import resource
 import runpy
 import signal
@@ -26,8 +25,8 @@ from types import CodeType, FrameType
 
 from _pairs import machine
 
-# Read from the outermost frame inwards: where the frames of a stack lead to. An entry with "!" is final, others give way
-# to what is called further in. Part of a path (and function) -> group.
+# Read from the outermost frame inwards: where the frames of a stack lead to. An entry with "!" is final, others give
+# way to what is called further in. Part of a path (and function) -> group.
 PLAIN, OURS = "plain", "ours"
 GROUPS: list[tuple[str, str, str, str]] = [
     ("<frozen importlib", "", PLAIN, "!imports"),
@@ -166,7 +165,7 @@ def main() -> None:
     parser.add_argument("words", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     sys.argv = [options.script, *options.words]
-    sys.path[0] = os.getcwd() if options.module else str(Path(options.script).parent)
+    sys.path[0] = str(Path.cwd()) if options.module else str(Path(options.script).parent)
     sampler, process, thread = Sampler(options.every / 1000), time.process_time(), time.thread_time()
     sampler.start()
     try:
