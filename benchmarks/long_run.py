@@ -214,25 +214,8 @@ def main() -> None:
     (setting,) = options.settings
     print(f"\n{setting}: {options.epochs} epochs of {options.steps} steps, batch {options.batch}, {options.size}^3; "
           f"{machine()}\n", flush=True)  # fmt: skip
-    columns = [
-        "USS",
-        "RSS",
-        "peak",
-        "tensors",
-        "MiB",
-        "nodes",
-        "objects",
-        "hooks",
-        "steps",
-        "files",
-        "threads",
-        "held",
-        "state",
-        "ckpt",
-        "folder",
-        "s",
-    ]
-    print(f"| epoch | {' | '.join(columns)} |\n{'|---' * (len(columns) + 1)}|", flush=True)
+    columns = "USS|RSS|peak|tensors|MiB|nodes|objects|hooks|steps|files|threads|held|state|ckpt|folder|s"
+    print(f"|epoch|{columns}|\n{'|---' * (columns.count('|') + 2)}|", flush=True)
     report(setting, run(setting, options), options)
 
 

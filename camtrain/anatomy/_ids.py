@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SMALL = (
-    2**24
-)  # voxels that are copied to one byte each before they are compared: beyond, the copy is memory that counts
+SMALL = 2**24  # voxels that are copied to one byte each before they are compared; beyond, the copy would count
 
 
 def narrowed(ids: Tensor) -> Tensor:
-    """The same ids in one byte per voxel, where they fit and the tensor lies on the CPU and is not large; else as given.
+    """The same ids in one byte per voxel, where they fit, the tensor lies on the CPU and is not large; else as given.
 
     Args:
         ids: Whole numbers of any shape.

@@ -1,7 +1,8 @@
 """Volumes and maps of a run as pieces of an HTML page: turned to screen order, compressed, as text.
 
 A piece is made once and kept by the file that it came of, as long as it is on the page, so that the page of a long run
-costs no more per epoch, and holds no more memory, than the page of a short one. The page's script reads the pieces; `templates/report_data.js` is their other end.
+costs no more per epoch, and holds no more memory, than the page of a short one. The page's script reads the pieces;
+`templates/report_data.js` is their other end.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -42,8 +41,8 @@ def held(model):
         "hooks of tensors": sum(len(tensor._backward_hooks or {}) for tensor in tensors if tensor.is_leaf),
         "wrapped": sorted(name for name, each in vars(model).items() if hasattr(each, "camtrain")),
         "graph": len(nodes),
-        "files": sorted(Counter(map(_open_file, os.listdir("/proc/self/fd"))).items()),
-        "threads": len(os.listdir("/proc/self/task")),
+        "files": sorted(Counter(map(_open_file, Path("/proc/self/fd").iterdir())).items()),
+        "threads": len(list(Path("/proc/self/task").iterdir())),
         "tensors": sorted(Counter(f"{each.dtype} {tuple(each.shape)}" for each in tensors).items()),
     }
 
@@ -58,9 +57,9 @@ def _entries(value):
     return set(value) if isinstance(value, list) else {value}
 
 
-def _open_file(number):
+def _open_file(link):
     try:
-        return os.readlink(f"/proc/self/fd/{number}")
+        return str(link.readlink())
     except OSError:  # the listing itself
         return "-"
 
