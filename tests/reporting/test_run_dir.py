@@ -68,7 +68,9 @@ def test_a_repeated_epoch_replaces_its_rows(tmp_path):
 
 def test_a_later_epoch_is_appended_without_reading_and_gives_the_same_file(tmp_path, monkeypatch):
     def epoch(number, step, *more):
-        rows = [Score(number, step, split, "", label, "auroc", number + 0.1) for split in ("val", "b") for label in "xy"]
+        rows = [
+            Score(number, step, split, "", label, "auroc", number + 0.1) for split in ("val", "b") for label in "xy"
+        ]
         return [*rows, Score(number, step, "val", "", "z", "auroc", float("nan")), *more]
 
     twice = Score(2, 20, "val", "", "x", "auroc", 9.0)  # a row that is given twice counts as it came last
