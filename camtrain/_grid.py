@@ -96,34 +96,49 @@ def _counts(region: Tensor, size: tuple[int, ...]) -> tuple[Tensor, int]:
     full = math.prod(voxels // math.gcd(voxels, cells) for voxels, cells in zip(region.shape[2:], size, strict=True))
     # torch sums bools into int32 twenty times faster than into int64; the latter is for volumes beyond half a billion.
     dtype = torch.int32 if ENOUGH * full < 2**31 else torch.int64
-    counts = region
+    counts, top = region, 1
     # The axis that shrinks most goes first: what is held between two axes is then small. Whole sums know no order.
     for axis in sorted(range(len(size)), key=lambda a: size[a] / region.shape[2 + a]):
-        counts = _cell_sums(counts, 2 + axis, size[axis], dtype)
-    return counts, full
+        counts, top = _cell_sums(counts, 2 + axis, size[axis], dtype, top)
+    return counts.to(dtype), full
 
 
-def _cell_sums(counts: Tensor, axis: int, cells: int, dtype: torch.dtype) -> Tensor:
-    """Sums over the cells of one axis; a voxel on an edge counts for each cell with its share."""
+def _cell_sums(counts: Tensor, axis: int, cells: int, dtype: torch.dtype, top: int) -> tuple[Tensor, int]:
+    """Sums over the cells of one axis, and the most that they can be, where it was `top` before.
+
+    A voxel on an edge counts for each cell with its share.
+    """
     voxels = counts.shape[axis]
     if voxels % cells == 0:
-        shape = (*counts.shape[:axis], cells, voxels // cells, *counts.shape[axis + 1 :])
-        grouped = counts.reshape(shape)
-        if grouped.numel() <= AT_ONCE:
-            return grouped.sum(axis + 1, dtype=dtype)
-        # torch makes a wide copy of bools before it sums them: of a part at a time in large volumes.
-        few = max(1, AT_ONCE * cells // grouped.numel())
-        return torch.cat([part.sum(axis + 1, dtype=dtype) for part in torch.split(grouped, few, axis)], axis)
+        return _sums_of_runs(counts, axis, cells, dtype, top)
     index, share, parts = _overlaps(voxels, cells)
     whole = (share == parts).all(dim=0)
     picked = counts.index_select(axis, index[:, whole].flatten().to(counts.device))
-    shape = (*counts.shape[:axis], cells, int(whole.sum()), *counts.shape[axis + 1 :])
-    sums = picked.reshape(shape).sum(axis + 1, dtype=dtype) * parts
+    sums = _sums_of_runs(picked, axis, cells, dtype, top)[0].to(dtype) * parts
     along = [-1 if a == axis else 1 for a in range(counts.ndim)]
     for column in (~whole).nonzero().flatten().tolist():
         weight = share[:, column].to(counts.device, dtype).reshape(along)
         sums = sums + weight * counts.index_select(axis, index[:, column].to(counts.device))
-    return sums
+    return sums, top * voxels // math.gcd(voxels, cells)
+
+
+def _sums_of_runs(counts: Tensor, axis: int, cells: int, dtype: torch.dtype, top: int) -> tuple[Tensor, int]:
+    """Sums over equal runs of voxels of one axis, `cells` of them, and the most that they can be."""
+    run = counts.shape[axis] // cells
+    grouped = counts.reshape(*counts.shape[:axis], cells, run, *counts.shape[axis + 1 :])
+    top *= run
+    if counts.device.type == "cpu" and 0 < top < 2**8:
+        # One byte per voxel from end to end: eight times as fast as torch's sum, which makes a wide copy first.
+        narrow = grouped.view(torch.uint8) if grouped.dtype == torch.bool else grouped.to(torch.uint8)
+        sums = narrow.select(axis + 1, 0).clone()
+        for place in range(1, run):
+            sums += narrow.select(axis + 1, place)
+        return sums, top
+    if grouped.numel() <= AT_ONCE:
+        return grouped.sum(axis + 1, dtype=dtype), top
+    # Of a part at a time in large volumes.
+    few = max(1, AT_ONCE * cells // grouped.numel())
+    return torch.cat([part.sum(axis + 1, dtype=dtype) for part in torch.split(grouped, few, axis)], axis), top
 
 
 def _overlaps(voxels: int, cells: int) -> tuple[Tensor, Tensor, int]:

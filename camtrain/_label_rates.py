@@ -1,4 +1,4 @@
-"""Scores of the logits per label: average precision, ROC area, calibration error; torchmetrics says what they are."""
+"""Scores of the logits per label, as torchmetrics has them, and how the logits of a split are kept until then."""
 
 from __future__ import annotations
 
@@ -40,6 +40,29 @@ def label_rates(name: str, probability: Tensor, label: Tensor) -> Tensor:
         if enough and not bool(given.isnan().any()):
             found[column] = _rate(name, given, truth)
     return found
+
+
+def add_block(blocks: list[Tensor], fresh: Tensor) -> None:
+    """Append to a list of flat tensors, joining neighbours so that n batches leave about log2(n) tensors.
+
+    A small tensor kept of every batch lies between the large ones of the network, and the C allocator cannot join what
+    is freed around it: with DenseNet121 the process grew by the size of the images, batch after batch.
+
+    Args:
+        blocks: Changed in place; together, in order, they hold all values.
+        fresh: (N,) a tensor of its own, no view of somebody else's.
+
+    Example:
+        >>> blocks = []
+        >>> for number in range(7):
+        ...     add_block(blocks, torch.tensor([number]))
+        >>> [block.tolist() for block in blocks]
+        [[0, 1, 2, 3], [4, 5], [6]]
+    """
+    # Each block is at least twice the next, so that there are few of them whatever the sizes of the batches.
+    while blocks and len(blocks[-1]) < 2 * len(fresh):
+        fresh = torch.cat([blocks.pop(), fresh])
+    blocks.append(fresh)
 
 
 def _rate(name: str, probability: Tensor, truth: Tensor) -> Tensor:

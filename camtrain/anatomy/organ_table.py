@@ -14,6 +14,7 @@ from torch import Tensor
 
 from camtrain._errors import InputError, nearest
 from camtrain._grid import to_grid
+from camtrain.anatomy._ids import narrowed, voxels_with
 from camtrain.anatomy.rules import Rule, shape_region
 from camtrain.anatomy.table_file import check_sections, parse_groups, parse_organs, parse_rule, read_table
 
@@ -255,7 +256,7 @@ class OrganTable:
             >>> OrganTable.load("phantom").allowed(organs, size=(4, 4, 4)).shape
             torch.Size([2, 8, 4, 4, 4])
         """
-        ids = _volume(organs)
+        ids = narrowed(_volume(organs))
         grid = tuple(ids.shape[2:] if size is None else size)
         steps = self._steps(spacing, ids)
         if allowed_organs is None:
@@ -332,9 +333,9 @@ class OrganTable:
 
     def _voxels(self, ids: Tensor, name: str) -> Tensor:
         first, *others = self._organs[name]
-        voxels = ids == first
+        voxels = voxels_with(ids, first)
         for other in others:
-            voxels |= ids == other
+            voxels |= voxels_with(ids, other)
         return voxels
 
     def _steps(self, spacing: Spacing | None, ids: Tensor) -> list[list[float]] | None:

@@ -171,7 +171,7 @@ class FixedQuestions:
         if self.depth is not None and "depth" in self._due:
             found |= self._ask_depth(trainer, context, device)
         self._checked |= dict.fromkeys(self._due, int(trainer.current_epoch) + 1)
-        self._rerun = None
+        self.drop()
         return [score for measure, values in found.items() for score in _scores(measure, values)]
 
     def _ask_reliance(self, trainer: Any, context: RunContext, device: torch.device) -> dict[str, dict[str, float]]:

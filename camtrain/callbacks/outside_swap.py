@@ -123,7 +123,7 @@ class OutsideSwap(Callback):
         self._atlas: RegionAtlas | None = None
         self._known_atlas: dict[str, Any] = {}
         self._lenders = Lenders(organs=without_organs == "lend")
-        self._shares: list[Tensor] = []
+        self._shares: Tensor | None = None
         self._checked = False
         self._indices = False
 
@@ -176,12 +176,11 @@ class OutsideSwap(Callback):
         """Log the shares of the epoch; usual regions stand from here on."""
         if self._atlas is not None:
             self._atlas.fix(partial(trainer.strategy.reduce, reduce_op="sum"), pl_module.device)
-        if not self._shares:
+        if self._shares is None:
             return
         prefix = f"train/{self.name}" if self.name else "train"
-        sums = torch.stack(self._shares).sum(dim=0)
-        swapped, left_out, cases, pairs = over_processes(sums, sums[:0])[0]
-        self._shares = []
+        swapped, left_out, cases, pairs = over_processes(self._shares, self._shares[:0])[0]
+        self._shares = None
         figures = {
             f"{prefix}/{key}": value for key, value in zip(SHARES, (swapped / cases, left_out / pairs), strict=True)
         }
@@ -196,7 +195,7 @@ class OutsideSwap(Callback):
         if self._wrapped is not None:
             self._wrapped.undo()
             self._wrapped = None
-        self._rules, self._shares, self._checked = None, [], False
+        self._rules, self._shares, self._checked = None, None, False
         self._lenders.clear()
 
     def _step(self, trainer: Any, pl_module: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -351,10 +350,11 @@ class OutsideSwap(Callback):
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 
     def _count(self, made: Composite | None, label: Tensor) -> None:
-        count = torch.tensor([0.0, 0.0, len(label), label.numel()], dtype=torch.float32, device=label.device)
+        count = torch.tensor([0, 0, len(label), label.numel()], device=label.device)
         if made is not None:
             count[0], count[1] = made.swapped.sum(), made.left_out.sum()
-        self._shares.append(count)
+        # One sum, not a tensor per step: what is kept between the network's large ones keeps memory from being joined.
+        self._shares = count if self._shares is None else self._shares + count
 
 
 def _replaced(args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

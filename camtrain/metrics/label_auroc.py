@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from camtrain._errors import InputError
+from camtrain._label_rates import add_block
 from camtrain.metrics._pair_metric import average_labels, check_num_labels, sum_dtype, synced
 from camtrain.metrics._pairs import check_label
 
@@ -106,29 +107,6 @@ class LabelAUROC(Metric):
             for state in (self.scores, self.labels)
         ]
         return flat[0].reshape(-1, self.num_labels), flat[1].reshape(-1, self.num_labels)
-
-
-def add_block(blocks: list[Tensor], fresh: Tensor) -> None:
-    """Append to a list of flat tensors, joining neighbours so that n batches leave about log2(n) tensors.
-
-    A small tensor kept of every batch lies between the large ones of the network, and the C allocator cannot join what
-    is freed around it: with DenseNet121 the process grew by the size of the images, batch after batch.
-
-    Args:
-        blocks: Changed in place; together, in order, they hold all values.
-        fresh: (N,) a tensor of its own, no view of somebody else's.
-
-    Example:
-        >>> blocks = []
-        >>> for number in range(7):
-        ...     add_block(blocks, torch.tensor([number]))
-        >>> [block.tolist() for block in blocks]
-        [[0, 1, 2, 3], [4, 5], [6]]
-    """
-    # Each block is at least twice the next, so that there are few of them whatever the sizes of the batches.
-    while blocks and len(blocks[-1]) < 2 * len(fresh):
-        fresh = torch.cat([blocks.pop(), fresh])
-    blocks.append(fresh)
 
 
 def label_auroc(scores: Tensor, label: Tensor) -> Tensor:

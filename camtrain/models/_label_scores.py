@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from camtrain._label_rates import RATES, label_rates
+from camtrain._label_rates import RATES, add_block, label_rates
 
 SCORES = RATES
 
@@ -54,14 +54,15 @@ class LabelScores(Metric):
     ) -> None:
         """Add a batch: logits and label (B, L), names of cases and patients (None or "" = unknown)."""
         # In float64: the sigmoid of large logits would tie in float32, and ties cost area.
-        self.probabilities.append(logits.detach().double().sigmoid().flatten())
-        self.labels.append(label.detach().double().flatten())
+        add_block(self.probabilities, logits.detach().double().sigmoid().flatten())
+        add_block(self.labels, label.detach().flatten().to(torch.float64, copy=True))
         count = sum(len(held) for held in self.ids)
         names = [f"case {i}" for i in ids] if ids is not None else [f"row {count + i}" for i in range(len(logits))]
         owners = list(patients) if patients is not None else [None] * len(logits)
         known = [f"patient {p}" if p not in (None, "") else name for p, name in zip(owners, names, strict=True)]
-        self.ids.append(_keys(names, logits.device) if ids is not None else -_keys(names, logits.device).abs() - 1)
-        self.patients.append(_keys(known, logits.device))
+        keys = _keys(names, logits.device)
+        add_block(self.ids, keys if ids is not None else -keys.abs() - 1)
+        add_block(self.patients, _keys(known, logits.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Score -> (L,); NaN where a label has known cases of one class only (of the calibration: none)."""

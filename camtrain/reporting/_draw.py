@@ -45,13 +45,20 @@ def text_width(text: str, size: int) -> int:
     return round(font(size).getlength(text))
 
 
+@functools.lru_cache(maxsize=32)
+def _widest(size: int) -> float:
+    """Pixels that one letter more or less can make at most: the widest one, and as much for the gap beside it."""
+    return 1.5 * max(font(size).getlength(chr(code)) for code in (*range(32, 127), *map(ord, "·±°…")))
+
+
 def fitted(text: str, size: int, width: int) -> str:
     """The text, cut with an ellipsis where it is wider than `width` pixels."""
     text = plain(text)
     if text_width(text, size) <= width:
         return text
-    while text and text_width(text + "...", size) > width:
-        text = text[:-1]
+    while text and (over := text_width(text + "...", size) - width) > 0:
+        # So many letters less cannot be enough; measured one by one, captions were most of what text costs.
+        text = text[: -max(1, int((over - 2) / _widest(size)))]
     return text.rstrip() + "..." if text else ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -66,6 +66,33 @@ def readable_rows(path: Path, log: Log, make: Callable[[list[str]], Row]) -> tup
         except csv.Error as error:
             faults.append(f", line {reader.line_num}: not readable as CSV ({error}), nor is what follows")
     return rows, faults
+
+
+class Ending:
+    """Where a log of a run ends, as long as nobody else changes the file: what comes behind needs no row before it.
+
+    To replace rows all of them must be read: about a kilobyte of memory for each, in every epoch, and more every time.
+    """
+
+    def __init__(self) -> None:
+        self._file: tuple[int, int] | None = None
+        self._last = (-1, -1)
+
+    def is_before(self, path: Path, places: Iterable[tuple[int, int]]) -> bool:
+        """Do all of these (epoch, step) lie behind what is in the file?"""
+        return self._file is not None and self._file == _state(path) and min(places, default=self._last) > self._last
+
+    def note(self, path: Path, places: Iterable[tuple[int, int]]) -> None:
+        """The file was written, and holds these among others that came before."""
+        self._file, self._last = _state(path), max(places, default=(-1, -1))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def put_aside(path: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from camtrain.reporting._logs import Log, read_rows, readable_rows
@@ -64,11 +64,16 @@ def write_cases(run_dir: RunDir, rows: Iterable[CaseRow]) -> None:
         >>> read_cases(run)[0].error
         0.75
     """
-    merged = {_key(row): row for row in read_cases(run_dir)}
+    fresh: dict[tuple[object, ...], Sequence[object] | None] = {}
     for row in rows:
-        merged.pop(_key(row), None)
-        merged[_key(row)] = row
-    run_dir.write_csv(run_dir.cases_path, CaseRow._fields, (_cells(row) for row in merged.values()))
+        fresh.pop(_key(row), None)
+        fresh[_key(row)] = _cells(row)
+    run_dir.add_csv(
+        run_dir.cases_path,
+        CaseRow._fields,
+        fresh,
+        lambda: {_key(row): _cells(row) for row in read_cases(run_dir)},
+    )
 
 
 def read_cases(run_dir: RunDir) -> list[CaseRow]:

@@ -1,7 +1,8 @@
 """Volumes and maps of a run as pieces of an HTML page: turned to screen order, compressed, as text.
 
-A piece is made once and kept by the file that it came of, so that the page of a long run costs no more per epoch than
-the page of a short one. The page's script reads the pieces; `templates/report_data.js` is their other end.
+A piece is made once and kept by the file that it came of, as long as it is on the page, so that the page of a long run
+costs no more per epoch, and holds no more memory, than the page of a short one. The page's script reads the pieces;
+`templates/report_data.js` is their other end.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import base64
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,11 @@ class Piece:
         return len(self.text)
 
 
+_Kept = dict[Path, tuple[tuple[Any, ...], Piece]]  # file -> the state in which it was read, and what it gave
+
+
 class PieceStore:
-    """Pieces by the file they were made of; a file that has changed is read anew.
+    """Pieces by the file they were made of; a file that has changed is read anew, one not asked for is forgotten.
 
     Example:
         >>> PieceStore().volumes([], limit=1000)
@@ -59,7 +63,8 @@ class PieceStore:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[Path, tuple[tuple[Any, ...], Piece]] = {}
+        self._volumes: _Kept = {}
+        self._maps: _Kept = {}
 
     def volumes(self, paths: Sequence[Path], limit: int = VOLUME_VOXELS) -> tuple[list[Piece], list[str]]:
         """One piece per volume file, and a note for each file that is no volume.
@@ -69,7 +74,10 @@ class PieceStore:
             limit: Voxels of all together; each gets the same share.
         """
         share = limit // max(1, len(paths))
-        return self._pieces(paths, share, lambda path: volume_piece(read_volume(path), share))
+        pieces, self._volumes, notes = _pieces(
+            paths, self._volumes, share, lambda path: volume_piece(read_volume(path), share)
+        )
+        return pieces, notes
 
     def maps(self, paths: Sequence[Path], volumes: Iterable[Piece]) -> tuple[list[Piece], list[str]]:
         """One piece per file of maps, and a note for each file that holds none.
@@ -80,26 +88,29 @@ class PieceStore:
         """
         axes = {(piece.split, case): way for piece in volumes for case, way in piece.axes.items()}
         known = tuple(sorted(axes.items(), key=str))
-        return self._pieces(paths, known, lambda path: maps_piece(*read_maps(path), axes))
-
-    def _pieces(self, paths: Sequence[Path], key: Any, make: Any) -> tuple[list[Piece], list[str]]:
-        pieces, notes = [], []
-        for path in paths:
-            try:
-                state = path.stat()
-                now = (key, state.st_mtime_ns, state.st_size)
-                kept, piece = self._kept.get(path, (None, None))
-                if piece is None or kept != now:
-                    piece = make(path)
-                    self._kept[path] = (now, piece)
-                pieces.append(piece)
-            except InputError as error:
-                notes.append(f"{path.parent.name}/{error}: left out")
-            except (ValueError, TypeError, KeyError) as error:  # whole, but not what this version writes
-                notes.append(f"{path.parent.name}/{path.name}: not as expected ({error}): left out")
-            except OSError as error:
-                notes.append(f"{path.parent.name}/{path.name}: {error.strerror or error}: left out")
+        pieces, self._maps, notes = _pieces(paths, self._maps, known, lambda path: maps_piece(*read_maps(path), axes))
         return pieces, notes
+
+
+def _pieces(
+    paths: Sequence[Path], before: _Kept, key: Any, make: Callable[[Path], Piece]
+) -> tuple[list[Piece], _Kept, list[str]]:
+    """The pieces, what is to be kept of them, and a note for each file that gave none."""
+    now: _Kept = {}
+    notes = []
+    for path in paths:
+        try:
+            state = path.stat()
+            seen = (key, state.st_mtime_ns, state.st_size)
+            kept = before.get(path)
+            now[path] = kept if kept is not None and kept[0] == seen else (seen, make(path))
+        except InputError as error:
+            notes.append(f"{path.parent.name}/{error}: left out")
+        except (ValueError, TypeError, KeyError) as error:  # whole, but not what this version writes
+            notes.append(f"{path.parent.name}/{path.name}: not as expected ({error}): left out")
+        except OSError as error:
+            notes.append(f"{path.parent.name}/{path.name}: {error.strerror or error}: left out")
+    return [piece for _, piece in now.values()], now, notes
 
 
 def volume_piece(volume: PanelVolume, budget: int) -> Piece:
@@ -144,15 +155,17 @@ def maps_piece(
 
 
 def thinned(paths: Mapping[int, Path], budget: int) -> list[int]:
-    """Which epochs a page can hold: all, or the first, the last and evenly some between them.
+    """Which epochs a page can hold: all, or the first, every second, fourth, eighth ... behind it, and the last.
+
+    What one epoch leaves out no later one brings back, so that pieces need not be made anew as a run gets longer.
 
     Args:
         paths: Epoch -> file of maps.
         budget: Bytes of the page that they may take.
 
     Example:
-        >>> thinned({}, 100)
-        []
+        >>> thinned({epoch: Path("no such file") for epoch in range(10)}, 9000)
+        [0, 4, 8, 9]
     """
     epochs = sorted(paths)
     # Base64 takes a third more than the file, the list of what is there comes on top.
@@ -160,8 +173,8 @@ def thinned(paths: Mapping[int, Path], budget: int) -> list[int]:
     kept = epochs
     step = 1
     while sum(sizes[epoch] for epoch in kept) > budget and len(kept) > 2:
-        step += 1
-        kept = [epoch for i, epoch in enumerate(epochs) if (len(epochs) - 1 - i) % step == 0 or i == 0]
+        step *= 2
+        kept = [epoch for i, epoch in enumerate(epochs) if i % step == 0 or i == len(epochs) - 1]
     return kept
 
 

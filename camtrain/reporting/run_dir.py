@@ -7,8 +7,9 @@ import io
 import json
 import math
 import secrets
+import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from camtrain._errors import InputError
 from camtrain.reporting._files import file_stem, replacing
-from camtrain.reporting._logs import Log, read_rows, readable_rows
+from camtrain.reporting._logs import Ending, Log, read_rows, readable_rows
 
 
 class Score(NamedTuple):
@@ -91,6 +92,7 @@ class RunDir:
             self.path.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run folder under {parent}: {error.strerror or error}") from error
+        self._endings: dict[Path, Ending] = {}
 
     @property
     def id(self) -> str:
@@ -149,13 +151,12 @@ class RunDir:
         Args:
             rows: Scores of any epoch and split.
         """
-        merged = {row[:-1]: row for row in self.read_scores()}
+        fresh: dict[tuple[Any, ...], Score | None] = {}
         for row in rows:
             score = Score(int(row[0]), int(row[1]), row[2], row[3], row[4], row[5], float(row[6]))
-            merged.pop(score[:-1], None)
-            if math.isfinite(score.value):
-                merged[score[:-1]] = score
-        self.write_csv(self.scores_path, Score._fields, merged.values())
+            fresh.pop(score[:-1], None)
+            fresh[score[:-1]] = score if math.isfinite(score.value) else None
+        self.add_csv(self.scores_path, Score._fields, fresh, lambda: {row[:-1]: row for row in self.read_scores()})
 
     def read_scores(self) -> list[Score]:
         """All rows of `scores.csv`, in the order of writing; empty before the first epoch.
@@ -235,6 +236,37 @@ class RunDir:
         path = self.path / "tables" / f"{file_stem(key.replace('/', '_'))}.csv"
         self.write_csv(path, columns, rows)
         return path
+
+    def add_csv(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        fresh: Mapping[tuple[Any, ...], Sequence[Any] | None],
+        before: Callable[[], dict[tuple[Any, ...], Sequence[Any]]],
+    ) -> None:
+        """Add rows to a CSV file; they take the place of those with their keys.
+
+        Args:
+            path: The file.
+            columns: Its header.
+            fresh: Key -> row, or None for one that is dropped; keys begin with epoch and step.
+            before: Reads key -> row of what is in the file; not asked where all that is fresh comes behind it.
+        """
+        ending = self._endings.setdefault(path, Ending())
+        if ending.is_before(path, (key[:2] for key in fresh)):
+            with replacing(path) as temporary:
+                shutil.copyfile(path, temporary)
+                with temporary.open("a", encoding="utf-8", newline="") as file:
+                    csv.writer(file, lineterminator="\n").writerows(row for row in fresh.values() if row is not None)
+            ending.note(path, (key[:2] for key in fresh))
+            return
+        merged = before()
+        for key, row in fresh.items():
+            merged.pop(key, None)
+            if row is not None:
+                merged[key] = row
+        self.write_csv(path, columns, merged.values())
+        ending.note(path, (key[:2] for key in merged))
 
     @staticmethod
     def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -56,6 +56,18 @@ def test_scores_by_hand():
             assert found[name][column].item() == pytest.approx(value, abs=1e-5), name
 
 
+def test_many_batches_leave_few_tensors_and_the_same_scores():
+    (logits, label), scores = data(), ["auroc", "auprc", "calibration_error"]
+    whole, parts = (LabelScores(3, scores, per_patient=True) for _ in range(2))
+    ids, patients = [f"c{i % 37}" for i in range(40)], [f"p{i % 9}" for i in range(40)]
+    whole.update(logits, label, ids, patients)
+    for row in range(40):
+        parts.update(logits[row : row + 1], label[row : row + 1], ids[row : row + 1], patients[row : row + 1])
+    assert max(len(getattr(parts, name)) for name in ("probabilities", "labels", "ids", "patients")) <= 6
+    for name, values in whole.compute().items():
+        torch.testing.assert_close(parts.compute()[name], values, equal_nan=True)
+
+
 def test_patients_count_once():
     logits, label = data()
     patients = [f"p{i // 3}" if i < 30 else "" for i in range(40)]

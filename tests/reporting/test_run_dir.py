@@ -66,6 +66,30 @@ def test_a_repeated_epoch_replaces_its_rows(tmp_path):
     assert len(run.read_scores()) == 4
 
 
+def test_a_later_epoch_is_appended_without_reading_and_gives_the_same_file(tmp_path, monkeypatch):
+    def epoch(number, step, *more):
+        rows = [
+            Score(number, step, split, "", label, "auroc", number + 0.1) for split in ("val", "b") for label in "xy"
+        ]
+        return [*rows, Score(number, step, "val", "", "z", "auroc", float("nan")), *more]
+
+    twice = Score(2, 20, "val", "", "x", "auroc", 9.0)  # a row that is given twice counts as it came last
+    epochs = [epoch(0, 5), epoch(1, 10), epoch(2, 20, twice), epoch(2, 20), epoch(1, 10), epoch(3, 30)]
+    long, reads = RunDir(tmp_path / "a"), []
+    read = RunDir.read_scores
+    monkeypatch.setattr(RunDir, "read_scores", lambda self: reads.append(len(reads)) or read(self))
+    for rows in epochs:
+        long.write_scores(rows)
+    assert len(reads) == 3  # the first, and the two that come back to an earlier place
+    for rows in epochs:
+        merging = RunDir(tmp_path / "b", "each")  # knows nothing of what it wrote before
+        merging.write_scores(rows)
+    assert long.scores_path.read_bytes() == merging.scores_path.read_bytes()
+    long.scores_path.write_text("spoilt")
+    with pytest.raises(InputError, match="columns"):
+        long.write_scores(epoch(4, 40))
+
+
 def test_undefined_scores_are_left_out_and_take_an_old_value_with_them(tmp_path):
     run = RunDir(tmp_path)
     run.write_scores([score(value=0.5), score(label="b", value=float("nan")), score(label="c", value=float("inf"))])

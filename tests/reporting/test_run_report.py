@@ -15,7 +15,7 @@ from test_evaluation_page import Page
 from camtrain._errors import InputError
 from camtrain.reporting import RunReport, report_blocks, write_run_comparison, write_run_report
 from camtrain.reporting.panel_files import CaseMap, PanelVolume, read_maps, write_maps, write_volume
-from camtrain.reporting.report_blocks import PieceStore, on_screen
+from camtrain.reporting.report_blocks import PieceStore, on_screen, thinned
 from camtrain.reporting.run_record import find_run, read_run
 from camtrain.reporting.run_report import seen_sentence
 
@@ -214,6 +214,19 @@ def test_a_long_run_is_thinned_to_the_budget(tmp_path):
     assert (epochs[0], epochs[-1]) == (0, 29)
     assert 4 < len(epochs) < 30
     assert any(f"maps of {len(epochs)} of 30 epochs" in note for note in record.notes)
+
+
+def test_a_report_holds_the_pieces_of_its_page_and_makes_each_once(tmp_path, monkeypatch):
+    made, make = [], report_blocks.maps_piece
+    monkeypatch.setattr(report_blocks, "maps_piece", lambda *args: made.append(args[0]["epoch"]) or make(*args))
+    run, store = make_run(tmp_path, epochs=24, grid=(12, 12, 12)), PieceStore()
+    files = {epoch: run.maps_path(epoch) for epoch in range(24)}
+    for last in range(24):
+        paths = [files[epoch] for epoch in thinned({e: files[e] for e in range(last + 1)}, 400_000)]
+        store.maps(paths, store.volumes([run.volume_path("case 0")])[0])
+        assert set(store._maps) == set(paths)
+    assert 2 < len(paths) < 12
+    assert made == list(range(24))
 
 
 @pytest.mark.slow
