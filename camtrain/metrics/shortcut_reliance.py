@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from camtrain._errors import InputError
+from camtrain._label_rates import add_block
 from camtrain.metrics._pair_metric import (
     Average,
     average_labels,
@@ -19,7 +20,7 @@ from camtrain.metrics._pair_metric import (
     synced,
 )
 from camtrain.metrics._pairs import check_label
-from camtrain.metrics.label_auroc import add_block, label_auroc
+from camtrain.metrics.label_auroc import label_auroc
 
 FLOOR = 0.02
 """A network that moves less than this under both replacements says nothing, and is not called honest for it."""
