@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from _runs import Run, finished
 from _shortcut_arms import ARMS
-from _shortcut_tables import JUDGES, reliance_of, reversed_of
+from _shortcut_tables import JUDGES, reversed_of, risk_of
 
 COLOURS = {"plain": "#b2182b", "ceiling": "#555555", "swap": "#2166ac", "swap + mask loss": "#1b7837"}
 NETS = {"flatten": "o", "resnet18q": "s", "resnet18": "D"}
@@ -37,7 +37,7 @@ def draw(out: Path) -> Path | None:
             axis.set_title(f"{row[0]}, {place.replace('_', ' ')}", fontsize=10)
             if axis is not line[0]:
                 axis.set_yticklabels([])
-        _reliance(line[-1], [r for r in runs if r["job"]["net"] in row])
+        _risk(line[-1], [r for r in runs if r["job"]["net"] in row])
     figure.savefig(out / "shortcut_study.png", dpi=90)
     plt.close(figure)
     return out / "shortcut_study.png"
@@ -54,13 +54,13 @@ def _arms(axis: plt.Axes, runs: list[Run], arms: list[str]) -> None:
     axis.grid(axis="x", alpha=0.3)
 
 
-def _reliance(axis: plt.Axes, runs: list[Run]) -> None:
+def _risk(axis: plt.Axes, runs: list[Run]) -> None:
     for run in runs:
-        told = reliance_of(run, *JUDGES)
+        told = risk_of(run)
         if told is not None:
             colour = COLOURS.get(run["job"]["arm"], "#888888")
             axis.plot(told, reversed_of(run), NETS[run["job"]["net"]], color=colour, alpha=0.6)
-    axis.set_xlabel(f"shortcut reliance ({', '.join(JUDGES)})")
+    axis.set_xlabel(f"shortcut risk ({', '.join(JUDGES)})")
     axis.set_ylabel("AUROC, shortcut reversed")
     axis.set_title("in-distribution figure\nagainst the shift", fontsize=10)
     axis.grid(alpha=0.3)
