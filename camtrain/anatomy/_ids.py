@@ -35,9 +35,10 @@ def voxels_with(ids: Tensor, number: int) -> Tensor:
         >>> voxels_with(torch.tensor([3, 4, 3], dtype=torch.uint8), 3)
         tensor([ True, False,  True])
     """
+    whole = not ids.is_floating_point() and ids.dtype != torch.bool
+    if whole and not torch.iinfo(ids.dtype).min <= number <= torch.iinfo(ids.dtype).max:
+        return torch.zeros_like(ids, dtype=torch.bool)  # torch would compare with the remainder
     if ids.dtype != torch.uint8:
         return ids == number
-    if not 0 <= number < 2**8:  # torch would compare with the remainder of 256
-        return torch.zeros_like(ids, dtype=torch.bool)
     # Into bytes it compares sixteen times as fast as into bools, which are the same bytes.
     return torch.eq(ids, number, out=torch.empty_like(ids)).view(torch.bool)

@@ -7,13 +7,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor, nn
 
 from camtrain.callbacks._lot import Lot
 from camtrain.callbacks._memory import out_of_memory
 from camtrain.callbacks._scores import ScoreBook
+from camtrain.cam.logits import find_logits
 
 
 class Level(IntEnum):
@@ -26,11 +29,12 @@ class Level(IntEnum):
     BLIND = 4
 
 
+_LEFT = "AUROC, AUPRC and calibration error are still scored, a `monitor=` on a score of maps keeps its last value"
 _NOW = {
     Level.ONE_BY_ONE: "the cases of a batch are mapped and scored one by one (the scores stay the same)",
     Level.FEWER: "one case of each batch is mapped and scored, nothing is drawn, and methods that cost forwards rest",
-    Level.NO_MAPS: "no map is made any more; AUROC, AUPRC and calibration error are still scored",
-    Level.BLIND: "validation steps are no longer watched, and nothing of them is scored",
+    Level.NO_MAPS: f"no map is made any more; {_LEFT}",
+    Level.BLIND: f"validation steps are no longer watched; {_LEFT}",
 }
 
 
@@ -42,10 +46,11 @@ class Relief:
 
     def __init__(self) -> None:
         self.level = Level.ALL
+        self.entry: nn.Module | None = None
 
     def start(self) -> None:
         """All is done again."""
-        self.level = Level.ALL
+        self.level, self.entry = Level.ALL, None
 
     @property
     def draws(self) -> bool:
@@ -95,6 +100,22 @@ class Relief:
             found.append(_first_line(error))
         if found:
             self._give_up(Level.BLIND, found[0])
+
+    @contextmanager
+    def outputs(self, width: int | None) -> Iterator[list[Tensor]]:
+        """The logits (B, width) that the network gives within, where they can be told from what it returns."""
+        given: list[Tensor] = []
+
+        def keep(_: nn.Module, __: Any, output: Any) -> None:
+            if (logits := find_logits(output)) is not None and width in (None, logits.shape[1]):
+                given.append(logits.detach().clone())
+
+        handle = None if self.entry is None else self.entry.register_forward_hook(keep)
+        try:
+            yield given
+        finally:
+            if handle is not None:
+                handle.remove()
 
     def _parts(self, lot: Lot) -> list[Lot]:
         if self.level == Level.ALL:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     # In memory first: torch's own writer ends the process where a disk fills up under it.
     content = io.BytesIO()
     torch.save(checkpoint, content)
-    part = path.with_name(f".{path.name}.part")  # always the same name: what a kill leaves is overwritten
+    # A name of its own: a run that was started again beside the old one may write to the same place.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
@@ -73,6 +77,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        _sweep(path)
     except OSError as error:
         part.unlink(missing_ok=True)
         before = "the checkpoint that was there before is whole" if path.exists() else "nothing was written there"
@@ -80,3 +85,11 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             f"the checkpoint {path} could not be written ({error.strerror or error}), {before}: make room, and start "
             "the same command again with --ckpt_path last"
         ) from error
+
+
+def _sweep(path: Path) -> None:
+    """Remove what runs that were killed an hour ago and more have left half written."""
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        with suppress(OSError):  # another process may have been faster
+            if time.time() - part.stat().st_mtime > 3600:
+                part.unlink()

@@ -141,16 +141,8 @@ class AttentionMonitor(Callback):
         self.panels: dict[str, Panel] = {}
         self.recorder = Recorder(self.context, panel_cases) if report else None
         nifti, budget = NiftiMaps(nifti_cases, nifti_epochs), round(wandb_budget_mb * 1e6)
-        self.publisher = Publisher(
-            self.methods[0],
-            name,
-            every_n_epochs,
-            max_label_keys,
-            partial(monitor_facts, self.context, layer, self._asked, name),
-            budget,
-            nifti,
-            in_bar,
-        )
+        facts = partial(monitor_facts, self.context, layer, self._asked, name)
+        self.publisher = Publisher(self.methods[0], name, every_n_epochs, max_label_keys, facts, budget, nifti, in_bar)
         self.guard_loggers = guard_loggers
         self._guard: LoggerGuard | None = None
         self.alarms = Alarms(alarms, stop_on, self._asked[0], reshape)
@@ -226,9 +218,7 @@ class AttentionMonitor(Callback):
         """Begin to count."""
         self._begin(trainer)
 
-    def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to count."""
-        self._begin(trainer)
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -236,19 +226,13 @@ class AttentionMonitor(Callback):
         """Know where we are; the step itself need not be told."""
         self._at = (batch_idx, dataloader_idx)
 
-    def on_test_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Know where we are; the step itself need not be told."""
-        self._at = (batch_idx, dataloader_idx)
+    on_test_batch_start = on_validation_batch_start
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Draw, and see whether somebody else logged under our keys."""
         self._close(trainer)
 
-    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        """Draw, and see whether somebody else logged under our keys."""
-        self._close(trainer)
+    on_test_end = on_validation_end
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """The table of the labels, where it is wanted."""
@@ -287,17 +271,18 @@ class AttentionMonitor(Callback):
 
     def _step(self, trainer: Any, pl_module: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """One evaluation step: the user's, watched; what it returns is not touched."""
-        if self.relief.blind:
-            return original(*args, **kwargs)
         batch = batch_of(args, kwargs)
+        if self.relief.blind:
+            return self._blindly(trainer, pl_module, batch, partial(original, *args, **kwargs))
         watch = self._watching(trainer, pl_module, batch)
         watch.start()
         try:
             with self.relief.watching(partial(self._unfinished, trainer, watch)) as ended:
                 output = original(*args, **kwargs)
             if ended:
+                self.relief.entry = watch.entry
                 watch.stop()
-                return original(*args, **kwargs)
+                return self._blindly(trainer, pl_module, batch, partial(original, *args, **kwargs))
             # Metric states made under inference mode could never be updated again.
             with torch.inference_mode(False), torch.no_grad():
                 outputs = None if self.context.names is None else len(self.context.names)
@@ -308,6 +293,19 @@ class AttentionMonitor(Callback):
                 self._count(trainer, words, made, logits.detach(), names)
         finally:
             watch.stop()
+        return output
+
+    def _blindly(self, trainer: Any, pl_module: Any, batch: Any, step: Callable[[], Any]) -> Any:
+        """The step without a watch; what the network gives is scored all the same."""
+        with self.relief.outputs(self.context.expected(trainer, pl_module)) as given:
+            output = step()
+        with torch.inference_mode(False), torch.no_grad():
+            for logits in given[-1:]:
+                names = self.context.resolve(trainer, pl_module, logits.shape[1])
+                words = self.context.read(batch, len(names))
+                if words.label is not None:
+                    label = self._repeats.unknown(trainer, words.label.to(logits.device), words.ids, self._at[1])
+                    self._open_book(trainer, names, logits.device).update_logits(logits, label)
         return output
 
     def _unfinished(self, trainer: Any, watch: ModuleWatch) -> bool:
@@ -337,9 +335,7 @@ class AttentionMonitor(Callback):
         if self.publisher.draws(trainer) and self.relief.draws:
             drawn = self._panel(split).wanted(cases, label, segmented, logits.float().sigmoid())
         recorded = self.recorder.wanted(split, drawn, cases, label, logits) if self.recorder and drawn else None
-        if split not in self._books:
-            self._books[split] = self._book(trainer, split, names, logits.device)
-        book = self._books[split]
+        book = self._open_book(trainer, names, logits.device)
         book.update_logits(logits, label)
         self.alarms.questions.collect(step.watch, words, logits, label, segmented, cases, dataloader_idx)
         lot = Lot(words, logits, label, segmented, cases, drawn, recorded)
@@ -347,13 +343,17 @@ class AttentionMonitor(Callback):
         panel = self.panels.get(split)
         self.relief.through(lot, book, Counting(self.context, step, book, panel, self.recorder, split, names, kind))
 
-    def _book(self, trainer: Any, split: str, names: list[str], device: torch.device) -> ScoreBook:
+    def _open_book(self, trainer: Any, names: list[str], device: torch.device) -> ScoreBook:
         """Validation chooses thresholds on its own cases, each loader for itself; test takes those of `val`."""
+        split = split_name(trainer, self._at[1])
+        if split in self._books:
+            return self._books[split]
         frozen = self.thresholds if trainer.testing else None
         if trainer.testing and self.context.has_table:
             warn_of_thresholds(split, [asked.name for asked in self._due], self.thresholds)
         one_layer = not isinstance(self.layer, list | tuple)
-        return ScoreBook(names, self.methods, self.context.has_table, device, frozen, one_layer)
+        self._books[split] = ScoreBook(names, self.methods, self.context.has_table, device, frozen, one_layer)
+        return self._books[split]
 
     def _panel(self, split: str) -> Panel:
         if split not in self.panels:

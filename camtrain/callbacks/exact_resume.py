@@ -58,6 +58,8 @@ class ExactResume(Callback):
         self._whole: WholeCheckpoints | None = None
         self._asked = False
         self._before: Any = None
+        self._asked, self._put_off = False, False
+        self._steps = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The seed, so that a resumed run draws from the same one."""
@@ -86,6 +88,7 @@ class ExactResume(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin the step's draws."""
+        self._steps = int(trainer.global_step)
         words = [int(self.seed or 0), int(trainer.current_epoch), int(batch_idx), int(trainer.global_rank)]
         drawn = np.random.SeedSequence(words).generate_state(3)
         torch.manual_seed(int(drawn[0]))
@@ -94,7 +97,7 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Listen for SIGTERM in Lightning's place; a handler that somebody else has put there stays."""
-        self._asked = False
+        self._asked, self._put_off = False, False
         if threading.current_thread() is not threading.main_thread():
             return
         if type(before := signal.getsignal(signal.SIGTERM)).__name__ == "_HandlersCompose":
@@ -112,12 +115,22 @@ class ExactResume(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the run, if that was asked for, where a checkpoint says all.
 
-        Not behind the last step of an epoch: what comes behind it writes the checkpoint of the epoch.
+        Not behind the last step of an epoch: what comes behind it writes the checkpoint of the epoch. Where a
+        validation is due behind this step, it is behind the next one.
         """
         if self._before is None or not _between_steps(trainer):
             return
-        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
-            raise _sigterm(trainer)
+        if not pl_module.automatic_optimization and trainer.global_step == self._steps:
+            return  # gradients that a module accumulates by hand are in no checkpoint
+        if not trainer.strategy.reduce_boolean_decision(self._asked, all=False):
+            return
+        due = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        if due and self._put_off:
+            raise _sigterm(trainer)  # one behind every step: it would be cut off
+        self._put_off = due
+        if not due:
+            # Lightning raises at the end of this batch, behind the hooks of all others.
+            trainer._signal_connector.received_sigterm = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """What comes now needs no checkpoint in between."""
@@ -164,7 +177,7 @@ def _sigterm(trainer: Any) -> BaseException:
     return made
 
 
-def _last_path(trainer: Any) -> Path | None:
+def _last_path(trainer: Any) -> str | None:
     """Where `--ckpt_path last` looks: the file of the ModelCheckpoint with `save_last`, else beside the first one's."""
     found = sorted(trainer.checkpoint_callbacks, key=lambda each: not getattr(each, "save_last", False))
     for each in found:
@@ -172,5 +185,5 @@ def _last_path(trainer: Any) -> Path | None:
         if folder is not None and hasattr(each, "CHECKPOINT_NAME_LAST"):
             known = getattr(each, "last_model_path", "")
             name = Path(known).name if known else f"{each.CHECKPOINT_NAME_LAST}{each.FILE_EXTENSION}"
-            return Path(folder) / name
+            return f"{str(folder).rstrip('/')}/{name}"  # it may be an address of a remote store
     return None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities import rank_zero_info
 from typing_extensions import override
 
 from camtrain._errors import InputError
@@ -149,6 +150,7 @@ class CamtrainCLI(LightningCLI):
         if self._until != "done" or str(self._get(self.config, "ckpt_path")) != LAST:
             return
         if (path := last_checkpoint(self.trainer)) is not None:
+            rank_zero_info(f"camtrain: --ckpt_path last goes on from {path}")
             self.config_init[self._command]["ckpt_path"] = str(path)
             self._loaded = read_checkpoint(path, weights_only=self._get(self.config, "weights_only") is not False)
 

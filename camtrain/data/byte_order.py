@@ -30,9 +30,11 @@ def swapped(data: NDArray[Any]) -> bool:
     """
     if data.dtype.kind not in "iuf" or data.dtype.itemsize < 2 or data.ndim < 2 or data.shape[0] < 4:
         return False
+    if data.dtype == np.float16:  # any two bytes are a plausible number
+        return False
     lines = data.reshape(data.shape[0], -1, order="A")
     lines = np.ascontiguousarray(lines[:, :: max(1, lines.shape[1] // _LINES)])
-    if (found := _roughness(lines)) <= _SMOOTH:
+    if (found := _roughness(lines)) <= _SMOOTH or (data.dtype.kind == "f" and _plausible(lines)):
         return False
     other = _roughness(lines.byteswap().view(lines.dtype))
     return other < _SMOOTH and found > _TIMES * other
@@ -48,3 +50,10 @@ def _roughness(lines: NDArray[Any]) -> float:
             return np.inf
         spread = float(np.nanmean(np.abs(values - np.nanmedian(values))))
         return float(np.nanmean(steps)) / spread if spread > 0 else np.inf
+
+
+def _plausible(lines: NDArray[Any]) -> bool:
+    """Are nearly all floating-point numbers of a size that images have? Whole numbers in the wrong order are 1e-41."""
+    with np.errstate(all="ignore"):
+        size = np.abs(lines[lines != 0])
+        return bool(size.size) and float(((size > 1e-12) & (size < 1e12)).mean()) > 0.9

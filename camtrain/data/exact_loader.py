@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -225,10 +226,12 @@ class ExactLoader(DataLoader):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         self.seed, self.trainer = seed, trainer
+        # Every process has to agree: torch's own seed of a process without `seed_everything` is drawn.
+        order = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         if shuffle and kwargs.get("sampler") is None:
-            kwargs["sampler"] = EpochShuffle(dataset, seed or 0, kwargs.get("batch_size") or 1)
+            kwargs["sampler"] = EpochShuffle(dataset, order, kwargs.get("batch_size") or 1)
         # An own generator: MONAI's loader would rewind the global one.
-        kwargs.setdefault("generator", torch.Generator().manual_seed(seed or 0))
+        kwargs.setdefault("generator", torch.Generator().manual_seed(order))
         super().__init__(dataset if seed is None else drawn_by_place(dataset, seed), **kwargs)
         self._resume: tuple[int, int] | None = None
         self._epoch, self._given, self._next = 0, 0, 0
@@ -246,7 +249,12 @@ class ExactLoader(DataLoader):  # type: ignore[misc]
     def _place(self) -> tuple[int, int] | None:
         """Epoch and batches done, as the Trainer has them."""
         trainer = None if self.trainer is None else self.trainer()
-        return None if trainer is None else _place_of(trainer, len(self))
+        if trainer is None:
+            return None
+        combined = getattr(trainer.fit_loop, "_combined_loader", None)
+        if combined is not None and all(each is not self for each in combined.flattened):
+            return None  # not the loader of the fit: another walk through the cases
+        return _place_of(trainer, len(self))
 
     def _begin(self, place: tuple[int, int] | None) -> Iterator[Any]:
         """The loader's own iterator, from a place on."""
@@ -292,7 +300,7 @@ class _Places:
         for number, indices in enumerate(self._source()):
             if number < done:
                 continue
-            many = isinstance(indices, list | tuple)
+            many = np.ndim(indices) > 0
             yield [Place.of(i, epoch) for i in indices] if many else Place.of(indices, epoch)
 
     def __len__(self) -> int:

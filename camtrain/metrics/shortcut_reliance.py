@@ -129,8 +129,8 @@ class ShortcutReliance(Metric):
         self.known = self.known + sums.known
         # Flat, because torchmetrics lets a process without data take part with an empty flat tensor.
         measured = torch.where(inside.isnan(), torch.nan, outside)
-        add_block(self.scores, measured.detach().flatten().to(self.device, torch.float32, copy=True))
-        add_block(self.truths, label.detach().flatten().to(self.device, torch.float32, copy=True))
+        add_block(self.scores, measured.detach().flatten().to(self.device, sum_dtype(), copy=True))
+        add_block(self.truths, label.detach().flatten().to(self.device, sum_dtype(), copy=True))
 
     def compute(self) -> dict[str, Tensor]:
         """`outside_effect`, `inside_effect` and `share` with the averaging given at construction."""

@@ -30,3 +30,9 @@ def test_an_id_beyond_a_byte_is_not_its_remainder():
     table = OrganTable.load({"organs": {"a": 300, "b": 44}, "labels": {"x": ["a"], "y": ["b"]}})
     organs = torch.full((1, 1, 4), 44, dtype=torch.uint8)
     assert table.allowed(organs).any(dim=2).tolist() == [[False, True]]
+
+
+def test_an_id_beyond_a_signed_byte_is_not_its_remainder():
+    ids = torch.tensor([-1, 0, 3], dtype=torch.int8)
+    assert voxels_with(ids, 256).tolist() == [False] * 3
+    assert voxels_with(ids, 255).tolist() == [False] * 3

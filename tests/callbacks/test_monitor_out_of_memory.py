@@ -137,10 +137,12 @@ class Hungry(torch.nn.Module):
 
 @pytest.mark.parametrize("at", [1, 5])
 def test_where_the_watch_itself_is_too_much_the_step_runs_without(tmp_path, at):
-    _plain, _, weights, _ = fit(tmp_path / "plain")
-    _scores, said, same, monitor = fit(tmp_path / "less", net=Hungry(make_net(), at))
+    plain, _, weights, _ = fit(tmp_path / "plain")
+    scores, said, same, monitor = fit(tmp_path / "less", net=Hungry(make_net(), at))
     assert len(said) == 1
     assert "no longer watched" in said[0]
+    assert scores["val/auroc"] == plain["val/auroc"]
+    assert ("val/organ_iou" in scores) == (at > 3)
     assert torch.equal(same, weights)
     assert monitor.relief.blind
 

@@ -52,6 +52,14 @@ def test_what_says_nothing_is_let_through(kind):
         assert not swapped(data.astype(kind).byteswap())
 
 
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("floor", [1e-8, 1e-3, 0.1])
+def test_noisy_whole_numbers_in_floating_point_with_a_clamp_are_right(kind, floor):
+    rng = np.random.default_rng(0)
+    for counts in (rng.integers(0, 256, (32, 32, 24)), rng.poisson(3.0, (32, 32, 24))):
+        assert not swapped(np.maximum(counts, floor).astype(kind))
+
+
 def test_numbers_that_are_none_do_not_hide_it(tmp_path):
     data = next(scans(tmp_path)).astype("f4")
     data[::7] = np.nan
