@@ -54,7 +54,8 @@ class ShortcutReliance(Metric):
     `floor` is undefined and counted by `undefined_rate()`: one effect alone can be cheated by a network that says
     nothing. Effects depend on what the replacement is: report it, and use more than one.
 
-    `risk()` takes in besides whether the network still tells present from absent once the outside is replaced:
+    `risk()` takes in besides whether the network still tells present from absent once the outside is replaced (these
+    probabilities are kept of every case, as float32):
 
         risk = mean of share and 1 - AUROC with the outside replaced; the latter alone where there is no share
 
@@ -127,10 +128,10 @@ class ShortcutReliance(Metric):
         self.inside_moved = self.inside_moved + sums.inside
         self.measured = self.measured + sums.measured
         self.known = self.known + sums.known
-        # Flat, because torchmetrics lets a process without data take part with an empty flat tensor.
+        # Flat, because torchmetrics lets a process without data take part with an empty flat tensor of float32.
         measured = torch.where(inside.isnan(), torch.nan, outside)
-        add_block(self.scores, measured.detach().flatten().to(self.device, sum_dtype(), copy=True))
-        add_block(self.truths, label.detach().flatten().to(self.device, sum_dtype(), copy=True))
+        add_block(self.scores, measured.detach().flatten().to(self.device, torch.float32, copy=True))
+        add_block(self.truths, label.detach().flatten().to(self.device, torch.float32, copy=True))
 
     def compute(self) -> dict[str, Tensor]:
         """`outside_effect`, `inside_effect` and `share` with the averaging given at construction."""

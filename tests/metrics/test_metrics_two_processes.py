@@ -94,6 +94,7 @@ def _answers(rows, batch):
         if isinstance(metric, ShortcutReliance):
             answers[f"{name} per label"] = torch.stack(metric.per_label())
             answers[f"{name} unmeasured"] = metric.unmeasured_rate("none")
+            answers |= {f"{name} risk": metric.risk("none"), f"{name} mean risk": metric.risk()}
         if name == "sparseness":
             answers |= {"sparseness curve": metric.curve(), "effective share": metric.effective_share()}
     swept, energy, rank = OrganIoU(LABELS), EnergyInside(LABELS), RelevanceRank(LABELS)
