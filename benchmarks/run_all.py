@@ -60,6 +60,9 @@ PARTS = {
         "at most 1.03 x a plain step, upper end of the interval at most 1.05",
         f"step_cost.py --nets {FOUR}", GRID, 1.03, 1.05,
     ),
+    "step_pairs": Part(
+        "The same with more pairs", "the same", "step_cost.py --nets DenseNet121 --pairs 60", limit=1.03, upper=1.05
+    ),
     "step_small": Part(
         "The same where the network is far smaller than its maps of 80 labels", "at most 1.03 x a plain step",
         "step_cost.py --nets AxialNet-small", limit=1.03,
