@@ -149,7 +149,7 @@ def verdict(part: Part, text: str) -> str:
         for row in rows
         if float(row["median"]) <= part.limit and (part.upper is None or float(row["high"]) <= part.upper)
     ]
-    return f" **{len(kept)} of {len(rows)} rows keep it.**"
+    return f" **{len(kept)} of {len(rows)} rows keep it.**" if rows else ""
 
 
 def page(out: Path) -> str:
