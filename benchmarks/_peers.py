@@ -6,13 +6,12 @@ which every library has; ours are HiResCAM's.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import sys
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from _torchvision import load_torchvision
 from torch import Tensor, nn
 
 import camtrain as ct
@@ -78,7 +77,7 @@ def grad_cam(model: nn.Module, image: Tensor, layer: str, labels: int) -> Piece 
     """A forward and a whole backward per label (its library needs torchvision)."""
     if not importlib.util.find_spec("pytorch_grad_cam"):
         return None
-    _load_torchvision()
+    load_torchvision()
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -93,29 +92,12 @@ def medcam(model: nn.Module, image: Tensor, layer: str, labels: int) -> Piece | 
     """A forward and a whole backward per label, of a copy of the network (it installs beside grad-cam only)."""
     if not importlib.util.find_spec("medcam"):
         return None
-    _load_torchvision()
+    load_torchvision()
     from medcam import medcam as tool
 
     watched = tool.inject(model, layer=layer, label=0, return_attention=True, save_maps=False, backend="gcam")
     return lambda: [watched(image, label=label) for label in range(labels)]
 
-
-def _load_torchvision() -> None:
-    """Its wheel on PyPI is built for CUDA: beside a CPU torch the import stops at operators that nobody declared."""
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.append(library)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        importlib.import_module("torchvision")
-
-
-_declared: list[torch.library.Library] = []
-"""What is declared lasts as long as this."""
 
 PEERS = {
     "autograd loop": loop,

@@ -116,37 +116,18 @@ class FixedQuestions:
             return
         self._rerun = None
         with self._or_off(self._due):
-            self._take(watch, words, logits, label, segmented, cases, words.organs)
-
-    def _take(
-        self,
-        watch: ModuleWatch,
-        words: Batch,
-        logits: Tensor,
-        label: Tensor,
-        segmented: Tensor,
-        cases: Sequence[str],
-        organs: Tensor,
-    ) -> None:
-        rerun = watch.rerun()
-        image = rerun.call.image
-        if len(image) != len(label) or image.shape[2:] != organs.shape[2:]:
-            raise InputError(
-                f"the network was called with images {tuple(image.shape)} for organs {tuple(organs.shape)}: "
-                "what lies outside them cannot be told"
-            )
-        rerun.on(image)
-        self._rerun = rerun
-        if self._cases is None:
-            self._cases = self._new_cases()
-        self._cases.offer(cases, image, organs, label, segmented, words.affine, words.allowed_organs)
-        if "reliance" in self._due and "reliance" not in self._off:
-            if self._pulls is None:
-                self._pulls = Pulls(label.shape[1]).to(logits.device)
-            self._pulls.update(logits, label)
-            # Their logits as they are come for nothing.
-            wanted = {case.id for case in self._cases}
-            self._before |= {name: logits[row] for row, name in enumerate(cases) if name in wanted}
+            self._rerun = _divisible(watch, len(label), words.organs)
+            if self._cases is None:
+                self._cases = self._new_cases()
+            image = self._rerun.call.image
+            self._cases.offer(cases, image, words.organs, label, segmented, words.affine, words.allowed_organs)
+            if "reliance" in self._due and "reliance" not in self._off:
+                if self._pulls is None:
+                    self._pulls = Pulls(label.shape[1]).to(logits.device)
+                self._pulls.update(logits, label)
+                # Their logits as they are come for nothing.
+                wanted = {case.id for case in self._cases}
+                self._before |= {name: logits[row] for row, name in enumerate(cases) if name in wanted}
 
     def _new_cases(self) -> FixedCases:
         """This process's share of the fixed cases."""
@@ -244,6 +225,22 @@ class FixedQuestions:
             if name not in self._off:
                 self._off[name] = reason
                 rank_zero_info(f"camtrain: alarm {name!r} is off in this run: {reason}")
+
+
+def _divisible(watch: ModuleWatch, count: int, organs: Tensor) -> Rerun:
+    """How to run the network again on other images.
+
+    Raises:
+        InputError: It cannot be, or was not called with one image for each of the organs.
+    """
+    rerun = watch.rerun()
+    image = rerun.call.image
+    if len(image) != count or image.shape[2:] != organs.shape[2:]:
+        raise InputError(
+            f"the network was called with images {tuple(image.shape)} for organs {tuple(organs.shape)}: what lies "
+            "outside them cannot be told"
+        )
+    return rerun.on(image)
 
 
 def _scores(measure: str, values: Mapping[str, float]) -> list[Score]:

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,6 @@ FORCED = os.environ.get("CAMTRAIN_PARITY") == "1"
 B, C, L, K = 3, 2, 4, 8
 GRID = (10, 12, 14)
 LAYER = "relu2"
-_declared = []
 
 
 def peer(name):
@@ -28,26 +28,9 @@ def peer(name):
     if not FORCED and importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed beside this torch: run make parity", allow_module_level=True)
     if name in {"zennit", "pytorch_grad_cam"}:
-        _load_torchvision()
+        sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+        importlib.import_module("_torchvision").load_torchvision()
     return importlib.import_module(name)
-
-
-def _load_torchvision():
-    """Lets torchvision be imported beside a CPU build of torch.
-
-    grad-cam and zennit import torchvision for names that no test here uses. Its wheel on PyPI is built for CUDA: beside
-    a CPU torch its compiled operators do not load, and the import stops at two names that nobody declared.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.append(library)
-        for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        importlib.import_module("torchvision")
 
 
 def image(rank=3, batch=B, channels=C, grid=GRID, dtype=torch.float64):
