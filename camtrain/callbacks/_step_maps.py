@@ -92,6 +92,7 @@ class StepMaps:
 
     def _rerun(self, asked: Asked, present: Tensor, rows: slice | None) -> list[Tensor] | None:
         rerun = self.watch.rerun()
+        # Rows alone, where they can be run alone: maps of a whole batch are what memory has just refused.
         if rows is not None and rerun.call.divisible and len(rerun.call.image) == len(self.logits):
             rerun = replace(rerun, call=rerun.call.rows(list(range(len(self.logits)))[rows]))
             return rerun.maps(asked.row, asked.options, present, self.reshape)
