@@ -14,6 +14,7 @@ from camtrain.evaluation.comparing import compare, holm, permutation_p
 from camtrain.evaluation.intervals import Average
 from camtrain.evaluation.pairing import Pair, Scored, aligned
 from camtrain.evaluation.resampling import Units, bootstrap_weights, swap_chunks
+from camtrain.evaluation.score_statistics import ShortcutRisk
 from camtrain.evaluation.statistics import AUROC, Effect, EffectShare, Mean
 
 NAN = np.nan
@@ -387,3 +388,19 @@ def test_bad_input(a, b, says):
 def test_bad_level_is_refused():
     with pytest.raises(InputError, match="confidence level"):
         compare(scored(ONES), scored(ONES), level=1)
+
+
+def test_risks_of_two_scales_are_compared_by_ranks():
+    """Probabilities of the second model are those of the first, squeezed: nothing differs, whatever changes places."""
+    rng = np.random.default_rng(0)
+    after, outside, inside = (rng.random((30, 2)) for _ in range(3))
+    after[0, 0] = np.nan
+    outside[0, 0] = np.nan
+    truth = (rng.random((30, 2)) < 0.4).astype(float)
+    a, b = (ShortcutRisk(scores, outside, inside, truth) for scores in (after, 0.9 + after / 100))
+    pair = Pair.of(a, b, {}, "risk")
+    every = np.ones((1, 30))
+    for found, given in zip(pair.values, (a, b), strict=False):
+        np.testing.assert_allclose(found, given(every)[0])
+    swaps = rng.integers(0, 2, (20, 30)).astype(float)
+    np.testing.assert_allclose(pair.swapped(swaps), 0, atol=1e-12)
