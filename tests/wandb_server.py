@@ -10,19 +10,22 @@ import json
 import re
 import socket
 import threading
+import time
 from collections import Counter
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY = "0" * 40
+SLOW = 0.4
 
 
 class WandbServer:
     """Serves until `close`.
 
     Args:
-        how: `ok`; `500` answers every request with an error of the server; `hang` accepts and never answers.
+        how: `ok`; `500` answers every request with an error of the server; `hang` accepts and never answers; `slow`
+            answers after `SLOW` seconds.
 
     Attributes:
         how: The same; may be changed while it serves.
@@ -188,6 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.owner.asked["hang"] += 1
             self.owner.closing.wait()
             return
+        if self.owner.how == "slow":
+            time.sleep(SLOW)
         if self.owner.how == "500":
             self.owner.asked["500"] += 1
             self._send({"errors": [{"message": "out of order"}]}, 500)

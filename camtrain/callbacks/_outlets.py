@@ -66,6 +66,10 @@ class Outlets:
         for sink in self._sinks:
             sink.send(name, *args, **kwargs)
 
+    def close(self) -> None:
+        """The run is over: what still waits for a logger's server gets a last chance."""
+        self.send("close")
+
     def define(self, keys: Mapping[str, bool]) -> None:
         """Say of new keys whether they get a chart."""
         if fresh := {key: charted for key, charted in keys.items() if key not in self._defined}:

@@ -91,6 +91,11 @@ class Publisher:
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
 
+    def close(self) -> None:
+        """The fit, validation or test is over."""
+        if self._outlets is not None:
+            self._outlets.close()
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: which run this is and where, its colour scale per method, and its best scores."""
         where = self._earlier if self._root is None else str(Path(self._root).absolute())

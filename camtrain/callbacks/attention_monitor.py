@@ -59,8 +59,7 @@ class AttentionMonitor(Callback):
 
     Pictures go every `every_n_epochs` to every logger of the Trainer and to the run folder
     `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv`, `cases.csv` (docs/loggers.md) and
-    `report.html`, one file that shows all of it (docs/report.md). The
-    first scored pass chooses what they show: cases with present labels, the hardest ones, one without any.
+    `report.html`, one file that shows all of it (docs/report.md). The first scored pass chooses the cases.
 
     Args:
         layer: Tapped layer: dotted name, module, or None for the last feature map; or a list of them.
@@ -207,7 +206,8 @@ class AttentionMonitor(Callback):
         ]
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave no hook behind."""
+        """Leave no hook behind, and no table that a server would take."""
+        self.publisher.close()
         self._stop()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from camtrain._errors import InputError
 
 WAIT = 30.0  # seconds after a failure before the next try
-SLOW = 5.0  # seconds from which on a question to a server counts as one that failed, where `slow` is asked for
+SLOW = 5.0  # seconds from which on a question to a server is told of
 _SHARE = 100  # ... and at least so many times as long as the failed try took: failing costs at most a hundredth
 
 
@@ -35,7 +34,8 @@ class Patience:
         what: Who failed, for the warning: `"WandbLogger"`.
         meanwhile: What the user has all the same: `"scores and pictures are in runs/..."`.
         catches: Which exceptions are failures; all others are raised.
-        slow: Seconds; what was done but took longer is left alone for a while like a failure.
+        slow: For what runs beside the training, in a thread of its own: it is tried again after `WAIT` seconds, however
+            long a failure takes, and what was done but took more seconds than this is told of like a failure.
 
     Example:
         >>> patience = Patience("the logger", "scores are in scores.csv")
@@ -49,7 +49,7 @@ class Patience:
         what: str,
         meanwhile: str,
         catches: Callable[[Exception], bool] = any_failure,
-        slow: float = math.inf,
+        slow: float | None = None,
     ) -> None:
         self.what, self.meanwhile, self.catches, self.slow = what, meanwhile, catches, slow
         self._told: list[str] = []
@@ -95,13 +95,13 @@ class Patience:
             self.failing = True
             return False
         self.failing = False
-        if (took := time.monotonic() - start) > self.slow:
-            self._leave_alone(start, TimeoutError(f"it took {took:.0f} s"))
+        if self.slow is not None and (took := time.monotonic() - start) > self.slow:
+            self._tell(TimeoutError(f"it took {took:.0f} s"))
         return True
 
     def _leave_alone(self, start: float, error: Exception) -> None:
         now = time.monotonic()
-        self._again = now + max(WAIT, _SHARE * (now - start))
+        self._again = now + (WAIT if self.slow is not None else max(WAIT, _SHARE * (now - start)))
         self._tell(error)
 
     def _tell(self, error: Exception) -> None:

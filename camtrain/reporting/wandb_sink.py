@@ -6,18 +6,21 @@ coming "too late".
 
 Scores and pictures go to W&B's process, which keeps them on the disk and sends them when it can. Tables and artifacts
 of an online run are different: the client first asks the server about them, and waits 19 seconds where nobody answers.
-So they have a patience of their own, and while it lasts they are kept here.
+So they go from a thread of their own; what comes while it waits, or after it failed, goes with the next table.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import tempfile
+import time
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from camtrain.reporting._files import file_stem
+from camtrain.reporting.background import Background
 from camtrain.reporting.case_picture import CasePicture
 from camtrain.reporting.panels import same_size
 from camtrain.reporting.patience import SLOW, Patience
 
 Pixels = npt.NDArray[np.uint8]
+_Rows = tuple[list[str], list[list[Any]]]
+_log = logging.getLogger(__name__)
 BUDGET = 8_000_000  # bytes per pass
+END = 30.0  # seconds that tables which still wait get when training is over
 _STEP = "trainer/global_step"
 _PART = 160  # bytes; a file system takes 255, and W&B puts step, checksum and ending behind it
 # Quality and chroma subsampling of the JPEGs: as they should be, and where the budget is tight.
@@ -55,6 +62,27 @@ class _Shown:
         return len(self.jpeg) + sum(len(mask) for mask in self.masks.values())
 
 
+@dataclass
+class _Waiting:
+    """What W&B's server is asked about: tables by key as (columns, rows), rows of tables that grow, artifacts."""
+
+    tables: dict[str, _Rows] = field(default_factory=dict)
+    rows: dict[str, _Rows] = field(default_factory=dict)
+    artifacts: list[Any] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Is there nothing?"""
+        return not (self.tables or self.rows or self.artifacts)
+
+    def take(self, newer: _Waiting) -> None:
+        """Add what came later: a table takes the place of an older one, rows come behind."""
+        self.tables |= newer.tables
+        for key, (columns, rows) in newer.rows.items():
+            self.rows.setdefault(key, (columns, []))[1].extend(rows)
+        self.artifacts += newer.artifacts
+
+
 class WandbSink:
     """Collects what a pass brings and sends it with `flush`.
 
@@ -67,12 +95,14 @@ class WandbSink:
     def __init__(self, logger: Any, budget: int = BUDGET) -> None:
         self.logger, self.budget = logger, budget
         self._shown: list[_Shown] = []
-        self._tables: dict[str, Any] = {}
-        self._growing: dict[str, Any] = {}
-        self._artifact: Any = None
         self._rows_bytes = 0
+        self._new = _Waiting()
+        self._held = _Waiting()  # the thread's, while it is busy
+        self._growing: dict[str, Any] = {}
+        self._background = Background("camtrain: tables for W&B")
         later = "tables wait in memory, scores and pictures go on to W&B's files, and all is in the run folder"
-        self._server = Patience("asking W&B's server", later, _is_wandbs, slow=SLOW)
+        self._server = Patience("asking W&B's server", later, slow=SLOW)
+        self._step = 0
         self._classed: set[tuple[str, str]] = set()
         self._told = False
 
@@ -95,25 +125,16 @@ class WandbSink:
 
     def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
         """Keep a table for `flush`; it takes the place of an older one."""
-        import wandb
-
-        self._tables[_path_safe(key)] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        self._new.tables[_path_safe(key)] = (list(columns), [list(row) for row in rows])
 
     def rows(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
         """Add rows to a table that grows over the epochs; each epoch sends its own rows only."""
-        import wandb
-
         if not self.budget:
             return
-        if key not in self._growing:
-            table = self._growing[key] = wandb.Table(columns=list(columns), log_mode="INCREMENTAL")
-            # W&B 0.31 calls the first part of a new run's table "None", and then cannot read the parts in order.
-            if not self.logger.experiment.resumed and getattr(table, "_increment_num", 0) is None:
-                table._increment_num = 0
+        kept = self._new.rows.setdefault(key, (list(columns), []))[1]
         for row in rows:
-            self._growing[key].add_data(*row)
-            self._rows_bytes += len(json.dumps(list(row))) + 2
-        self._tables[key] = self._growing[key]
+            kept.append(list(row))
+            self._rows_bytes += len(json.dumps(kept[-1])) + 2
 
     def define(self, keys: Mapping[str, bool]) -> None:
         """Say how scores are charted, before they are first logged.
@@ -149,12 +170,8 @@ class WandbSink:
             if content is not None:
                 with artifact.new_file(file, mode="w", encoding="utf-8") as handle:
                     json.dump(content, handle, indent=1)
-        self._artifact = artifact
-        self._send_artifact()
-
-    def _send_artifact(self) -> None:
-        if self._artifact is not None and self._server(self.logger.experiment.log_artifact, self._artifact):
-            self._artifact = None
+        self._new.artifacts.append(artifact)
+        self._ask()
 
     def flush(self, step: int) -> None:
         """Send what has come together: the pictures, then the tables, each in one entry of the run's history."""
@@ -162,9 +179,31 @@ class WandbSink:
         spent, self._rows_bytes = self._rows_bytes, 0
         if shown:
             self._send_pictures(self._within(shown, self.budget - spent), step)
-        self._send_artifact()
-        if self._tables and self._server(self._send_tables, step):
-            self._tables = {}
+        self._step = step
+        self._ask()
+
+    def close(self) -> None:
+        """Give what still waits a last chance, for `END` seconds at most; what is left stays in the run's folder."""
+        until = time.monotonic() + END
+        if self._background.busy:
+            _log.info("camtrain: waiting up to %.0f s for W&B's server to take the last tables", END)
+        if self._background.wait(END):
+            self._ask()
+            self._background.wait(max(0.0, until - time.monotonic()))
+
+    def _ask(self) -> None:
+        """Send tables and artifacts, unless the last ones are still under way."""
+        if self._background.busy:
+            return
+        self._held.take(self._new)
+        self._new = _Waiting()
+        if self._held.empty:
+            return
+        run = self.logger.experiment
+        if run.offline or run.disabled:
+            self._send_held(run, self._step)
+        else:
+            self._background.start(partial(self._server, self._send_held, run, self._step))
 
     def _send_pictures(self, shown: Sequence[_Shown], step: int) -> None:
         import wandb
@@ -180,10 +219,33 @@ class WandbSink:
             if fields:
                 self.logger.log_metrics(fields, step=step)
 
-    def _send_tables(self, step: int) -> None:
-        # Not by log_metrics of the logger: scores go through it, and what guards them must not wait for a server.
-        tables = {self._named(key): table for key, table in self._tables.items()}
-        self.logger.experiment.log({**tables, _STEP: step})
+    def _send_held(self, run: Any, step: int) -> None:
+        import wandb
+
+        held = self._held
+        for key, (columns, rows) in held.rows.items():
+            self._grow(run, key, columns, rows)
+            rows.clear()
+        tables = {key: wandb.Table(columns=columns, data=rows) for key, (columns, rows) in held.tables.items()}
+        tables |= {key: self._growing[key] for key in held.rows}
+        if tables:
+            # Not by log_metrics of the logger: scores go through it, and what guards them must not wait for a server.
+            run.log({**{self._named(key): table for key, table in tables.items()}, _STEP: step})
+        held.tables, held.rows = {}, {}
+        while held.artifacts:
+            run.log_artifact(held.artifacts[0])
+            del held.artifacts[0]
+
+    def _grow(self, run: Any, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        import wandb
+
+        if key not in self._growing:
+            table = self._growing[key] = wandb.Table(columns=list(columns), log_mode="INCREMENTAL")
+            # W&B 0.31 calls the first part of a new run's table "None", and then cannot read the parts in order.
+            if not run.resumed and getattr(table, "_increment_num", 0) is None:
+                table._increment_num = 0
+        for row in rows:
+            self._growing[key].add_data(*row)
 
     def _mask(self, one: _Shown, name: str, picture: Path) -> dict[str, Any]:
         """A mask as W&B takes it. Each time it is told what the classes mean, it writes its whole config anew."""
@@ -222,11 +284,6 @@ class WandbSink:
                 stacklevel=2,
             )
         return kept
-
-
-def _is_wandbs(error: Exception) -> bool:
-    """Is it the client's word for a server that does not answer as it should?"""
-    return type(error).__module__.partition(".")[0] == "wandb"
 
 
 def _encoded(pixels: Pixels, kind: str, **how: int) -> bytes:

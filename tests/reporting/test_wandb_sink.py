@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import numpy as np
 import pytest
 
-from camtrain.reporting import CasePicture, patience
+from camtrain.reporting import CasePicture, patience, wandb_sink
 from camtrain.reporting.sinks import sinks_for
 from camtrain.reporting.wandb_sink import WandbSink
 
@@ -20,11 +21,14 @@ class WandbLogger:
     LOGGER_JOIN_CHAR = "-"
     _prefix = ""
 
-    def __init__(self):
+    def __init__(self, online=False):
         self.entries = []
         self.experiment = self
+        self.offline, self.disabled, self.resumed = not online, False, False
+        self.asked_from = set()
 
     def log(self, fields):
+        self.asked_from.add(threading.current_thread())
         step = fields.pop("trainer/global_step")
         self.entries.append((step, fields))
 
@@ -90,31 +94,88 @@ def test_a_budget_of_nothing_sends_no_case():
     assert [list(fields) for _, fields in logger.entries] == [["val/scores"]]
 
 
-def test_tables_wait_for_a_server_that_does_not_answer_and_pictures_do_not(monkeypatch):
-    class CommError(Exception):
-        __module__ = "wandb.errors"
+class CommError(Exception):
+    __module__ = "wandb.errors"
 
+
+def told_while(work):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        work()
+    return [str(w.message) for w in seen]
+
+
+def test_tables_wait_for_a_server_that_does_not_answer_and_pictures_do_not(monkeypatch):
     def lost(fields):
         raise CommError("no answer")
 
     monkeypatch.setattr(patience, "WAIT", 0.0)
-    monkeypatch.setattr(patience, "_SHARE", 0)
-    logger = WandbLogger()
+    logger = WandbLogger(online=True)
     sink, answers = WandbSink(logger), logger.log
-    logger.log = lost
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
+
+    def work():
         for epoch in range(3):
             sink.images("val/attention/a", [noisy(epoch)], ["one"], epoch, epoch)
             sink.table("val/scores", ["label"], [[f"epoch {epoch}"]], epoch)
+            sink.rows("val/cases", ["case"], [[f"case {epoch}"]], epoch)
             logger.log = answers if epoch == 2 else lost
             sink.flush(epoch)
-    (said,) = [str(w.message) for w in seen]
+            assert sink._background.wait(20)
+
+    (said,) = told_while(work)
     assert "asking W&B's server failed (CommError: no answer). Training goes on; tables wait" in said
     assert [(step, list(fields)) for step, fields in logger.entries] == [
-        *((epoch, ["val/attention/a"]) for epoch in range(3)), (2, ["val/scores"]),
+        *((epoch, ["val/attention/a"]) for epoch in range(3)), (2, ["val/scores", "val/cases"]),
     ]  # fmt: skip
     assert logger.entries[-1][1]["val/scores"].data == [["epoch 2"]]
+    assert logger.entries[-1][1]["val/cases"].data == [["case 0"], ["case 1"], ["case 2"]]
+    assert threading.main_thread() not in logger.asked_from
+
+
+def test_a_server_that_is_silent_holds_up_nobody_and_all_rows_come_in_the_end():
+    """Nothing is timed: while the server is silent, a flush that waited for it would never come back."""
+    logger, answer = WandbLogger(online=True), threading.Event()
+    sink, answers = WandbSink(logger), logger.log
+
+    def silent(fields):
+        assert answer.wait(20)
+        rows = {key: list(table.data) for key, table in fields.items() if key != "trainer/global_step"}
+        answers({**rows, "trainer/global_step": fields["trainer/global_step"]})
+
+    logger.log = silent
+    for epoch in range(4):
+        sink.rows("val/cases", ["case"], [[f"case {epoch}"]], epoch)
+        sink.flush(epoch)
+    assert logger.entries == []
+    answer.set()
+    sink.close()
+    first, rest = [["case 0"]], [[f"case {epoch}"] for epoch in range(4)]
+    assert logger.entries == [(0, {"val/cases": first}), (3, {"val/cases": rest})]
+    sink.close()
+    assert len(logger.entries) == 2
+
+
+def test_the_end_waits_for_a_silent_server_no_longer_than_said(monkeypatch, caplog):
+    monkeypatch.setattr(wandb_sink, "END", 0.2)
+    logger, answer = WandbLogger(online=True), threading.Event()
+    sink = WandbSink(logger)
+    logger.log = lambda fields: answer.wait(20)
+    sink.table("val/scores", ["label"], [["a"]], 1)
+    sink.flush(1)
+    with caplog.at_level("INFO", logger="camtrain"):
+        sink.close()
+    assert "waiting up to 0 s for W&B's server" in caplog.text
+    assert sink._background.busy
+    answer.set()
+    assert sink._background.wait(20)
+
+
+def test_offline_tables_are_written_at_once():
+    logger = WandbLogger()
+    sink = WandbSink(logger)
+    sink.table("val/scores", ["label"], [["a"]], 1)
+    sink.flush(1)
+    assert logger.asked_from == {threading.main_thread()}
 
 
 def test_masks_are_padded_with_their_pictures():
