@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import time
@@ -42,6 +43,7 @@ def interleaved(
     pairs: int,
     clock: Callable[[], float] = time.process_time,
     warm: int = 2,
+    seconds: float = math.inf,
 ) -> Ratio:
     """Time both in every pair, who goes first alternating.
 
@@ -51,20 +53,26 @@ def interleaved(
         pairs: How many count.
         clock: Processor time, which others on the machine disturb least; `time.perf_counter` is wall time.
         warm: Pairs before that do not count.
+        seconds: Of wall time, after which no other pair begins, once there are three.
     """
+    begun = time.perf_counter()
     ratios, extras, plains = [], [], []
     for pair in range(warm + pairs):
-        seconds = {}
+        if len(ratios) >= 3 and time.perf_counter() - begun > seconds:
+            break
+        spent = {}
         for piece in (without, with_it) if pair % 2 else (with_it, without):
             start = clock()
             piece()
-            seconds[piece] = clock() - start
+            spent[piece] = clock() - start
         if pair >= warm:
-            ratios.append(seconds[with_it] / seconds[without])
-            extras.append(1000 * (seconds[with_it] - seconds[without]))
-            plains.append(1000 * seconds[without])
+            ratios.append(spent[with_it] / spent[without])
+            extras.append(1000 * (spent[with_it] - spent[without]))
+            plains.append(1000 * spent[without])
     low, high = median_interval(ratios)
-    return Ratio(statistics.median(ratios), low, high, statistics.median(extras), statistics.median(plains), pairs)
+    return Ratio(
+        statistics.median(ratios), low, high, statistics.median(extras), statistics.median(plains), len(ratios)
+    )
 
 
 def median_interval(values: Sequence[float], level: float = 0.9) -> tuple[float, float]:

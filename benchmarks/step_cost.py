@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import resource
 import statistics
@@ -32,7 +33,7 @@ import camtrain as ct
 
 FIRST = "| network | head | layer | labels | volume |"
 HEADERS = {
-    False: f"{FIRST} step with / without | ms more | ms plain |",
+    False: f"{FIRST} step with / without | ms more | ms plain | pairs |",
     True: f"{FIRST} peak with / without | GiB plain | as glibc keeps it | GiB plain |",
 }
 # glibc keeps freed blocks in a way that differs by 5 % from process to process, with and without a mask loss. Blocks
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[64])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for a row; three pairs at least")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="wall time; the machine must be idle")
     parser.add_argument("--memory", action="store_true")
@@ -142,9 +144,9 @@ def main() -> None:
             exact, usual = peaks(words, 3, _MAPPED), peaks(words, args.processes, {})
             print(f"{first} {exact} | {usual} |", flush=True)
             continue
-        ratio = interleaved(*steps(net, head, layer, labels, size, args.batch), args.pairs, clock)
-        print(f"{first} {ratio} | {ratio.extra:.1f} | {ratio.plain:.0f} |", flush=True)
-    how = f"{args.pairs} pairs, {'wall' if args.wall else 'processor'} time"
+        ratio = interleaved(*steps(net, head, layer, labels, size, args.batch), args.pairs, clock, seconds=args.seconds)
+        print(f"{first} {ratio} | {ratio.extra:.1f} | {ratio.plain:.0f} | {ratio.pairs} |", flush=True)
+    how = f"{'wall' if args.wall else 'processor'} time"
     if args.memory:
         how = f"median (lowest-highest) of 3 and of {args.processes} pairs of processes"
     print(f"\n{how}, batch {args.batch}, {machine()}")
