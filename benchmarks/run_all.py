@@ -104,7 +104,8 @@ PARTS = {
     ),
     "maps_labels": Part(
         "Maps of 1, 16 and 80 labels, every network, beside the fastest of them", "the same",
-        f"maps_cost.py --nets {FIVE} --labels 1 16 80 --peers torchcam --rounds 7", 1.05, None, ("| affine |", "| camtrain "),
+        f"maps_cost.py --nets {FIVE} --labels 1 16 80 --peers torchcam --rounds 7",
+        1.05, None, ("| affine |", "| camtrain "),
     ),
     "monitor": Part(
         "A validation epoch with the monitor", "at most 1.10 x a plain one (affine), 1.25 x (other heads)",
@@ -144,7 +145,9 @@ def verdict(part: Part, text: str) -> str:
     """How many rows keep the limits."""
     if part.limit is None:
         return ""
-    rows = [found for line in text.splitlines() if (found := FIGURE.match(line)) and all(word in line for word in part.only)]
+    rows = [
+        found for line in text.splitlines() if (found := FIGURE.match(line)) and all(word in line for word in part.only)
+    ]
     kept = [
         row
         for row in rows
