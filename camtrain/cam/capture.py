@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -69,6 +70,20 @@ def eager(hook: Callable[..., Any]) -> Callable[..., Any]:
     return disabled
 
 
+# Layer -> how often it ran in the latest forward of camtrain's own. Only how fast maps are depends on it.
+_ran: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def note_runs(layer: nn.Module, runs: int) -> None:
+    """A forward is over, in which the layer ran so often."""
+    _ran[layer] = runs
+
+
+def last_run(layer: nn.Module | None) -> int:
+    """Which run of a layer will be its last, as far as earlier forwards tell; 0 where none does."""
+    return max(0, _ran.get(layer, 1) - 1) if layer is not None else 0
+
+
 class LayerCapture:
     """Hook for the tapped layer.
 
@@ -78,11 +93,15 @@ class LayerCapture:
         name: Dotted name, for messages.
         cut: The graph starts here: the captured tensor becomes a leaf and gradients are switched on, so that only the
             way from the layer to the logits is recorded (explain and validation). Off in training.
+        begin: Of a cut layer the run at which it starts, where only the last counts. Of runs before it nothing is kept
+            but that they were: EfficientNet's shared activation runs behind the stem, too, and a graph from there
+            costs a third of the forward.
     """
 
-    def __init__(self, name: str, cut: bool = False) -> None:
+    def __init__(self, name: str, cut: bool = False, begin: int = 0) -> None:
         self.name = name
         self.cut = cut
+        self.begin = begin
         self.outputs: list[Tensor] = []
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         self._level = 0
@@ -108,6 +127,9 @@ class LayerCapture:
                 "choose a layer inside it"
             )
         repeated = recomputing()
+        if self.cut and not repeated and len(self.outputs) < self.begin:
+            self.outputs.append(output.new_empty(0))
+            return None
         if self.cut and not repeated:
             # From here to the logits gradients are needed, under no_grad as under Lightning's validation.
             torch.set_grad_enabled(True)

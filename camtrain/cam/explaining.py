@@ -140,7 +140,8 @@ def checked_image(image: Tensor, model: nn.Module | None = None) -> Tensor:
         empty = "batch is empty" if not len(image) else "image has no voxels"
         raise InputError(f"the {empty}, shape {tuple(image.shape)}: give at least one image (B, C, *S)")
     plain = image.detach().as_subclass(Tensor)
-    if not bool(torch.isfinite(plain).all()):
+    # A sum is finite only if all its terms are; finite ones may overflow, so then they are looked at one by one.
+    if not bool(plain.sum().isfinite()) and not bool(plain.isfinite().all()):
         raise InputError("the image has NaN or Inf voxels: replace them (for a CT by air) before the network sees them")
     if model is not None:
         _check_double(plain, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from camtrain._errors import InputError, nearest
-from camtrain.cam.capture import eager, own_forward
+from camtrain.cam.capture import eager, note_runs, own_forward
 
 LayerSpec = str | nn.Module | None
 # Modes and hooks belong to the model and not to a thread: two threads that ask one model would see each other's.
@@ -106,12 +107,15 @@ def _untouched(model: nn.Module, cuda: list[torch.device]) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     with torch.random.fork_rng(devices=cuda), torch.inference_mode(False), own_forward():
         try:
-            for module, _ in modes:
-                module.training = False
+            # Setting a flag goes through `nn.Module.__setattr__`: as many as a deep network has take milliseconds.
+            for module, mode in modes:
+                if mode:
+                    module.training = False
             yield
         finally:
             for module, mode in modes:
-                module.training = mode
+                if module.training != mode:
+                    module.training = mode
 
 
 def is_map(output: object, image: Tensor) -> bool:
@@ -141,9 +145,11 @@ def default_layer(
         InputError: No module gives such an output.
     """
     last: list[str] = []
+    ran: Counter[nn.Module] = Counter()
 
     def record(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
-        def hook(_: nn.Module, __: tuple[object, ...], output: object) -> None:
+        def hook(module: nn.Module, _: tuple[object, ...], output: object) -> None:
+            ran[module] += 1
             if is_map(output, image):
                 last.append(name)
 
@@ -163,4 +169,6 @@ def default_layer(
             f"no layer of {type(model).__name__} gives a tensor of rank {image.ndim} with more than one position: "
             "name the layer with layer=, and pass reshape= if it works on tokens"
         )
-    return last[-1], dict(named)[last[-1]]
+    module = dict(named)[last[-1]]
+    note_runs(module, ran[module])
+    return last[-1], module

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from camtrain._errors import InputError
-from camtrain.cam.capture import LayerCapture, run_eagerly
+from camtrain.cam.capture import LayerCapture, last_run, note_runs, run_eagerly
 from camtrain.cam.engine import Reshape, column_of
 from camtrain.cam.layer_lookup import INPUT, default_layer, find_layer, plain_name, untouched
 from camtrain.cam.logits import PickLogits, pick_logits
@@ -124,8 +124,15 @@ class Question:
             InputError: A wanted layer did not run, or several times.
         """
         to_image = to_image or any(layer.module is None for layer in self.layers)
-        leaf = self.image.clone()
-        captures = [LayerCapture(w.name, cut=not to_image) for w in self.layers]
+        begin = [last_run(w.module) if w.call == -1 and not to_image else 0 for w in self.layers]
+        try:
+            return self._forward(to_image, precise, begin)
+        except _FewerRunsError:
+            return self._forward(to_image, precise, [0] * len(begin))
+
+    def _forward(self, to_image: bool, precise: bool, begin: list[int]) -> Answer:
+        leaf = self.image.clone() if to_image else self.image.detach()
+        captures = [LayerCapture(w.name, not to_image, b) for w, b in zip(self.layers, begin, strict=True)]
         with ExitStack() as stack:
             for capture, wanted in zip(captures, self.layers, strict=True):
                 if wanted.module is not None:
@@ -138,6 +145,11 @@ class Question:
             with torch.set_grad_enabled(to_image):
                 # An in-place operation on the image must not reach the leaf.
                 output = self._run_precise(leaf.clone()) if precise else self.run(leaf.clone())
+            for capture, wanted in zip(captures, self.layers, strict=True):
+                if wanted.module is not None:
+                    note_runs(wanted.module, len(capture.outputs))
+            if any(b and len(c.outputs) <= b for c, b in zip(captures, begin, strict=True)):
+                raise _FewerRunsError
             sources = [
                 leaf if w.module is None else chosen_call(list(c.outputs), w.call, plain_name(c.name))
                 for c, w in zip(captures, self.layers, strict=True)
@@ -174,6 +186,10 @@ class Question:
     def selection(self, scores: Tensor) -> Selection:
         """Which columns of the scores are wanted."""
         return select(self.labels, scores.shape[0], scores.shape[1], scores.device)
+
+
+class _FewerRunsError(Exception):
+    """A layer ran less often than in the forward before: no graph begins at what was its last run."""
 
 
 def _widened(value: Any) -> Any:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from camtrain._errors import InputError
 from camtrain.cam.call import Call
-from camtrain.cam.capture import LayerCapture, eager, level, recomputing
+from camtrain.cam.capture import LayerCapture, eager, last_run, level, recomputing
 from camtrain.cam.layer_lookup import LayerSpec, around, find_layer, plain_name
 from camtrain.cam.logits import PickLogits, find_logits, pick_logits
 from camtrain.cam.question import WantedLayer
@@ -84,7 +84,10 @@ class ModuleWatch:
         # It may also call a layer itself, and then the head.
         self._bracketed = list({id(m): m for m in [*self._layers, *(m for c in chains for m in c.values())]}.values())
         self._head = find_layer(model, logits)[1] if isinstance(logits, str) else None
-        self._captures = [LayerCapture(name, cut=cut) for name in self.names]
+        # Of a layer that was found only the last run counts, and the forward that found it saw which that is.
+        last = call in (None, -1)
+        begins = [last_run(m) if last and at else 0 for m, at in zip(self._layers, self._found, strict=True)]
+        self._captures = [LayerCapture(n, cut, begin) for n, begin in zip(self.names, begins, strict=True)]
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._outputs: list[tuple[nn.Module, Any]] = []
         self._open: list[nn.Module] = []
@@ -166,6 +169,7 @@ class ModuleWatch:
                 logits do not depend on one of several layers.
         """
         self._restore()
+        self._check_runs()
         sources = {
             key: chosen_call(capture.outputs, call, plain_name(capture.name))
             for key, capture, call in zip(self.keys, self._captures, self._calls(), strict=True)
@@ -199,6 +203,14 @@ class ModuleWatch:
         """Which call of each layer counts; None = there is to be one."""
         last = -1 if self.call is None and len(self._entered) == 1 else self.call
         return [last if found else self.call for found in self._found]
+
+    def _check_runs(self) -> None:
+        for capture in self._captures:
+            if self.cut and 0 < len(capture.outputs) <= capture.begin:
+                raise InputError(
+                    f"layer {plain_name(capture.name)!r}, found for layer=None, ran {len(capture.outputs)} time(s), "
+                    f"and {capture.begin + 1} times in the forward that found it: name a layer, with layer= and call="
+                )
 
     def _logits(self, source: Tensor, outputs: int | None, wanted: int | None) -> Tensor:
         batch = self._batch(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import namedtuple
 from unittest import mock
 
@@ -227,6 +228,45 @@ def test_a_shared_activation_counts_by_its_last_call():
         ct.explain(model, x, layer="act")
     with pytest.raises(ct.InputError, match="call=7 but layer 'act' ran 2"):
         ct.explain(model, x, layer="act", call=7)
+
+
+class Often(nn.Module):
+    """The activation runs as often as the image says; after each run it is noted whether a graph is recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.fc = nn.Conv2d(1, 3, 3, padding=1), nn.SiLU(), nn.Linear(3, L)
+        self.second = nn.Conv2d(3, 3, 3, padding=1)
+        self.needed = []
+
+    def forward(self, image):
+        runs = 3 if image.mean() > 0 else 1
+        for _ in range(runs):
+            image = self.act(self.second(image) if image.shape[1] == 3 else self.first(image))
+            self.needed.append(image.requires_grad)
+        return self.fc(image.mean((2, 3)))
+
+
+@pytest.mark.parametrize("layer", [None, "act"])
+def test_before_the_last_run_of_a_shared_activation_nothing_is_recorded(layer):
+    """A module named with call=-1 was seen once before; `layer=None` is looked for by a forward of its own."""
+    model = Often().eval()
+    x = torch.rand(2, 1, 6, 5)
+    fresh = ct.explain(copy.deepcopy(model), x, layer=layer, call=-1)
+    ct.explain(model, x, layer=layer, call=-1)
+    model.needed.clear()
+    maps = ct.explain(model, x, layer=layer, call=-1)
+    assert model.needed[-3:] == [False, False, True]
+    assert maps.equal(fresh)
+    torch.testing.assert_close(maps.sum((2, 3)) + model.fc.bias, model(x))
+
+
+def test_a_network_that_runs_it_less_often_for_another_image_is_asked_again():
+    model = Often().eval()
+    for x in (torch.rand(2, 1, 6, 5), -torch.rand(2, 1, 6, 5), torch.rand(2, 1, 6, 5)):
+        maps = ct.explain(model, x, layer="act", call=-1)
+        assert maps.equal(ct.explain(copy.deepcopy(model), x, layer="act", call=-1))
+        torch.testing.assert_close(maps.sum((2, 3)) + model.fc.bias, model(x))
 
 
 # output layouts ------------------------------------------------------------------------------------------------------

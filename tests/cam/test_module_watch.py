@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 import camtrain as ct
 from camtrain.cam.engine import attention_maps
+from camtrain.cam.layer_lookup import default_layer
 from camtrain.cam.watch import ModuleWatch
 
 B, L = 3, 4
@@ -322,6 +323,41 @@ def test_two_views_in_one_step(mode):
         module(each)
     with pytest.raises(ct.InputError, match=r"'net.features.1' ran 2 times.*call=0"):
         watch.take()
+    watch.stop()
+
+
+def test_a_layer_that_was_found_is_recorded_from_its_last_run_on():
+    class Often(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act, self.fc = nn.Conv2d(2, 2, 3, padding=1), nn.SiLU(), nn.Linear(2, 3)
+            self.runs, self.needed = 3, []
+
+        def forward(self, image):
+            for _ in range(self.runs):
+                image = self.act(self.conv(image))
+                self.needed.append(image.requires_grad)
+            return self.fc(image.mean((2, 3)))
+
+    model, x = Often().eval(), torch.rand(2, 2, 5, 6)
+    name, _ = default_layer(model, x)
+    watch = ModuleWatch(model, name, cut=True, found=[True])
+    for runs in (3, 5, 2):
+        model.runs = runs
+        model.needed.clear()
+        with torch.no_grad():
+            watch.start()
+            model(x)
+            if runs == 2:
+                with pytest.raises(
+                    ct.InputError, match=r"'act'.* ran 2 time.* and 3 times"
+                ):
+                    watch.take()
+                continue
+            maps = attention_maps(*watch.take(), create_graph=False)
+            watch.stop()
+        assert model.needed == [number >= 2 for number in range(runs)]
+        torch.testing.assert_close(maps.sum((2, 3)) + model.fc.bias, model(x))
     watch.stop()
 
 
