@@ -349,9 +349,7 @@ def test_a_layer_that_was_found_is_recorded_from_its_last_run_on():
             watch.start()
             model(x)
             if runs == 2:
-                with pytest.raises(
-                    ct.InputError, match=r"'act'.* ran 2 time.* and 3 times"
-                ):
+                with pytest.raises(ct.InputError, match=r"'act'.* ran 2 time.* and 3 times"):
                     watch.take()
                 continue
             maps = attention_maps(*watch.take(), create_graph=False)
