@@ -18,6 +18,7 @@ from camtrain.callbacks._scores import MEASURES, Score
 from camtrain.reporting import Patience, RunDir
 from camtrain.reporting import Score as Row
 from camtrain.reporting.alarm_log import AlarmEvent
+from camtrain.reporting.opening import wandb_runs
 
 # Measures whose curves per label are worth a chart each; the others are logged too, and can be put into any chart.
 _CHARTED = ("auroc", "organ_iou", "energy_inside")
@@ -64,6 +65,7 @@ class Publisher:
         self._run_id: str | None = None
         self._root: str | None = None
         self._earlier: str | None = None
+        self._wandb: list[str] = []
         self._outlets: Outlets | None = None
         self._opening = Opening()
         self._introduced: list[int] = []
@@ -87,6 +89,7 @@ class Publisher:
         if stage == "fit":
             self._earlier = None
             self._run_id, self._scale, self._best, self._due_at, self._introduced = None, {}, {}, None, []
+            self._wandb = []
         self._outlets, self._opening = None, Opening()
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
@@ -97,14 +100,16 @@ class Publisher:
             self._outlets.close()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which run this is and where, its colour scale per method, and its best scores."""
+        """What a checkpoint keeps: which run this is and where, also in W&B, its colour scales, and its best scores."""
         where = self._earlier if self._root is None else str(Path(self._root).absolute())
-        return {"run_id": self._run_id, "root": where, "scale": dict(self._scale), "best": dict(self._best)}
+        kept = {"run_id": self._run_id, "root": where, "wandb": list(self._wandb)}
+        return {**kept, "scale": dict(self._scale), "best": dict(self._best)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with an earlier run, as far as it had begun."""
         self._run_id = state.get("run_id") or self._run_id
         self._earlier = state.get("root")
+        self._wandb = list(state.get("wandb") or [])
         self._scale = dict(state.get("scale") or self._scale)
         self._best = dict(state.get("best") or self._best)
 
@@ -184,6 +189,7 @@ class Publisher:
             self._outlets = self._opening(self._root or ".", self._run_id, trainer.loggers, self._wandb_budget)
             if self._outlets is not None:
                 self._run_id = self._outlets.run_dir.id
+                self._wandb = wandb_runs(trainer.loggers)
                 if self._introduced != (loggers := [id(logger) for logger in trainer.loggers]):
                     self._introduced = loggers
                     self._outlets.send("about", *self._facts())

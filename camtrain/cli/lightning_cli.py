@@ -136,7 +136,7 @@ class CamtrainCLI(LightningCLI):
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         if self._until == "done":
-            open_loggers(self.trainer.loggers)
+            open_loggers(self.trainer.loggers, self._loaded if self._command == "fit" else None)
             super()._run_subcommand(subcommand)
 
     def _read_checkpoint(self) -> None:

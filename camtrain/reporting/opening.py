@@ -1,14 +1,14 @@
-"""Opening W&B before a run begins: where its server cannot be reached, the run is written offline."""
+"""Opening W&B before a run begins: the run that a checkpoint goes on with, and offline where no server answers."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def open_loggers(loggers: Iterable[Any]) -> None:
+def open_loggers(loggers: Iterable[Any], checkpoint: Mapping[str, Any] | None = None) -> None:
     """Open the runs of W&B loggers now, offline where the server does not take them.
 
     Lightning opens them when `fit` begins, before any callback is asked, and lets a failure end the training. Other
@@ -16,15 +16,19 @@ def open_loggers(loggers: Iterable[Any]) -> None:
 
     Args:
         loggers: `trainer.loggers`.
+        checkpoint: A loaded checkpoint that the fit goes on from: the W&B run whose id `AttentionMonitor` kept there
+            goes on, unless the logger was given an id.
 
     Example:
         >>> import pytorch_lightning as pl
         >>> trainer = pl.Trainer(logger=False)
         >>> open_loggers(trainer.loggers)
     """
-    for logger in loggers:
-        if "WandbLogger" not in {cls.__name__ for cls in type(logger).__mro__}:
-            continue
+    found = [logger for logger in loggers if _is_wandb(logger)]
+    for logger, run in zip(found, _runs_of(checkpoint or {}), strict=False):
+        # Lightning's logger says resume="allow" by itself.
+        logger._wandb_init["id"] = logger._wandb_init.get("id") or run
+    for logger in found:
         try:
             _ = logger.experiment
         except Exception as error:
@@ -33,6 +37,26 @@ def open_loggers(loggers: Iterable[Any]) -> None:
             if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] != "wandb":
                 raise
             _open_offline(logger, error)
+
+
+def wandb_runs(loggers: Iterable[Any]) -> list[str]:
+    """Ids of the W&B runs that are open, for a checkpoint.
+
+    Example:
+        >>> wandb_runs([])
+        []
+    """
+    return [str(logger.version) for logger in loggers if _is_wandb(logger) and logger.version]
+
+
+def _is_wandb(logger: Any) -> bool:
+    return "WandbLogger" in {cls.__name__ for cls in type(logger).__mro__}
+
+
+def _runs_of(checkpoint: Mapping[str, Any]) -> list[str]:
+    states = checkpoint.get("callbacks") or {}
+    kept = [state.get("wandb") for state in states.values() if isinstance(state, Mapping)]
+    return next((list(runs) for runs in kept if runs), [])
 
 
 def _open_offline(logger: Any, error: Exception) -> None:

@@ -89,6 +89,24 @@ def test_resume_goes_on_with_the_rate_of_the_command_line(trained, run, tmp_path
     assert after["global_step"] >= before["global_step"]
 
 
+@pytest.mark.slow
+def test_a_resumed_fit_goes_on_in_the_same_wandb_run(write, run, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": {"save_dir": str(tmp_path)}}
+    config = write(trainer__logger=logger)
+    for resumed in (False, True, False):
+        words = ["--ckpt_path", next(tmp_path.rglob("best.ckpt")), "--trainer.max_epochs=3"] if resumed else []
+        result = run("fit", "--config", config, *words)
+        assert result.code == 0, result.err
+        wandb.finish()
+    ids = [path.name.rpartition("-")[2] for path in sorted(tmp_path.glob("wandb/offline-run-*"))]
+    assert len(ids) == 3
+    assert ids[0] == ids[1] != ids[2]
+
+
 def test_configs_stack_and_callbacks_append(write, tmp_path):
     first = write()
     (tmp_path / "second.yaml").write_text(

@@ -44,3 +44,15 @@ def test_what_is_not_the_servers_fault_stays_an_error(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(TypeError, match="no project"):
         open_loggers([WandbLogger(TypeError("no project"))])
+
+
+@pytest.mark.parametrize(("given", "opened"), [(None, "first"), ("mine", "mine")])
+def test_the_run_of_the_checkpoint_goes_on(given, opened):
+    logger, second = WandbLogger(), WandbLogger()
+    logger._wandb_init["id"] = given
+    states = {"ModelCheckpoint": {"best": 1}, "AttentionMonitor[]": {"wandb": ["first"]}, "Other": 5}
+    open_loggers([object(), logger, second], {"callbacks": states})
+    assert logger._wandb_init["id"] == opened
+    assert second._wandb_init.get("id") is None
+    open_loggers([second], {"callbacks": {"AttentionMonitor[]": {}}})
+    assert second._wandb_init.get("id") is None
