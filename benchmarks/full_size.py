@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -125,6 +126,27 @@ def work_of(args: argparse.Namespace) -> tuple[float, float]:
     return float(counter.get_total_flops()), moved / 2**30
 
 
+def roofs(device: str) -> tuple[float, float]:
+    """What the machine can do: GFLOP/s of a large product of matrices, GB/s of a large copy; the best of five."""
+    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+
+    def best(piece: Callable[[], object]) -> float:
+        piece()
+        seconds = []
+        for _ in range(5):
+            wait()
+            start = time.perf_counter()
+            piece()
+            wait()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    edge = 3072
+    matrix, long = torch.rand(edge, edge, device=device), torch.rand(2**27, device=device)
+    target = torch.empty_like(long)
+    return 2 * edge**3 / best(lambda: matrix @ matrix) / 1e9, 8 * long.numel() / best(lambda: target.copy_(long)) / 1e9
+
+
 def main() -> None:
     """Print a row per kind of step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,17 +162,21 @@ def main() -> None:
         print(json.dumps(one(args)))
         return
     operations, moved = work_of(args)
+    product, copy = roofs(args.device)
+    roof = min(product, operations / moved / 2**30 * copy)
     print("| AxialNet, full variant | peak GiB | seconds | |\n|---|---|---|---|", flush=True)
     for row in args.rows:
         command = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--row", row]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        rate = f"{operations / found['seconds'] / 1e9:.0f} GFLOP/s" if row == "training step, plain" else ""
+        rate = operations / found["seconds"] / 1e9
+        rate = f"{rate:.0f} GFLOP/s, {rate / roof:.0%} of the roof" if row == "training step, plain" else ""
         print(f"| {row} | {found['gib']:.2f} | {found['seconds']:.0f} | {rate} |", flush=True)
     print(
         f"\nA plain training step: {operations / 1e12:.2f} TFLOP, at least {moved:.1f} GiB moved, "
-        f"{operations / moved / 2**30:.0f} FLOP per byte. Batch 1, {args.labels} labels, {args.size}, {args.device}, "
-        f"{args.precision}; {machine()}"
+        f"{operations / moved / 2**30:.0f} FLOP per byte. The machine: {product:.0f} GFLOP/s in a product of matrices, "
+        f"{copy:.1f} GB/s in a copy; the roof is {roof:.0f} GFLOP/s. Batch 1, {args.labels} labels, "
+        f"{args.size}, {args.device}, {args.precision}; {machine()}"
     )
 
 

@@ -7,7 +7,8 @@ Scores: interleaved pairs of validation passes of MONAI's DenseNet121, with and 
 measures, no pictures), for its own head, which is affine in the last feature map, and for two linear layers with a ReLU
 between them, which is not; processor time, wall time and peak resident memory of each pass. Pictures: a pass with the
 panel of 12 cases x 8 labels, drawn and written to a run folder, less one without, in seconds of processor time (wall
-time is no measure where others compute too); it should take one.
+time is no measure where others compute too); it should take one. Alarms: two epochs of a fit with those that come by
+default, less two without; they ask about 32 cases, however many there are.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from collections.abc import Callable
 
 import torch
 from monai.networks.nets import DenseNet121
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from validation_cost import Lit, cases, monitor_of, ratios, read_options, spread, trainer_in
+from validation_cost import Lit, cases, cost_of, monitor_of, ratios, read_options, spread, trainer_in
 
 
 def affine_head(labels: int) -> nn.Module:
@@ -63,6 +64,38 @@ def pictures(options: argparse.Namespace, passes: int = 3) -> list[float]:
     return found
 
 
+class Trained(Lit):
+    """The same, with as little training as there can be."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        return nn.functional.binary_cross_entropy_with_logits(self.net(batch["image"]), batch["label"])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Steps that change nothing."""
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def alarms(options: argparse.Namespace) -> tuple[float, float]:
+    """Seconds of processor time that the default alarms ask for, per epoch of a fit, and those of a plain validation.
+
+    Epochs 0 and 1 of a fit with one training batch each; `reliance` and `depth` ask in one of the two.
+    """
+    torch.manual_seed(0)
+    module = Trained(affine_head(options.labels))
+    loader = DataLoader(cases(options.cases, options.size, options.labels, options.present), options.batch)
+    took = []
+    with tempfile.TemporaryDirectory() as folder:
+        for asked in ([], None):
+            monitor = monitor_of(options.labels, "net.class_layers.relu", every_n_epochs=0, report=False, alarms=asked)
+            trainer = trainer_in(folder, monitor, max_epochs=2, limit_train_batches=1, num_sanity_val_steps=0)
+            start = time.process_time()
+            trainer.fit(module, loader, loader)
+            took.append(time.process_time() - start)
+        plain = cost_of(trainer_in(folder), module, loader).processor
+    return (took[1] - took[0]) / 2, plain
+
+
 def main() -> None:
     """Print one line per head and one for the pictures."""
     options = read_options(__doc__, pairs=3, size=64, labels=8, batch=4, cases=200, present=0.15)
@@ -73,6 +106,12 @@ def main() -> None:
         f"({min(drawing):.2f} to {max(drawing):.2f} in {len(drawing)} passes)",
         flush=True,
     )
+    if options.pairs:
+        asked, plain = alarms(options)
+        print(
+            f"alarms of a fit, as they come: {asked:.1f} s of processor time per epoch for forwards of their own, "
+            f"{asked / plain:.2f} of a plain validation epoch of {options.cases} cases; not counted below"
+        )
     for name, (make, wanted) in HEADS.items() if options.pairs else ():
         print(f"{name}, {options.cases} cases")
         found = spread(ratios(make, "net.class_layers.relu", options))

@@ -3,6 +3,7 @@
     python benchmarks/step_cost.py                    # ResNet18 and DenseNet121, 80 labels, 64^3, batch 2
     python benchmarks/step_cost.py --nets ResNet50 --labels 1 16 80 --sizes 32 64 --heads affine mlp --layers last mid
     python benchmarks/step_cost.py --memory           # peak memory instead, each step in processes of its own
+    python benchmarks/step_cost.py --naive --pairs 5  # what the same loss costs with a backward pass per label
 
 A step is forward, task loss, backward and optimizer step; the mask loss adds what `MaskLossCallback` does: the watch,
 the maps of all labels, the organs brought to the grid, the loss, and one backward of the sum. Pairs take turns, and
@@ -51,8 +52,10 @@ def organs(batch: int, shape: tuple[int, int, int]) -> Tensor:
     return ids
 
 
-def steps(net: str, head: str, layer: str, labels: int, size: int, batch: int) -> tuple[Callable[[], None], ...]:
-    """The plain step and the step with the mask loss, of one model."""
+def steps(
+    net: str, head: str, layer: str, labels: int, size: int, batch: int, naive: bool = False
+) -> tuple[Callable[[], None], ...]:
+    """The plain step and the step with the mask loss, of one model; `naive`: in the way that first comes to mind."""
     torch.manual_seed(0)
     full = ct.OrganTable.load("rad_chestct")
     table = full.select(full.labels[:labels])
@@ -70,7 +73,35 @@ def steps(net: str, head: str, layer: str, labels: int, size: int, batch: int) -
     # One tap for all steps, as in the callback: every new one with layer=None looks for the layer by a forward.
     # Its name alone would not do: EfficientNet's last activation is a module that runs twice.
     tap = ct.LayerTap(model, network.mid if layer == "mid" else None)
+    if naive:
+        found = next(row.name for row in ct.layers(model, cases["image"], seen=False) if row.default)
+        tap = Naive(model.get_submodule(network.mid if layer == "mid" else found))
     return one, partial(one, (tap, table, ct.OrganMaskLoss()))
+
+
+class Naive:
+    """Maps by one `autograd.grad` per label, each with its graph: stands in for the tap.
+
+    Args:
+        layer: The layer.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.kept = layer, []
+
+    def __enter__(self) -> Naive:
+        self.kept.clear()
+        self.handle = self.layer.register_forward_hook(lambda module, given, out: self.kept.append(out))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def maps(self, logits: Tensor, method: str) -> Tensor:
+        """HiResCAM of every label."""
+        features = self.kept[-1]
+        gradients = (torch.autograd.grad(column.sum(), features, create_graph=True)[0] for column in logits.unbind(1))
+        return torch.stack([(gradient * features).sum(1) for gradient in gradients], 1)
 
 
 def step(
@@ -119,6 +150,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="for a row; three pairs at least")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="wall time; the machine must be idle")
+    parser.add_argument("--naive", action="store_true", help="a backward pass per label instead of camtrain's maps")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--processes", type=int, default=5, help="of each kind, for --memory")
     parser.add_argument("--one", choices=["plain", "mask"], help=argparse.SUPPRESS)
@@ -144,7 +176,8 @@ def main() -> None:
             exact, usual = peaks(words, 3, _MAPPED), peaks(words, args.processes, {})
             print(f"{first} {exact} | {usual} |", flush=True)
             continue
-        ratio = interleaved(*steps(net, head, layer, labels, size, args.batch), args.pairs, clock, seconds=args.seconds)
+        both = steps(net, head, layer, labels, size, args.batch, args.naive)
+        ratio = interleaved(*both, args.pairs, clock, seconds=args.seconds)
         print(f"{first} {ratio} | {ratio.extra:.1f} | {ratio.plain:.0f} | {ratio.pairs} |", flush=True)
     how = f"{'wall' if args.wall else 'processor'} time"
     if args.memory:

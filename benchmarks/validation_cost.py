@@ -76,11 +76,11 @@ def cases(number: int, size: int, labels: int, present: float) -> list[dict[str,
     ]
 
 
-def trainer_in(folder: str, *callbacks: pl.Callback) -> pl.Trainer:
+def trainer_in(folder: str, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     """A Trainer that says and keeps nothing of its own."""
     words = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
     quiet = dict.fromkeys(words, False) | {"accelerator": "cpu", "default_root_dir": folder}
-    return pl.Trainer(callbacks=list(callbacks), **quiet)
+    return pl.Trainer(callbacks=list(callbacks), **quiet, **options)
 
 
 class Cost(NamedTuple):
