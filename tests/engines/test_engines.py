@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 GROUPS = [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 # Largest difference of a weight, and of a score. Half precision rounds each sample, and sums in another order.
 FULL = (1e-6, 1e-5)
-LIMITS = {"bf16": (5e-4, 2e-2), "fp16": (5e-5, 1e-3), "accumulated": (1e-5, 5e-5)}
+# OrganIoU counts cells: one that the rounding of bf16 moves over the threshold is a thirtieth of the smallest union.
+LIMITS = {"bf16": (5e-4, 4e-2), "fp16": (5e-5, 1e-3)}
 
 
 def load_kit():
