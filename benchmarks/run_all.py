@@ -1,6 +1,6 @@
 """Every benchmark of what camtrain costs, one after the other, and the page that is made of them.
 
-    python benchmarks/run_all.py                     # about 4 hours on 2 cores; finished parts are not run again
+    python benchmarks/run_all.py                     # about 3 hours on 2 cores; finished parts are not run again
     python benchmarks/run_all.py --parts step memory # these parts anew
     python benchmarks/run_all.py --page              # the page of what is finished
 
@@ -66,24 +66,24 @@ PARTS = {
     ),
     "mlp": Part(
         "Training step, head with a hidden layer, 80 labels", "at most 1.10 x a plain step",
-        f"step_cost.py --nets {FIVE} --heads mlp --seconds 120", 1.10,
+        f"step_cost.py --nets {FIVE} --heads mlp --seconds 60", 1.10,
     ),
     "labels": Part(
         "Is the cost flat in the labels?", "affine head: the same for 1, 16 and 80 labels",
-        f"step_cost.py --nets {FIVE} --labels 1 16 80 --pairs 12 --seconds 60",
+        f"step_cost.py --nets {FIVE} --labels 1 16 80 --pairs 12 --seconds 30",
     ),
     "sizes": Part(
         "Training step at 128^3", "at most 1.03 x a plain step",
-        f"step_cost.py --nets {MONAI} --sizes 128 --seconds 60", 1.03, 1.05,
+        "step_cost.py --nets DenseNet121 EfficientNet-B0 ResNet18 --sizes 128 --seconds 45", 1.03, 1.05,
     ),
     "large": Part(
         "Training step at 256^3, one case (two do not fit into 24 GB)", "at most 1.03 x a plain step",
-        "step_cost.py --nets DenseNet121 EfficientNet-B0 --sizes 256 --batch 1 --seconds 60", 1.03, 1.05,
+        "step_cost.py --nets DenseNet121 EfficientNet-B0 --sizes 256 --batch 1 --seconds 45", 1.03, 1.05,
     ),
     "tiny": Part(
         "Training step at 32^3: the last map that has more than one cell lies in the middle of these networks",
         "no figure: a backward pass per label to that layer",
-        f"step_cost.py --nets {MONAI} --sizes 32 --labels 1 16 80 --pairs 6 --seconds 20",
+        f"step_cost.py --nets {MONAI} --sizes 32 --labels 1 16 80 --pairs 6 --seconds 10",
     ),
     "step_small": Part(
         "Where the network is far smaller than its maps of 80 labels", "no figure: it is none of the five",
@@ -91,7 +91,7 @@ PARTS = {
     ),
     "mid": Part(
         "Training step, a middle layer", "no figure: a backward pass per label to that layer, twice",
-        f"step_cost.py --nets {MONAI} --layers mid --labels 1 16 80 --pairs 6 --seconds 40",
+        f"step_cost.py --nets {MONAI} --layers mid --labels 1 16 80 --pairs 6 --seconds 20",
     ),
     "mid_memory": Part(
         "Peak memory of maps at the earliest layer", "bounded: flat in the labels where they go in parts",
@@ -112,12 +112,12 @@ PARTS = {
     ),
     "maps_labels": Part(
         "Maps of 1, 16 and 80 labels, every network, beside the fastest of them", "the same",
-        f"maps_cost.py --nets {FIVE} --labels 1 16 80 --peers torchcam --rounds 7",
+        f"maps_cost.py --nets {FIVE} --labels 1 16 80 --peers torchcam --rounds 5",
         1.05, None, ("| affine |", "| camtrain "),
     ),
     "monitor": Part(
         "A validation epoch with the monitor", "at most 1.10 x a plain one (affine), 1.25 x (other heads)",
-        "monitor_cost.py --pairs 6",
+        "monitor_cost.py --pairs 4",
     ),
     "monitor_labels": Part(
         "The same with 80 labels", "the same", "validation_cost.py --pairs 10",
