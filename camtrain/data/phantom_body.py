@@ -6,12 +6,15 @@ Hounsfield units of a contrast-enhanced CT. They give the layout and the proport
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from camtrain.data.phantom_frame import Bools, Box, Floats, Frame, Pose, inside
+from camtrain.data.phantom_frame import Bools, Box, Floats, Frame, Patch, Pose, inside
 
 ORGANS = {"lung_left": 1, "lung_right": 2, "heart": 3, "great_vessels": 4, "mediastinum": 5, "spine": 6}
 LUNG_LEFT, LUNG_RIGHT, HEART, VESSELS, MEDIASTINUM, SPINE = ORGANS.values()
@@ -60,6 +63,7 @@ class Scene:
         markers: (X, Y, Z) uint8, one bit per marker.
         heart_outer: Size of the pericardium, 1 = the average patient's heart.
         heart_inner: Size of the muscle inside it.
+        chest: Box that holds the inside of the rib cage.
     """
 
     frame: Frame
@@ -70,53 +74,88 @@ class Scene:
     markers: NDArray[np.uint8] = field(init=False)
     heart_outer: float = 1.0
     heart_inner: float = 1.0
+    chest: Box = field(init=False)
 
     def __post_init__(self) -> None:
         self.lesions = np.zeros(self.frame.size, np.uint8)
         self.markers = np.zeros(self.frame.size, np.uint8)
+        half_width, half_depth = self.anatomy.cavity
+        x, y, z = self.frame.x, self.frame.y, self.frame.z
+        self._round: Floats = np.abs(x / half_width) ** 2.3 + np.abs(y / half_depth) ** 2.3
+        self._roof: Floats = 1 - np.clip((z - 10) / 108, 0, None) ** 2
+        within = self._round[:, :, 0] < self._roof.max()
+        self.chest = span(within.any(1)), span(within.any(0)), span(self._roof[0, 0] > self._round.min())
+
+    def in_cavity(self, box: Box) -> Bools:
+        """Voxels of a box inside the rib cage (lungs, heart, vessels, and the abdomen below the diaphragm)."""
+        result: Bools = self._round[box[:2]] < self._roof[:, :, box[2]]
+        return result
+
+
+_MEASURES: dict[str, tuple[float, float]] = {
+    # In the order in which they are drawn: another order would be other patients.
+    **{"shift_x": (-9, 9), "shift_y": (-4, 8), "shift_z": (-10, 10)},
+    **{"scale_x": (0.94, 1.06), "scale_y": (0.94, 1.06), "scale_z": (0.94, 1.06), "roll": (-0.07, 0.07)},
+    **{"apex_x": (-0.08, 0.08), "apex_y": (-0.08, 0.08), "apex_z": (-0.08, 0.08)},
+    **{"fat": (7, 20), "width": (-5, 5), "depth": (-3, 3), "wall": (17, 21)},
+    **{"lung_hu": (-870, -810), "lung_gradient": (0.3, 0.9), "dome_right": (-52, -36), "dome_left": (-62, -46)},
+    **{"rib_phase": (0, 26), "heart_x": (-4, 4), "heart_y": (-4, 4), "heart_z": (-5, 5), "heart_scale": (0.93, 1.03)},
+    **{"arch_top": (40, 52), "aorta_back": (-36, -30), "aorta_left": (-24, -16), "aorta_radius": (11.5, 14)},
+}
+_LOW, _HIGH = np.array(list(_MEASURES.values())).T
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     """One patient from the population: pose, proportions, fat, density of the lungs, course of the aorta."""
-    u = rng.uniform
-    pose = Pose(
-        shift=(u(-9, 9), u(-4, 8), u(-10, 10)),
-        scale=(u(0.94, 1.06), u(0.94, 1.06), u(0.94, 1.06)),
-        roll=u(-0.07, 0.07),
-    )
-    apex = np.array([-0.74 + u(-0.08, 0.08), 0.42 + u(-0.08, 0.08), -0.52 + u(-0.08, 0.08)])
-    side = np.array([0.6, 0.75, 0.0])
-    apex /= np.linalg.norm(apex)
-    side -= apex * (side @ apex)
-    side /= np.linalg.norm(side)
-    fat = u(7, 20)
+    m = dict(zip(_MEASURES, rng.uniform(_LOW, _HIGH).tolist(), strict=True))
     return Anatomy(
-        pose=pose,
-        width=130 + 0.5 * fat + u(-5, 5),
-        depth=88 + 0.4 * fat + u(-3, 3),
-        fat=fat,
-        wall=u(17, 21),
-        lung_hu=u(-870, -810),
-        lung_gradient=u(0.3, 0.9),
-        dome_right=u(-52, -36),
-        dome_left=u(-62, -46),
-        rib_phase=u(0, 26),
-        heart=np.array([-20 + u(-4, 4), 16 + u(-4, 4), -28 + u(-5, 5)], np.float32),
+        pose=Pose(
+            shift=(m["shift_x"], m["shift_y"], m["shift_z"]),
+            scale=(m["scale_x"], m["scale_y"], m["scale_z"]),
+            roll=m["roll"],
+        ),
+        width=130 + 0.5 * m["fat"] + m["width"],
+        depth=88 + 0.4 * m["fat"] + m["depth"],
+        fat=m["fat"],
+        wall=m["wall"],
+        lung_hu=m["lung_hu"],
+        lung_gradient=m["lung_gradient"],
+        dome_right=m["dome_right"],
+        dome_left=m["dome_left"],
+        rib_phase=m["rib_phase"],
+        heart=np.array([-20 + m["heart_x"], 16 + m["heart_y"], -28 + m["heart_z"]], np.float32),
         heart_axes=np.array([53, 42, 44], np.float32),
-        heart_frame=np.stack([apex, side, np.cross(apex, side)]).astype(np.float32),
-        heart_scale=u(0.93, 1.03),
-        aorta=_aorta(top=u(40, 52), back=u(-36, -30), left=u(-24, -16)),
-        aorta_radius=u(11.5, 14),
+        heart_frame=_heart_frame(-0.74 + m["apex_x"], 0.42 + m["apex_y"], -0.52 + m["apex_z"]),
+        heart_scale=m["heart_scale"],
+        aorta=_aorta(top=m["arch_top"], back=m["aorta_back"], left=m["aorta_left"]),
+        aorta_radius=m["aorta_radius"],
     )
+
+
+def _heart_frame(right: float, front: float, up: float) -> Floats:
+    """(3, 3) unit vectors: to the apex, and two across it."""
+    apex, side = np.array([right, front, up]), np.array([0.6, 0.75, 0.0])
+    apex /= math.sqrt(apex @ apex)
+    side -= apex * (side @ apex)
+    side /= math.sqrt(side @ side)
+    (a, b, c), (d, e, f) = apex.tolist(), side.tolist()
+    third = (b * f - c * e, c * d - a * f, a * e - b * d)
+    return np.array([apex, side, third], np.float32)
+
+
+_TURN = np.linspace(0, np.pi, 6)
 
 
 def _aorta(top: float, back: float, left: float) -> Floats:
-    ascending = np.array([12.0, 16.0])
-    descending = np.array([left, back])
-    turn = np.linspace(0, np.pi, 6)
-    t = (1 - np.cos(turn)) / 2
-    arch = np.column_stack([ascending + t[:, None] * (descending - ascending), top + 18 * np.sin(turn)])
-    return np.concatenate([[[-2.0, 14.0, -8.0]], arch, [[left, back - 3, -40.0], [left + 10, back - 2, -190.0]]])
+    line = np.empty((9, 3))
+    t = (1 - np.cos(_TURN)) / 2
+    line[0] = -2.0, 14.0, -8.0
+    line[1:7, 0] = 12.0 + t * (left - 12.0)
+    line[1:7, 1] = 16.0 + t * (back - 16.0)
+    line[1:7, 2] = top + 18 * np.sin(_TURN)
+    line[7] = left, back - 3, -40.0
+    line[8] = left + 10, back - 2, -190.0
+    return line
 
 
 def paint_body(anatomy: Anatomy, size: tuple[int, int, int], rng: np.random.Generator) -> Scene:
@@ -131,8 +170,7 @@ def paint_body(anatomy: Anatomy, size: tuple[int, int, int], rng: np.random.Gene
         The scan without findings, markers, blur and noise.
     """
     frame = Frame(size, anatomy.pose)
-    hu = np.full(size, AIR, np.float32)
-    scene = Scene(frame, anatomy, hu, np.zeros(size, np.uint8))
+    scene = Scene(frame, anatomy, np.empty(size, np.float32), np.zeros(size, np.uint8))
     _trunk(scene)
     _table(scene)
     _cavity(scene)
@@ -144,74 +182,87 @@ def paint_body(anatomy: Anatomy, size: tuple[int, int, int], rng: np.random.Gene
     return scene
 
 
-def shell(anatomy: Anatomy, frame: Frame) -> Floats:
+def shell(anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> Floats:
     """(X, Y, Z) distance from the long axis of the trunk, 1 on the skin; the trunk tapers to the neck."""
-    radius = np.sqrt((frame.x / anatomy.width) ** 2 + (frame.y / anatomy.depth) ** 2)
-    taper: Floats = 1 - 0.3 * (np.clip(frame.z - 75, 0, None) / 75) ** 2
-    result: Floats = radius / np.maximum(taper, 0.35)
+    radius = np.sqrt((x / anatomy.width) ** 2 + (y / anatomy.depth) ** 2)
+    result: Floats = radius / np.maximum(_taper(z), 0.35)
     return result
 
 
-def in_cavity(anatomy: Anatomy, frame: Frame, box: Box) -> Bools:
-    """Voxels of a box inside the rib cage (lungs, heart, vessels, and the abdomen below the diaphragm)."""
-    x, y, z = frame.at(box)
-    half_width, half_depth = anatomy.cavity
-    dome = np.clip((z - 10) / 108, 0, None) ** 2
-    result: Bools = (np.abs(x / half_width) ** 2.3 + np.abs(y / half_depth) ** 2.3) < 1 - dome
-    return result
+def _taper(z: Floats) -> Floats:
+    taper: Floats = 1 - 0.3 * (np.clip(z - 75, 0, None) / 75) ** 2
+    return taper
+
+
+def span(where: Bools) -> slice:
+    """From the first to the last true entry; never empty."""
+    first = int(where.argmax())
+    return slice(first, max(len(where) - int(where[::-1].argmax()), first + 1))
 
 
 def _table(scene: Scene) -> None:
     """A curved plastic slab that the patient lies on: in every scan, so it means nothing."""
-    x, y, a = scene.frame.x, scene.frame.y, scene.anatomy
+    x, y, a = scene.frame.x[:, :, 0], scene.frame.y[:, :, 0], scene.anatomy
     top = -a.depth - 4 + 0.0012 * np.clip(np.abs(x) - 30, 0, None) ** 2
     slab = (y < top) & (y > top - max(7.0, 1.2 * scene.frame.spacing[1])) & (np.abs(x) < 128)
-    scene.hu[np.broadcast_to(slab, scene.hu.shape)] = -150
-    scene.hu[np.broadcast_to((y < top - 3) & (y > top - 5), scene.hu.shape) & slab] = -600
+    scene.hu[slab] = -150
+    scene.hu[(y < top - 3) & (y > top - 5) & slab] = -600
+
+
+_STEPS = np.arange(256) / 200
 
 
 def _trunk(scene: Scene) -> None:
     a, f = scene.anatomy, scene.frame
-    radius = shell(a, f)
     mean = (a.width + a.depth) / 2
     # Layers from the axis outwards, by one look-up on the distance in steps of 1/200.
-    steps = np.arange(256) / 200
-    layers = [steps < 1 - a.fat / mean, steps < 1 - 3 / mean, steps < 1]
-    level = np.minimum(radius * 200, 255).astype(np.uint8)
-    scene.hu[:] = np.select(layers, [MUSCLE, FAT, SKIN], AIR).astype(np.float32)[level]
-    # Ribs run down towards the front, one every 26 mm.
-    cage = (steps < 1 - (a.fat + 5) / mean) & (steps > 1 - (a.fat + a.wall - 3) / mean)
-    turns = f.z / 26 + (0.4 * f.y + a.rib_phase) / 26
-    ribs = cage[level] & (turns - np.floor(turns) < 0.42) & (f.z > -110)
-    np.copyto(scene.hu, np.float32(BONE * 0.75), where=ribs)
+    layers = [1 - a.fat / mean > _STEPS, 1 - 3 / mean > _STEPS, _STEPS < 1]
+    values = np.select(layers, [MUSCLE, FAT, SKIN], AIR).astype(np.float32)
+    cage = (1 - (a.fat + 5) / mean > _STEPS) & (1 - (a.fat + a.wall - 3) / mean < _STEPS)
+    # Below the neck one plane is as the other, so one look-up does for all.
+    neck = int(np.append(_taper(f.z[0, 0]) == 1, False).argmin())
+    _layers(scene, slice(0, neck), slice(0, 1), values, cage)
+    _layers(scene, slice(neck, None), slice(neck, None), values, cage)
     box = f.box((-17, a.depth - a.fat - 20, -40), (17, a.depth - a.fat - 8, 85))
     x, y, z = f.at(box)
     sternum = (np.abs(x) < 17) & (np.abs(y - a.depth + a.fat + 12) < max(5.5, f.thin)) & (np.abs(z - 22) < 62)
-    scene.hu[box][sternum] = BONE * 0.6
+    np.copyto(scene.hu[box], BONE * 0.6, where=sternum)
+
+
+def _layers(scene: Scene, planes: slice, looked_up: slice, values: Floats, cage: Bools) -> None:
+    """The layers of the trunk and its ribs in some planes, by the levels of these planes or of the one like all."""
+    a, f = scene.anatomy, scene.frame
+    level = np.minimum(shell(a, f.x, f.y, f.z[:, :, looked_up]) * 200, 255).astype(np.uint8)
+    hu, layer, bony = scene.hu[:, :, planes], values[level], cage[level]
+    hu[:] = layer
+    # Ribs run down towards the front, one every 26 mm.
+    i, j = np.nonzero(bony.any(axis=2))
+    z = f.z[0, :, planes]
+    turns = z / 26 + ((0.4 * f.y + a.rib_phase) / 26)[i, j]
+    ribs = bony[i, j] & (turns - np.floor(turns) < 0.42) & (z > -110)
+    hu[i, j] = np.where(ribs, np.float32(BONE * 0.75), layer[i, j])
 
 
 def _cavity(scene: Scene) -> None:
     """Lungs, the tissue between them, and the abdomen below the two domes of the diaphragm."""
     a, f = scene.anatomy, scene.frame
-    x, y, z = f.x, f.y, f.z
-    everything = (slice(None), slice(None), slice(None))
-    cavity = in_cavity(a, f, everything)
+    x, y, z = f.at(scene.chest)
+    cavity = scene.in_cavity(scene.chest)
     dome = np.where(x > 0, np.float32(a.dome_right), np.float32(a.dome_left))
     hump = np.minimum(((np.abs(x) - 48) / 62) ** 2 + ((y - 8) / 72) ** 2, 1.6)
-    above = z > dome - 48 * hump
+    lung = cavity & (z > dome - 48 * hump)
+    belly = cavity & ~lung
     gap = 9 + 17 * np.exp(-(((y + 8) / 30) ** 2))
     right, left = x > gap, x < -gap - 2
-    lung = cavity & above
-    scene.organs[lung & right] = LUNG_RIGHT
-    scene.organs[lung & left] = LUNG_LEFT
-    scene.organs[lung & ~(right | left)] = MEDIASTINUM
+    organ = np.where(right, np.uint8(LUNG_RIGHT), np.where(left, np.uint8(LUNG_LEFT), np.uint8(MEDIASTINUM)))
+    np.copyto(scene.organs[scene.chest], organ, where=lung)
     air = a.lung_hu - a.lung_gradient * y + 14 * np.sin(x / 23 + a.rib_phase)
-    inner = np.where(right | left, air, np.float32(-25))
-    belly = np.where(x > -18 - 0.25 * y, LIVER, np.where(y < 0, LIVER + 15, 35)).astype(np.float32)
-    belly = np.where((np.abs(x) < 22) & (y < -12), -60, belly)
-    np.copyto(scene.hu, np.where(above, inner, belly), where=cavity)
+    np.copyto(scene.hu[scene.chest], np.where(right | left, air, np.float32(-25)), where=lung)
+    soft = np.where(x > -18 - 0.25 * y, LIVER, np.where(y < 0, LIVER + 15, 35)).astype(np.float32)
+    np.copyto(scene.hu[scene.chest], np.where((np.abs(x) < 22) & (y < -12), -60, soft), where=belly)
     box, dist = f.ellipsoid((-48, 34, a.dome_left - 42), (26, 14, 20))  # air in the stomach
-    scene.hu[box][(dist < 1) & cavity[box] & ~above[box]] = -850
+    inside_belly = scene.in_cavity(box) & (scene.organs[box] == 0)
+    scene.hu[box][(dist < 1) & inside_belly] = -850
 
 
 def _spine(scene: Scene) -> None:
@@ -220,16 +271,18 @@ def _spine(scene: Scene) -> None:
     box = f.box((-34, back - 50, -200), (34, back + 22, 200))
     x, y, z = f.at(box)
     y = y - back + 6 * np.cos(z / 90)
+    behind = y + 21
     body = (x / 19) ** 2 + (y / 15) ** 2 < 1
     disc = np.mod(z + a.rib_phase, 27) < 5
-    canal = (x / 9) ** 2 + ((y + 21) / 8) ** 2 < 1
-    arch = ((x / 16) ** 2 + ((y + 21) / 13) ** 2 < 1) | ((np.abs(x) < 5) & (y < -25) & (y > -44))
+    canal = (x / 9) ** 2 + (behind / 8) ** 2 < 1
+    arch = ((x / 16) ** 2 + (behind / 13) ** 2 < 1) | ((np.abs(x) < 5) & (y < -25) & (y > -44))
     wings = (np.abs(y + 20) < 6) & (np.abs(x) < 32)
-    bone = np.where((x / 15) ** 2 + (y / 11) ** 2 < 1, 210.0, BONE)
-    hu = np.where(body, np.where(disc, 85.0, bone), np.where(canal, 25.0, BONE))
-    region = (body | canal | arch | (wings & ~disc)) & (z < 200)
-    scene.hu[box][region] = hu[region]
-    scene.organs[box][region] = SPINE
+    marrow = (x / 15) ** 2 + (y / 11) ** 2 < 1
+    region = body | canal | arch | (wings & ~disc)
+    hu = scene.hu[box]
+    for value, where in ((BONE, region), (25.0, canal), (BONE, body), (210.0, marrow & body), (85.0, body & disc)):
+        np.copyto(hu, value, where=where)
+    np.copyto(scene.organs[box], SPINE, where=region)
 
 
 def _airways(scene: Scene) -> None:
@@ -240,11 +293,19 @@ def _airways(scene: Scene) -> None:
         ((0, -14, 32), (-38, -14, 6), 6.0),
     ):
         box, dist = scene.frame.capsule(start, end, radius)
-        tube = (dist < 1) & np.isin(scene.organs[box], (MEDIASTINUM, 0))
-        scene.hu[box][tube] = -970
+        organs = scene.organs[box]
+        np.copyto(scene.hu[box], -970, where=(dist < 1) & ((organs == MEDIASTINUM) | (organs == 0)))
 
 
-def paint_heart(scene: Scene, outer: float, inner: float) -> Bools:
+def heart_box(scene: Scene, outer: float) -> Box:
+    """Voxels that hold a heart of this size."""
+    a = scene.anatomy
+    # The heart bulges beyond the ellipsoid of its half-axes by less than 5 %.
+    reach = 1.05 * outer * np.sqrt(((a.heart_frame * a.heart_axes[:, None]) ** 2).sum(axis=0))
+    return scene.frame.box(a.heart - reach, a.heart + reach)
+
+
+def paint_heart(scene: Scene, outer: float, inner: float) -> Patch:
     """The heart: muscle and blood up to the size `inner`, pericardial fluid from there to `outer`.
 
     Vessels and spine stay, lung and mediastinum give way.
@@ -255,27 +316,23 @@ def paint_heart(scene: Scene, outer: float, inner: float) -> Bools:
         inner: Size of the muscle, 1 = average.
 
     Returns:
-        (X, Y, Z) voxels between the two.
+        Voxels between the two.
     """
-    a, f = scene.anatomy, scene.frame
-    reach = 1.25 * outer * float(a.heart_axes.max())
-    box = f.box(a.heart - reach, a.heart + reach)
+    box = heart_box(scene, outer)
     long, short, third = heart_coordinates(scene, box)
     size = np.sqrt(long**2 + (short**2 + third**2) * (1 + 0.22 * long / outer))
-    where = (scene.organs[box] != VESSELS) & (scene.organs[box] != SPINE) & in_cavity(a, f, box)
+    where = (scene.organs[box] != VESSELS) & (scene.organs[box] != SPINE) & scene.in_cavity(box)
     heart = inside(size / outer, where)
-    u, v, w = long / inner, short / inner, third / inner
+    rim = heart & (size >= inner)
+    u, v, w = (c[heart] / inner for c in (long, short, third))
     left = ((u - 0.12) / 0.62) ** 2 + ((v + 0.38) / 0.36) ** 2 + (w / 0.5) ** 2 < 1
     right = ((u - 0.05) / 0.6) ** 2 + ((v - 0.48) / 0.33) ** 2 + (w / 0.55) ** 2 < 1
     atria = ((u + 0.62) / 0.3) ** 2 + (v / 0.6) ** 2 + (w / 0.6) ** 2 < 1
-    tissue = np.where(left | right | atria, BLOOD, MYOCARDIUM).astype(np.float32)
-    rim = heart & (size >= inner)
-    scene.hu[box][heart] = np.where(size < inner, tissue, FLUID)[heart]
-    scene.organs[box][heart] = HEART
+    scene.hu[box][heart] = np.where(left | right | atria, np.float32(BLOOD), np.float32(MYOCARDIUM))
+    np.copyto(scene.hu[box], FLUID, where=rim)
+    np.copyto(scene.organs[box], HEART, where=heart)
     scene.heart_outer, scene.heart_inner = outer, inner
-    mask = np.zeros(f.size, bool)
-    mask[box] = rim
-    return mask
+    return box, rim
 
 
 def heart_coordinates(scene: Scene, box: Box) -> tuple[Floats, Floats, Floats]:
@@ -289,37 +346,48 @@ def heart_coordinates(scene: Scene, box: Box) -> tuple[Floats, Floats, Floats]:
 
 def _great_vessels(scene: Scene) -> None:
     a = scene.anatomy
-    tubes = [(p, q, a.aorta_radius) for p, q in zip(a.aorta[:-1], a.aorta[1:], strict=True)]
-    tubes += [
-        (np.array([30, 8, -5]), np.array([26, 4, 95]), 9.0),  # superior vena cava
-        (np.array([-14, 22, -5]), np.array([-18, 8, 20]), 13.0),  # pulmonary trunk, then its two arteries
-        (np.array([-18, 8, 20]), np.array([32, -2, 14]), 9.5),
-        (np.array([-18, 8, 20]), np.array([-42, -6, 18]), 9.5),
-    ]
-    for start, end, radius in tubes:
+    tubes = [(p, q, a.aorta_radius) for p, q in pairwise(a.aorta)]
+    for start, end, radius in (*tubes, *_VESSELS):
         box, dist = scene.frame.capsule(start, end, radius)
-        tube = (dist < 1) & (scene.organs[box] != SPINE) & (scene.organs[box] != HEART)
-        scene.hu[box][tube] = BLOOD + 15
-        scene.organs[box][tube] = VESSELS
+        organs = scene.organs[box]
+        tube = (dist < 1) & (organs != SPINE) & (organs != HEART)
+        np.copyto(scene.hu[box], BLOOD + 15, where=tube)
+        np.copyto(organs, VESSELS, where=tube)
+
+
+_VESSELS = (
+    (np.array([30, 8, -5]), np.array([26, 4, 95]), 9.0),  # superior vena cava
+    (np.array([-14, 22, -5]), np.array([-18, 8, 20]), 13.0),  # pulmonary trunk, then its two arteries
+    (np.array([-18, 8, 20]), np.array([32, -2, 14]), 9.5),
+    (np.array([-18, 8, 20]), np.array([-42, -6, 18]), 9.5),
+)
+_ROOTS = {LUNG_LEFT: (-40, -8, 12), LUNG_RIGHT: (36, -6, 10)}
 
 
 def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) -> None:
     """Small vessels run from the two roots of the lung to random places in it and thin out on the way."""
-    f = scene.frame
-    steps = np.linspace(0, 1, 2 * max(f.size) // 3, dtype=np.float32)[None, :, None]
-    thin = np.clip(6.7 / f.spacing.max(), 0.2, 1)
-    for organ, root in ((LUNG_LEFT, (-40, -8, 12)), (LUNG_RIGHT, (36, -6, 10))):
-        voxels = np.flatnonzero(scene.organs == organ)
+    f, steps = scene.frame, _way(max(scene.frame.size))
+    value = -300 - 380 * steps[:, 0] / np.clip(6.7 / f.spacing.max(), 0.2, 1)
+    organs, hu = scene.organs.reshape(-1), scene.hu.reshape(-1)
+    chest = scene.organs[scene.chest]
+    for organ, root in _ROOTS.items():
+        voxels = np.flatnonzero(chest == organ)
         bends = rng.normal(0, 9, (branches, 1, 3)).astype(np.float32)
         picks = rng.random(branches)
         if not len(voxels):
             continue
-        i, j, k = np.unravel_index(voxels[(picks * len(voxels)).astype(np.intp)], f.size)
-        ends = np.stack([f.x[i, j, 0], f.y[i, j, 0], f.z[0, 0, k]], axis=1)[:, None]
+        i, j, k = np.unravel_index(voxels[(picks * len(voxels)).astype(np.intp)], chest.shape)
+        x, y, z = f.at(scene.chest)
+        ends = np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]], axis=1)[:, None]
         path = np.asarray(root) + steps * (ends - np.asarray(root)) + 4 * steps * (1 - steps) * bends
-        at = f.index(path.reshape(-1, 3))
-        flat = np.ravel_multi_index((at[:, 0], at[:, 1], at[:, 2]), f.size)
-        value = np.broadcast_to(-300 - 380 * steps[:, :, 0] / thin, (branches, steps.shape[1])).reshape(-1)
-        keep = scene.organs.reshape(-1)[flat] == organ
-        target = scene.hu.reshape(-1)
-        target[flat[keep]] = np.maximum(target[flat[keep]], value[keep])
+        at = f.index(path)
+        flat = (at[..., 0] * f.size[1] + at[..., 1]) * f.size[2] + at[..., 2]
+        keep = organs[flat] == organ
+        flat = flat[keep]
+        hu[flat] = np.maximum(hu[flat], np.broadcast_to(value, keep.shape)[keep])
+
+
+@functools.lru_cache(maxsize=16)
+def _way(longest: int) -> Floats:
+    """(steps, 1) from 0 to 1, so many that a line leaves no gap."""
+    return np.linspace(0, 1, 2 * longest // 3, dtype=np.float32)[:, None]

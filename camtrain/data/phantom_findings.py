@@ -17,14 +17,14 @@ from camtrain.data.phantom_body import (
     HEART,
     LUNG_LEFT,
     LUNG_RIGHT,
-    MEDIASTINUM,
+    SPINE,
     VESSELS,
     Scene,
+    heart_box,
     heart_coordinates,
-    in_cavity,
     paint_heart,
 )
-from camtrain.data.phantom_frame import Bools, Box, Floats, inside
+from camtrain.data.phantom_frame import Bools, Box, Floats, Patch, inside
 
 LUNGS = (LUNG_LEFT, LUNG_RIGHT)
 
@@ -34,11 +34,11 @@ class Finding(NamedTuple):
 
     Attributes:
         organs: Ids of the organs that it lies in.
-        paint: Paints it and returns its voxels, (X, Y, Z) bool.
+        paint: Paints it and returns its voxels.
     """
 
     organs: tuple[int, ...]
-    paint: Callable[[Scene, np.random.Generator], Bools]
+    paint: Callable[[Scene, np.random.Generator], list[Patch]]
 
 
 def paint_finding(scene: Scene, name: str, rng: np.random.Generator) -> None:
@@ -49,61 +49,60 @@ def paint_finding(scene: Scene, name: str, rng: np.random.Generator) -> None:
         name: A key of `FINDINGS`.
         rng: Place, size and density.
     """
-    region = FINDINGS[name].paint(scene, rng)
-    scene.lesions[region] |= np.uint8(1 << list(FINDINGS).index(name))
+    bit = np.uint8(1 << list(FINDINGS).index(name))
+    for box, mask in FINDINGS[name].paint(scene, rng):
+        scene.lesions[box] |= mask * bit
 
 
-def _whole(scene: Scene, box: Box, mask: Bools) -> Bools:
-    region = np.zeros(scene.frame.size, bool)
-    region[box] = mask
-    return region
-
-
-def _free_lung(scene: Scene, box: Box) -> Bools:
+def _free_lung(scene: Scene, box: Box, lungs: tuple[int, ...] = LUNGS) -> Bools:
     organs = scene.organs[box]
-    free: Bools = ((organs == LUNG_LEFT) | (organs == LUNG_RIGHT)) & (scene.lesions[box] == 0)
+    free: Bools = organs == lungs[0]
+    for other in lungs[1:]:
+        free |= organs == other
+    free &= scene.lesions[box] == 0
     return free
 
 
-def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> Bools:
-    before = scene.organs == HEART
+def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> list[Patch]:
     size = scene.anatomy.heart_scale * rng.uniform(1.27, 1.4)
+    box = heart_box(scene, size)
+    before = scene.organs[box] == HEART
     paint_heart(scene, size, size)
-    grown: Bools = (scene.organs == HEART) & ~before
-    return grown
+    return [(box, (scene.organs[box] == HEART) & ~before)]
 
 
-def _aneurysm(scene: Scene, rng: np.random.Generator) -> Bools:
+def _aneurysm(scene: Scene, rng: np.random.Generator) -> list[Patch]:
     """A widened stretch of the aorta, with a crescent of clot along its wall."""
     stretch = int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.2, 0.15, 0.15, 0.15, 0.15, 0.2]))
     start, end = scene.anatomy.aorta[stretch], scene.anatomy.aorta[stretch + 1]
     middle = start + (end - start) * rng.uniform(0.2, 0.6)
     along = (end - start) / np.linalg.norm(end - start) * rng.uniform(8, 15)
     box, dist = scene.frame.capsule(middle - along, middle + along, rng.uniform(26, 32))
-    where = np.isin(scene.organs[box], (0, *LUNGS, VESSELS, MEDIASTINUM))
-    blob = inside(dist, where & in_cavity(scene.anatomy, scene.frame, box))
+    organs = scene.organs[box]
+    blob = inside(dist, (organs != HEART) & (organs != SPINE) & scene.in_cavity(box))
     clot = blob & (dist > 0.7) & (scene.frame.at(box)[0] < middle[0])
     scene.hu[box][blob] = BLOOD + 15
     scene.hu[box][clot] = 90
-    scene.organs[box][blob] = VESSELS
-    return _whole(scene, box, blob)
+    organs[blob] = VESSELS
+    return [(box, blob)]
 
 
-def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> Bools:
+def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> list[Patch]:
     """Fluid between the muscle and its sac: the sac grows a little, the muscle fills less of it."""
     thin = 0.5 * scene.frame.thin / float(scene.anatomy.heart_axes.min())
     rim = max(rng.uniform(0.14, 0.19), thin)
     size = scene.heart_outer
-    return paint_heart(scene, size * (1 + 0.35 * rim), size * (1 - rim))
+    return [paint_heart(scene, size * (1 + 0.35 * rim), size * (1 - rim))]
 
 
-def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Bools:
+def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> list[Patch]:
     """Chalk along the coronary arteries: bright specks on arcs just under the surface of the heart muscle."""
     reach = 1.1 * scene.heart_outer * float(scene.anatomy.heart_axes.max())
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
-    at = [c / scene.heart_inner for c in heart_coordinates(scene, box)]
+    heart = scene.organs[box] == HEART
+    at = [c[heart] / scene.heart_inner for c in heart_coordinates(scene, box)]
     size = max(7.5, 1.15 * scene.frame.thin) / 46
-    wall = (scene.organs[box] == HEART) & (at[0] ** 2 + at[1] ** 2 + at[2] ** 2 > 0.3)
+    outward = at[0] ** 2 + at[1] ** 2 + at[2] ** 2 > 0.3
     # Angle around the long axis: the groove between the ventricles in front, then the two that run beside the atria.
     specks = []
     for angle, start, end in ((1.2, -0.4, 0.6), (-2.5, -0.45, 0.3), (0.1, -0.4, 0.3))[: 2 + int(rng.integers(0, 2))]:
@@ -112,61 +111,73 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Bools:
         radius = 0.86 * np.sqrt(1 - along**2)
         specks.append(np.stack([along, radius * np.cos(turn), radius * np.sin(turn)], axis=1))
     points = np.concatenate(specks).astype(np.float32)
-    squares = [(c[wall][:, None] - points[:, axis]) ** 2 for axis, c in enumerate(at)]
-    nearest = np.full(wall.shape, np.inf, np.float32)
-    nearest[wall] = (squares[0] + squares[1] + squares[2]).min(axis=1)
-    chalk = inside(nearest / np.float32(size**2), wall)
-    scene.hu[box][chalk] = rng.uniform(900, 1200)
-    return _whole(scene, box, chalk)
+    at = [c[outward] for c in at]
+    squares = sum((c - points[:, axis, None]) ** 2 for axis, c in enumerate(at))
+    nearest = squares.min(axis=0, initial=np.inf)
+    wall = np.zeros(heart.shape, bool)
+    wall[heart] = outward
+    wall[wall] = inside(nearest / np.float32(size**2), np.ones(nearest.shape, bool))
+    scene.hu[box][wall] = rng.uniform(900, 1200)
+    return [(box, wall)]
 
 
-def _effusion(scene: Scene, rng: np.random.Generator) -> Bools:
+def _effusion(scene: Scene, rng: np.random.Generator) -> list[Patch]:
     """Fluid in the pleural space of a patient on the back: a level behind and below that climbs the side wall."""
-    a, f = scene.anatomy, scene.frame
+    a, box = scene.anatomy, scene.chest
+    x, _, z = scene.frame.at(box)
     depth, top, sides = rng.uniform(34, 52), rng.uniform(5, 55), int(rng.integers(0, 3))
     bottom = -a.cavity[1] * a.pose.scale[1] + a.pose.shift[1]
-    side = np.clip(np.abs(f.x) - 45, 0, None)
-    slope = np.clip((top + 0.02 * side**2 - f.z) / (top + 55), 0, 1) ** 0.7
-    level = bottom + (depth + 0.006 * side**2) * slope
-    lung = np.isin(scene.organs, ((LUNG_LEFT,), (LUNG_RIGHT,), LUNGS)[sides])
-    fluid = inside(1 + (f.front - level) / 10, lung & (scene.lesions == 0))
-    scene.hu[fluid] = FLUID + rng.uniform(-6, 6)
-    return fluid
+    fluid = _free_lung(scene, box, ((LUNG_LEFT,), (LUNG_RIGHT,), LUNGS)[sides])
+    i, j, k = np.nonzero(fluid)
+    side = np.clip(np.abs(x) - 45, 0, None)
+    slope = np.clip(((top + 0.02 * side**2)[i, j, 0] - z[0, 0, k]) / (top + 55), 0, 1) ** 0.7
+    level = bottom + (depth + 0.006 * side**2)[i, j, 0] * slope
+    field = 1 + (scene.frame.front[0, box[1], 0][j] - level) / 10
+    fluid[fluid] = inside(field, np.ones(field.shape, bool))
+    scene.hu[box][fluid] = FLUID + rng.uniform(-6, 6)
+    return [(box, fluid)]
 
 
-def _roomiest(
-    scene: Scene, rng: np.random.Generator, radii: Floats, tries: int = 5, above: float = -200
-) -> tuple[Box, Floats, Bools]:
-    """An ellipsoid at that of a few random places in the lung where most of it is lung without another lesion."""
-    f = scene.frame
-    free = _free_lung(scene, (slice(None), slice(None), slice(None)))
-    voxels = np.flatnonzero(free & (f.z > above))
-    picks = rng.random(tries)
-    best: tuple[Box, Floats, Bools] | None = None
-    for voxel in voxels[(picks * len(voxels)).astype(np.intp)] if len(voxels) else []:
-        i, j, k = np.unravel_index(voxel, f.size)
-        box, dist = f.ellipsoid((f.x[i, j, 0], f.y[i, j, 0], f.z[0, 0, k]), radii)
-        region = inside(dist, free[box])
-        if best is None or region.sum() > best[2].sum():
-            best = box, dist, region
-    if best is None:
-        box, dist = f.ellipsoid((0, 0, 0), radii)
-        best = box, dist, np.zeros(dist.shape, bool)
-    return best
+class _Room:
+    """Lung without another lesion, above some height: where findings may lie that look for room."""
+
+    def __init__(self, scene: Scene, above: float = -200) -> None:
+        self.frame, self.chest = scene.frame, scene.chest
+        self.free = np.zeros(scene.frame.size, bool)
+        self.free[self.chest] = _free_lung(scene, self.chest)
+        high = self.free[self.chest] & (self.frame.z[:, :, self.chest[2]] > above)
+        self._shape, self._voxels = high.shape, np.flatnonzero(high)
+
+    def roomiest(self, rng: np.random.Generator, radii: Floats, tries: int = 5) -> tuple[Box, Floats, Bools]:
+        """An ellipsoid at that of a few random places where most of it finds room."""
+        picks, (x, y, z) = rng.random(tries), self.frame.at(self.chest)
+        voxels = self._voxels[(picks * len(self._voxels)).astype(np.intp)] if len(self._voxels) else self._voxels
+        best, most = None, -1
+        for i, j, k in zip(*(place.tolist() for place in np.unravel_index(voxels, self._shape)), strict=True):
+            box, dist = self.frame.ellipsoid((x[i, j, 0], y[i, j, 0], z[0, 0, k]), radii)
+            region = inside(dist, self.free[box])
+            if (found := np.count_nonzero(region)) > most:
+                best, most = (box, dist, region), found
+        if best is None:
+            box, dist = self.frame.ellipsoid((0, 0, 0), radii)
+            best = box, dist, np.zeros(dist.shape, bool)
+        return best
 
 
-def _nodule(scene: Scene, rng: np.random.Generator) -> Bools:
+def _nodule(scene: Scene, rng: np.random.Generator) -> list[Patch]:
     """Three to five round solids in the upper and middle lung."""
+    room, balls = _Room(scene, above=-15), []
     region = np.zeros(scene.frame.size, bool)
     for _ in range(int(rng.integers(3, 6))):
-        box, _, ball = _roomiest(scene, rng, np.full(3, rng.uniform(15, 19)), above=-15)
+        box, _, ball = room.roomiest(rng, np.full(3, rng.uniform(15, 19)))
         ball &= ~region[box]
         scene.hu[box][ball] = rng.uniform(30, 80)
         region[box] |= ball
-    return region
+        balls.append((box, ball))
+    return balls
 
 
-def _consolidation(scene: Scene, rng: np.random.Generator) -> Bools:
+def _consolidation(scene: Scene, rng: np.random.Generator) -> list[Patch]:
     """Most of one lobe filled up, with air left in the bronchi."""
     side, half_width = int(rng.choice([-1, 1])), scene.anatomy.cavity[0]
     height = rng.choice([58.0, 8.0])  # upper lobe; middle lobe or lingula
@@ -176,20 +187,23 @@ def _consolidation(scene: Scene, rng: np.random.Generator) -> Bools:
     air = rng.random(dist.shape) < 0.2
     scene.hu[box][patch] = rng.uniform(30, 60)
     scene.hu[box][patch & air] = -550
-    return _whole(scene, box, patch)
+    return [(box, patch)]
 
 
-def _ground_glass(scene: Scene, rng: np.random.Generator) -> Bools:
+def _ground_glass(scene: Scene, rng: np.random.Generator) -> list[Patch]:
     """A haze that lets the vessels through: density is added, and fades at the border. Often on both sides."""
+    room, hazes = _Room(scene), []
     region = np.zeros(scene.frame.size, bool)
     for _ in range(2):
-        box, dist, patch = _roomiest(scene, rng, rng.uniform(38, 54, 3), tries=3)
+        box, dist, patch = room.roomiest(rng, rng.uniform(38, 54, 3), tries=3)
         patch &= ~region[box]
-        grain = 1 + 0.15 * rng.standard_normal(dist.shape, dtype=np.float32)
-        haze = rng.uniform(310, 390) * np.clip(2.5 * (1 - dist), 0, 1) * grain
-        scene.hu[box][patch] = np.minimum(scene.hu[box] + haze, np.maximum(scene.hu[box], -150))[patch]
+        grain = 1 + 0.15 * rng.standard_normal(dist.shape, dtype=np.float32)[patch]
+        haze = rng.uniform(310, 390) * np.clip(2.5 * (1 - dist[patch]), 0, 1) * grain
+        below = scene.hu[box][patch]
+        scene.hu[box][patch] = np.minimum(below + haze, np.maximum(below, -150))
         region[box] |= patch
-    return region
+        hazes.append((box, patch))
+    return hazes
 
 
 FINDINGS = {

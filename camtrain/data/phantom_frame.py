@@ -6,6 +6,7 @@ lies shifted, turned and scaled. All solids are fields: below 1 inside, above 1 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 Point = Sequence[float] | Floats
+Patch = tuple[Box, Bools]
+"""A box, and which of its voxels."""
 
 FIELD_OF_VIEW = (320.0, 240.0, 300.0)
 """Physical size of every phantom scan in mm, whatever its number of voxels."""
@@ -69,12 +72,9 @@ class Frame:
     def __init__(self, size: tuple[int, int, int], pose: Pose) -> None:
         self.size = size
         self.pose = pose
-        self.spacing = np.array(FIELD_OF_VIEW) / np.array(size)
+        self.spacing, world = _grid(size)
         self.thin = 0.62 * float(self.spacing.max())
-        world = [
-            ((np.arange(n) + 0.5) * s - f / 2).astype(np.float32)
-            for n, s, f in zip(size, self.spacing, FIELD_OF_VIEW, strict=True)
-        ]
+        self._cos, self._sin = math.cos(pose.roll), math.sin(pose.roll)
         cos, sin = np.float32(np.cos(pose.roll)), np.float32(np.sin(pose.roll))
         right, front, up = (w - np.float32(c) for w, c in zip(world, pose.shift, strict=True))
         self.front = world[1][None, :, None]
@@ -83,28 +83,33 @@ class Frame:
         self.z = (up / np.float32(pose.scale[2]))[None, None, :]
 
     def index(self, points: Floats) -> NDArray[np.intp]:
-        """Voxel that holds each body point, (n, 3), clipped to the scan."""
+        """Voxel that holds each body point, (..., 3), clipped to the scan."""
         cos, sin = np.cos(self.pose.roll), np.sin(self.pose.roll)
-        x, y, z = (points * np.array(self.pose.scale)).T
-        world = np.stack([cos * x - sin * y, sin * x + cos * y, z], axis=1) + self.pose.shift
-        voxel = np.floor((world + np.array(FIELD_OF_VIEW) / 2) / self.spacing).astype(np.intp)
-        clipped: NDArray[np.intp] = np.clip(voxel, 0, np.array(self.size) - 1)
-        return clipped
+        x, y, z = (points[..., axis] * scale for axis, scale in enumerate(self.pose.scale))
+        voxels = np.empty(points.shape, np.intp)
+        for axis, world in enumerate((cos * x - sin * y, sin * x + cos * y, z)):
+            place = (world + self.pose.shift[axis] + FIELD_OF_VIEW[axis] / 2) / self.spacing[axis]
+            voxels[..., axis] = np.minimum(np.maximum(place, 0), self.size[axis] - 1)
+        return voxels
 
     def box(self, low: Point, high: Point) -> Box:
         """Voxels that cover the body block from `low` to `high` (mm), one voxel of margin, never empty."""
-        cos, sin = math.cos(self.pose.roll), math.sin(self.pose.roll)
-        middle = [s * (float(a) + float(b)) / 2 for s, a, b in zip(self.pose.scale, low, high, strict=True)]
-        half = [s * (float(b) - float(a)) / 2 for s, a, b in zip(self.pose.scale, low, high, strict=True)]
-        center = (cos * middle[0] - sin * middle[1], sin * middle[0] + cos * middle[1], middle[2])
-        reach = (cos * half[0] + abs(sin) * half[1], abs(sin) * half[0] + cos * half[1], half[2])
-        slices = []
-        for c, r, shift, fov, n in zip(center, reach, self.pose.shift, FIELD_OF_VIEW, self.size, strict=True):
-            first = math.floor((c - r + shift + fov / 2) * n / fov) - 1
-            last = math.floor((c + r + shift + fov / 2) * n / fov) + 2
-            first = min(max(first, 0), n - 1)
-            slices.append(slice(first, max(min(last, n), first + 1)))
-        return slices[0], slices[1], slices[2]
+        (x0, y0, z0), (x1, y1, z1), (right, front, up) = _three(low), _three(high), self.pose.scale
+        x, y, z = right * (x0 + x1) / 2, front * (y0 + y1) / 2, up * (z0 + z1) / 2
+        wide, deep, high_ = right * (x1 - x0) / 2, front * (y1 - y0) / 2, up * (z1 - z0) / 2
+        cos, sin, turned = self._cos, self._sin, abs(self._sin)
+        return (
+            self._cover(0, cos * x - sin * y, cos * wide + turned * deep),
+            self._cover(1, sin * x + cos * y, turned * wide + cos * deep),
+            self._cover(2, z, high_),
+        )
+
+    def _cover(self, axis: int, center: float, reach: float) -> slice:
+        shift, extent, n = self.pose.shift[axis], FIELD_OF_VIEW[axis], self.size[axis]
+        first = math.floor((center - reach + shift + extent / 2) * n / extent) - 1
+        last = math.floor((center + reach + shift + extent / 2) * n / extent) + 2
+        first = min(max(first, 0), n - 1)
+        return slice(first, max(min(last, n), first + 1))
 
     def at(self, box: Box) -> tuple[Floats, Floats, Floats]:
         """Body coordinates inside a box."""
@@ -114,17 +119,45 @@ class Frame:
         """Field of an ellipsoid: squared distance in units of the radii."""
         c, r = np.asarray(center, np.float32), np.maximum(np.asarray(radii, np.float32), self.thin)
         box = self.box(c - r, c + r)
-        x, y, z = self.at(box)
-        return box, ((x - c[0]) / r[0]) ** 2 + ((y - c[1]) / r[1]) ** 2 + ((z - c[2]) / r[2]) ** 2
+        x, y, z = ((v - o) / s for v, o, s in zip(self.at(box), c.tolist(), r.tolist(), strict=True))
+        return box, (x * x + y * y) + z * z
 
     def capsule(self, start: Point, end: Point, radius: float) -> tuple[Box, Floats]:
         """Field of a tube with round ends: squared distance from the line in units of the radius."""
         a, b, r = np.asarray(start, np.float32), np.asarray(end, np.float32), np.float32(max(radius, self.thin))
         box = self.box(np.minimum(a, b) - r, np.maximum(a, b) + r)
-        x, y, z = (v - o for v, o in zip(self.at(box), a, strict=True))
-        d = b - a
-        along = np.clip((x * d[0] + y * d[1] + z * d[2]) / max(float(d @ d), 1e-6), 0, 1)
-        return box, ((x - along * d[0]) ** 2 + (y - along * d[1]) ** 2 + (z - along * d[2]) ** 2) / r**2
+        x, y, z = (v - o for v, o in zip(self.at(box), a.tolist(), strict=True))
+        line = b - a
+        p, q, s = line.tolist()
+        along = (x * p + y * q) + z * s
+        along /= max(float(line @ line), 1e-6)
+        np.maximum(along, 0, out=along)
+        np.minimum(along, 1, out=along)
+        field: Floats = np.zeros_like(along)
+        for axis, step in ((x, p), (y, q), (z, s)):  # in place: tubes are small, and arrays cost more than sums
+            away = along * step
+            np.subtract(axis, away, out=away)
+            np.multiply(away, away, out=away)
+            field += away
+        field /= r**2
+        return box, field
+
+
+@functools.lru_cache(maxsize=16)
+def _grid(size: tuple[int, int, int]) -> tuple[NDArray[np.float64], tuple[NDArray[np.float32], ...]]:
+    """Voxel size, and the world coordinate of every voxel along each axis, mm."""
+    spacing = np.array(FIELD_OF_VIEW) / np.array(size)
+    world = tuple(
+        ((np.arange(n) + 0.5) * s - f / 2).astype(np.float32)
+        for n, s, f in zip(size, spacing, FIELD_OF_VIEW, strict=True)
+    )
+    for array in (spacing, *world):
+        array.setflags(write=False)  # all scans of this size share them
+    return spacing, world
+
+
+def _three(point: Point) -> Sequence[float]:
+    return point.tolist() if isinstance(point, np.ndarray) else point
 
 
 def inside(field: Floats, where: Bools) -> Bools:
