@@ -5,6 +5,7 @@ Every case follows from (seed, split, index) alone, so cases can be made in any 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -183,12 +184,12 @@ class Phantom:
         words = [self.seed, zlib.crc32(split.encode()), index, zlib.crc32(stream.encode())]
         # Numbers of 32 bits are taken as they are, an array of them twice as fast as a list.
         seed = np.array(words, np.uint32) if max(words) < 2**32 else words
-        return np.random.default_rng(np.random.SeedSequence(seed))
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
 
     def _draw_label(self, split: str, index: int) -> dict[str, bool]:
         """Gaussian copula: one common cause and one own cause per finding."""
         draws = self._rng(split, index, "label").standard_normal(1 + len(LABELS))
-        latent = np.sqrt(self.cooccurrence) * draws[0] + np.sqrt(1 - self.cooccurrence) * draws[1:]
+        latent = math.sqrt(self.cooccurrence) * draws[0] + math.sqrt(1 - self.cooccurrence) * draws[1:]
         drawn = dict(zip(LABELS, latent < ndtri(self.prevalence), strict=True))
         return {name: bool(drawn[name]) for name in self.labels}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,9 +174,10 @@ def paint_body(anatomy: Anatomy, size: tuple[int, int, int], rng: np.random.Gene
     _table(scene)
     _cavity(scene)
     _spine(scene)
-    _airways(scene)
+    air, blood = _tubes(scene)
+    _airways(scene, air)
     paint_heart(scene, anatomy.heart_scale, anatomy.heart_scale)
-    _great_vessels(scene)
+    _great_vessels(scene, blood)
     _lung_vessels(scene, rng)
     return scene
 
@@ -219,28 +219,25 @@ def _trunk(scene: Scene) -> None:
     layers = [1 - a.fat / mean > _STEPS, 1 - 3 / mean > _STEPS, _STEPS < 1]
     values = np.select(layers, [MUSCLE, FAT, SKIN], AIR).astype(np.float32)
     cage = (1 - (a.fat + 5) / mean > _STEPS) & (1 - (a.fat + a.wall - 3) / mean < _STEPS)
+    scene.hu.fill(AIR)
+    x, y, z = f.x[:, :, 0], f.y[:, :, 0], f.z[0]
+    i, j = np.nonzero(shell(a, x, y, z[:, :1]) < 1)  # the trunk is widest below
     # Below the neck one plane is as the other, so one look-up does for all.
-    neck = int(np.append(_taper(f.z[0, 0]) == 1, False).argmin())
-    _layers(scene, slice(0, neck), slice(0, 1), values, cage)
-    _layers(scene, slice(neck, None), slice(neck, None), values, cage)
+    neck = int(np.append(_taper(z[0]) == 1, False).argmin())
+    columns, bony = np.empty((len(i), f.size[2]), np.float32), np.empty((len(i), f.size[2]), bool)
+    for planes, some in ((slice(0, neck), slice(0, 1)), (slice(neck, None), slice(neck, None))):
+        level = np.minimum(shell(a, x[i, j, None], y[i, j, None], z[:, some]) * 200, 255).astype(np.uint8)
+        columns[:, planes], bony[:, planes] = values[level], cage[level]
+    # Ribs run down towards the front, one every 26 mm.
+    near = np.flatnonzero(bony.any(axis=1))
+    turns = z / 26 + ((0.4 * y + a.rib_phase) / 26)[i, j][near, None]
+    ribs = bony[near] & (turns - np.floor(turns) < 0.42) & (z > -110)
+    columns[near] = np.where(ribs, np.float32(BONE * 0.75), columns[near])
+    scene.hu[i, j] = columns
     box = f.box((-17, a.depth - a.fat - 20, -40), (17, a.depth - a.fat - 8, 85))
     x, y, z = f.at(box)
     sternum = (np.abs(x) < 17) & (np.abs(y - a.depth + a.fat + 12) < max(5.5, f.thin)) & (np.abs(z - 22) < 62)
     np.copyto(scene.hu[box], BONE * 0.6, where=sternum)
-
-
-def _layers(scene: Scene, planes: slice, looked_up: slice, values: Floats, cage: Bools) -> None:
-    """The layers of the trunk and its ribs in some planes, by the levels of these planes or of the one like all."""
-    a, f = scene.anatomy, scene.frame
-    level = np.minimum(shell(a, f.x, f.y, f.z[:, :, looked_up]) * 200, 255).astype(np.uint8)
-    hu, layer, bony = scene.hu[:, :, planes], values[level], cage[level]
-    hu[:] = layer
-    # Ribs run down towards the front, one every 26 mm.
-    i, j = np.nonzero(bony.any(axis=2))
-    z = f.z[0, :, planes]
-    turns = z / 26 + ((0.4 * f.y + a.rib_phase) / 26)[i, j]
-    ribs = bony[i, j] & (turns - np.floor(turns) < 0.42) & (z > -110)
-    hu[i, j] = np.where(ribs, np.float32(BONE * 0.75), layer[i, j])
 
 
 def _cavity(scene: Scene) -> None:
@@ -285,16 +282,21 @@ def _spine(scene: Scene) -> None:
     np.copyto(scene.organs[box], SPINE, where=region)
 
 
-def _airways(scene: Scene) -> None:
+def _tubes(scene: Scene) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Voxels of the airways and the great vessels: places in the flat volume (those of the air, of the blood)."""
+    a = scene.anatomy
+    starts = np.concatenate([_AIRWAYS[:, 0], a.aorta[:-1], _VESSELS[:, 0]])
+    ends = np.concatenate([_AIRWAYS[:, 1], a.aorta[1:], _VESSELS[:, 1]])
+    radii = (*_AIRWAY_RADII, *([a.aorta_radius] * (len(a.aorta) - 1)), *_VESSEL_RADII)
+    places, tube = scene.frame.tubes(starts, ends, radii)
+    air = tube < len(_AIRWAYS)
+    return places[air], places[~air]
+
+
+def _airways(scene: Scene, tubes: NDArray[np.intp]) -> None:
     """Windpipe and the two main bronchi: air inside the mediastinum."""
-    for start, end, radius in (
-        ((0, -14, 200), (0, -14, 32), 8.5),
-        ((0, -14, 32), (34, -10, 8), 6.5),
-        ((0, -14, 32), (-38, -14, 6), 6.0),
-    ):
-        box, dist = scene.frame.capsule(start, end, radius)
-        organs = scene.organs[box]
-        np.copyto(scene.hu[box], -970, where=(dist < 1) & ((organs == MEDIASTINUM) | (organs == 0)))
+    organs = scene.organs.reshape(-1)[tubes]
+    scene.hu.reshape(-1)[tubes[(organs == MEDIASTINUM) | (organs == 0)]] = -970
 
 
 def heart_box(scene: Scene, outer: float) -> Box:
@@ -344,32 +346,36 @@ def heart_coordinates(scene: Scene, box: Box) -> tuple[Floats, Floats, Floats]:
     return first, second, third
 
 
-def _great_vessels(scene: Scene) -> None:
-    a = scene.anatomy
-    tubes = [(p, q, a.aorta_radius) for p, q in pairwise(a.aorta)]
-    for start, end, radius in (*tubes, *_VESSELS):
-        box, dist = scene.frame.capsule(start, end, radius)
-        organs = scene.organs[box]
-        tube = (dist < 1) & (organs != SPINE) & (organs != HEART)
-        np.copyto(scene.hu[box], BLOOD + 15, where=tube)
-        np.copyto(organs, VESSELS, where=tube)
+def _great_vessels(scene: Scene, tubes: NDArray[np.intp]) -> None:
+    organs = scene.organs.reshape(-1)[tubes]
+    blood = tubes[(organs != SPINE) & (organs != HEART)]
+    scene.hu.reshape(-1)[blood] = BLOOD + 15
+    scene.organs.reshape(-1)[blood] = VESSELS
 
 
-_VESSELS = (
-    (np.array([30, 8, -5]), np.array([26, 4, 95]), 9.0),  # superior vena cava
-    (np.array([-14, 22, -5]), np.array([-18, 8, 20]), 13.0),  # pulmonary trunk, then its two arteries
-    (np.array([-18, 8, 20]), np.array([32, -2, 14]), 9.5),
-    (np.array([-18, 8, 20]), np.array([-42, -6, 18]), 9.5),
+_AIRWAYS = np.array(
+    [[(0, -14, 200), (0, -14, 32)], [(0, -14, 32), (34, -10, 8)], [(0, -14, 32), (-38, -14, 6)]], np.float64
 )
+_AIRWAY_RADII = (8.5, 6.5, 6.0)
+_VESSELS = np.array(
+    [
+        [(30, 8, -5), (26, 4, 95)],  # superior vena cava
+        [(-14, 22, -5), (-18, 8, 20)],  # pulmonary trunk, then its two arteries
+        [(-18, 8, 20), (32, -2, 14)],
+        [(-18, 8, 20), (-42, -6, 18)],
+    ],
+    np.float64,
+)
+_VESSEL_RADII = (9.0, 13.0, 9.5, 9.5)
 _ROOTS = {LUNG_LEFT: (-40, -8, 12), LUNG_RIGHT: (36, -6, 10)}
 
 
 def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) -> None:
     """Small vessels run from the two roots of the lung to random places in it and thin out on the way."""
-    f, steps = scene.frame, _way(max(scene.frame.size))
-    value = -300 - 380 * steps[:, 0] / np.clip(6.7 / f.spacing.max(), 0.2, 1)
-    organs, hu = scene.organs.reshape(-1), scene.hu.reshape(-1)
-    chest = scene.organs[scene.chest]
+    f, (steps, bow) = scene.frame, _way(max(scene.frame.size))
+    value = -300 - 380 * steps / np.clip(6.7 / f.spacing.max(), 0.2, 1)
+    chest, (x, y, z) = scene.organs[scene.chest], f.at(scene.chest)
+    paths, lungs = [], []
     for organ, root in _ROOTS.items():
         voxels = np.flatnonzero(chest == organ)
         bends = rng.normal(0, 9, (branches, 1, 3)).astype(np.float32)
@@ -377,17 +383,20 @@ def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) ->
         if not len(voxels):
             continue
         i, j, k = np.unravel_index(voxels[(picks * len(voxels)).astype(np.intp)], chest.shape)
-        x, y, z = f.at(scene.chest)
-        ends = np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]], axis=1)[:, None]
-        path = np.asarray(root) + steps * (ends - np.asarray(root)) + 4 * steps * (1 - steps) * bends
-        at = f.index(path)
-        flat = (at[..., 0] * f.size[1] + at[..., 1]) * f.size[2] + at[..., 2]
-        keep = organs[flat] == organ
-        flat = flat[keep]
-        hu[flat] = np.maximum(hu[flat], np.broadcast_to(value, keep.shape)[keep])
+        ends = np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]])[:, :, None] - np.array(root)[:, None, None]
+        paths.append(np.array(root)[:, None, None] + steps * ends + bow * bends.transpose(2, 0, 1))
+        lungs.append(organ)
+    if not lungs:
+        return
+    at = f.index(np.moveaxis(np.concatenate(paths, axis=1), 0, -1))
+    places = (at[..., 0] * f.size[1] + at[..., 1]) * f.size[2] + at[..., 2]
+    own = scene.organs.reshape(-1)[places] == np.repeat(lungs, branches)[:, None]
+    places, values, hu = places[own], np.broadcast_to(value, own.shape)[own], scene.hu.reshape(-1)
+    hu[places] = np.maximum(hu[places], values)
 
 
 @functools.lru_cache(maxsize=16)
-def _way(longest: int) -> Floats:
-    """(steps, 1) from 0 to 1, so many that a line leaves no gap."""
-    return np.linspace(0, 1, 2 * longest // 3, dtype=np.float32)[:, None]
+def _way(longest: int) -> tuple[Floats, Floats]:
+    """Steps from 0 to 1, so many that a line leaves no gap, and how far a bent line is away from a straight one."""
+    steps = np.linspace(0, 1, 2 * longest // 3, dtype=np.float32)
+    return steps, 4 * steps * (1 - steps)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from camtrain.data.phantom_body import (
     BLOOD,
@@ -27,6 +28,7 @@ from camtrain.data.phantom_body import (
 from camtrain.data.phantom_frame import Bools, Box, Floats, Patch, inside
 
 LUNGS = (LUNG_LEFT, LUNG_RIGHT)
+Places = NDArray[np.intp]
 
 
 class Finding(NamedTuple):
@@ -34,11 +36,11 @@ class Finding(NamedTuple):
 
     Attributes:
         organs: Ids of the organs that it lies in.
-        paint: Paints it and returns its voxels.
+        paint: Paints it and returns its voxels, as parts of boxes or as places in the flat volume.
     """
 
     organs: tuple[int, ...]
-    paint: Callable[[Scene, np.random.Generator], list[Patch]]
+    paint: Callable[[Scene, np.random.Generator], list[Patch | Places]]
 
 
 def paint_finding(scene: Scene, name: str, rng: np.random.Generator) -> None:
@@ -50,8 +52,11 @@ def paint_finding(scene: Scene, name: str, rng: np.random.Generator) -> None:
         rng: Place, size and density.
     """
     bit = np.uint8(1 << list(FINDINGS).index(name))
-    for box, mask in FINDINGS[name].paint(scene, rng):
-        scene.lesions[box] |= mask * bit
+    for part in FINDINGS[name].paint(scene, rng):
+        if isinstance(part, np.ndarray):
+            scene.lesions.reshape(-1)[part] |= bit
+        else:
+            scene.lesions[part[0]] |= part[1] * bit
 
 
 def _free_lung(scene: Scene, box: Box, lungs: tuple[int, ...] = LUNGS) -> Bools:
@@ -63,7 +68,7 @@ def _free_lung(scene: Scene, box: Box, lungs: tuple[int, ...] = LUNGS) -> Bools:
     return free
 
 
-def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> list[Patch]:
+def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
     size = scene.anatomy.heart_scale * rng.uniform(1.27, 1.4)
     box = heart_box(scene, size)
     before = scene.organs[box] == HEART
@@ -71,7 +76,7 @@ def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> list[Patch]:
     return [(box, (scene.organs[box] == HEART) & ~before)]
 
 
-def _aneurysm(scene: Scene, rng: np.random.Generator) -> list[Patch]:
+def _aneurysm(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
     """A widened stretch of the aorta, with a crescent of clot along its wall."""
     stretch = int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.2, 0.15, 0.15, 0.15, 0.15, 0.2]))
     start, end = scene.anatomy.aorta[stretch], scene.anatomy.aorta[stretch + 1]
@@ -87,7 +92,7 @@ def _aneurysm(scene: Scene, rng: np.random.Generator) -> list[Patch]:
     return [(box, blob)]
 
 
-def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> list[Patch]:
+def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
     """Fluid between the muscle and its sac: the sac grows a little, the muscle fills less of it."""
     thin = 0.5 * scene.frame.thin / float(scene.anatomy.heart_axes.min())
     rim = max(rng.uniform(0.14, 0.19), thin)
@@ -95,7 +100,7 @@ def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> list[Patch]
     return [paint_heart(scene, size * (1 + 0.35 * rim), size * (1 - rim))]
 
 
-def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> list[Patch]:
+def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
     """Chalk along the coronary arteries: bright specks on arcs just under the surface of the heart muscle."""
     reach = 1.1 * scene.heart_outer * float(scene.anatomy.heart_axes.max())
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
@@ -121,7 +126,7 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> list[Patc
     return [(box, wall)]
 
 
-def _effusion(scene: Scene, rng: np.random.Generator) -> list[Patch]:
+def _effusion(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
     """Fluid in the pleural space of a patient on the back: a level behind and below that climbs the side wall."""
     a, box = scene.anatomy, scene.chest
     x, _, z = scene.frame.at(box)
@@ -148,13 +153,18 @@ class _Room:
         high = self.free[self.chest] & (self.frame.z[:, :, self.chest[2]] > above)
         self._shape, self._voxels = high.shape, np.flatnonzero(high)
 
-    def roomiest(self, rng: np.random.Generator, radii: Floats, tries: int = 5) -> tuple[Box, Floats, Bools]:
-        """An ellipsoid at that of a few random places where most of it finds room."""
+    def picked(self, rng: np.random.Generator, tries: int) -> Floats:
+        """(tries, 3) random places, body coordinates in mm; (0, 3) where there is no room."""
         picks, (x, y, z) = rng.random(tries), self.frame.at(self.chest)
         voxels = self._voxels[(picks * len(self._voxels)).astype(np.intp)] if len(self._voxels) else self._voxels
+        i, j, k = np.unravel_index(voxels, self._shape)
+        return np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]], axis=1)
+
+    def roomiest(self, rng: np.random.Generator, radii: Floats, tries: int = 5) -> tuple[Box, Floats, Bools]:
+        """An ellipsoid at that of a few random places where most of it finds room."""
         best, most = None, -1
-        for i, j, k in zip(*(place.tolist() for place in np.unravel_index(voxels, self._shape)), strict=True):
-            box, dist = self.frame.ellipsoid((x[i, j, 0], y[i, j, 0], z[0, 0, k]), radii)
+        for center in self.picked(rng, tries):
+            box, dist = self.frame.ellipsoid(center, radii)
             region = inside(dist, self.free[box])
             if (found := np.count_nonzero(region)) > most:
                 best, most = (box, dist, region), found
@@ -164,20 +174,32 @@ class _Room:
         return best
 
 
-def _nodule(scene: Scene, rng: np.random.Generator) -> list[Patch]:
+def _nodule(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
     """Three to five round solids in the upper and middle lung."""
-    room, balls = _Room(scene, above=-15), []
-    region = np.zeros(scene.frame.size, bool)
+    room = _Room(scene, above=-15)
+    radii, densities, centers = [], [], []
     for _ in range(int(rng.integers(3, 6))):
-        box, _, ball = room.roomiest(rng, np.full(3, rng.uniform(15, 19)))
-        ball &= ~region[box]
-        scene.hu[box][ball] = rng.uniform(30, 80)
-        region[box] |= ball
-        balls.append((box, ball))
-    return balls
+        radii.append(rng.uniform(15, 19))
+        centers.append(room.picked(rng, 5))
+        densities.append(rng.uniform(30, 80))
+    tries = len(centers[0])
+    if not tries:
+        return []
+    places, ball = scene.frame.balls(np.concatenate(centers), np.repeat(radii, tries)[:, None].repeat(3, axis=1))
+    taken = ~room.free.reshape(-1)
+    places, ball = places[~taken[places]], ball[~taken[places]]
+    most = np.bincount(ball, minlength=len(radii) * tries).reshape(-1, tries).argmax(axis=1)
+    parts: list[Patch | Places] = []
+    for nodule, density in enumerate(densities):
+        found = places[ball == nodule * tries + most[nodule]]
+        found = found[~taken[found]]
+        taken[found] = True
+        scene.hu.reshape(-1)[found] = density
+        parts.append(found)
+    return parts
 
 
-def _consolidation(scene: Scene, rng: np.random.Generator) -> list[Patch]:
+def _consolidation(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
     """Most of one lobe filled up, with air left in the bronchi."""
     side, half_width = int(rng.choice([-1, 1])), scene.anatomy.cavity[0]
     height = rng.choice([58.0, 8.0])  # upper lobe; middle lobe or lingula
@@ -190,7 +212,7 @@ def _consolidation(scene: Scene, rng: np.random.Generator) -> list[Patch]:
     return [(box, patch)]
 
 
-def _ground_glass(scene: Scene, rng: np.random.Generator) -> list[Patch]:
+def _ground_glass(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
     """A haze that lets the vessels through: density is added, and fades at the border. Often on both sides."""
     room, hazes = _Room(scene), []
     region = np.zeros(scene.frame.size, bool)

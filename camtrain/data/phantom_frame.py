@@ -86,11 +86,14 @@ class Frame:
         """Voxel that holds each body point, (..., 3), clipped to the scan."""
         cos, sin = np.cos(self.pose.roll), np.sin(self.pose.roll)
         x, y, z = (points[..., axis] * scale for axis, scale in enumerate(self.pose.scale))
-        voxels = np.empty(points.shape, np.intp)
-        for axis, world in enumerate((cos * x - sin * y, sin * x + cos * y, z)):
-            place = (world + self.pose.shift[axis] + FIELD_OF_VIEW[axis] / 2) / self.spacing[axis]
-            voxels[..., axis] = np.minimum(np.maximum(place, 0), self.size[axis] - 1)
-        return voxels
+        voxels = np.empty((3, *points.shape[:-1]), np.intp)
+        for axis, place in enumerate((cos * x - sin * y, sin * x + cos * y, z)):
+            place += self.pose.shift[axis]
+            place += FIELD_OF_VIEW[axis] / 2
+            place /= self.spacing[axis]
+            np.minimum(np.maximum(place, 0, out=place), self.size[axis] - 1, out=place)
+            voxels[axis] = place
+        return np.moveaxis(voxels, 0, -1)
 
     def box(self, low: Point, high: Point) -> Box:
         """Voxels that cover the body block from `low` to `high` (mm), one voxel of margin, never empty."""
@@ -141,6 +144,107 @@ class Frame:
             field += away
         field /= r**2
         return box, field
+
+    def tubes(self, starts: Floats, ends: Floats, radii: Sequence[float]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Voxels inside tubes with round ends, as `capsule` has them, of all tubes at once.
+
+        Args:
+            starts: (n, 3).
+            ends: (n, 3).
+            radii: n.
+
+        Returns:
+            (voxels,) place of each in the flat volume, and (voxels,) number of its tube.
+        """
+        a, b = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
+        r = [np.float32(max(radius, self.thin)) for radius in radii]
+        reach = np.array(r)[:, None]
+        cells = _Cells(self, np.minimum(a, b) - reach, np.maximum(a, b) + reach)
+        lines = b - a
+        length = np.array([max(float(line @ line), 1e-6) for line in lines], np.float32)
+        (ax, ay, az), (p, q, s) = a.T[:, cells.solid], lines.T[:, cells.solid]
+        x, y = self.x[cells.i, cells.j, 0] - ax, self.y[cells.i, cells.j, 0] - ay
+        column, flat = cells.column, x * p + y * q
+        z = self.z[0, 0][cells.k] - az[column]
+        along = z * s[column]
+        np.add(flat[column], along, out=along)
+        along /= length[cells.solid][column]
+        np.minimum(np.maximum(along, 0, out=along), 1, out=along)
+        field = np.zeros_like(along)
+        for axis, step in ((x[column], p), (y[column], q), (z, s)):
+            axis -= along * step[column]
+            axis *= axis
+            field += axis
+        field /= np.array([one**2 for one in r])[cells.solid][column]
+        return cells.where(field < 1)
+
+    def balls(self, centers: Floats, radii: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Voxels inside ellipsoids, as `ellipsoid` has them, of all at once; `centers` and `radii` (n, 3)."""
+        c, r = np.asarray(centers, np.float32), np.maximum(np.asarray(radii, np.float32), self.thin)
+        cells = _Cells(self, c - r, c + r)
+        (cx, cy, cz), (rx, ry, rz) = c.T[:, cells.solid], r.T[:, cells.solid]
+        flat = ((self.x[cells.i, cells.j, 0] - cx) / rx) ** 2 + ((self.y[cells.i, cells.j, 0] - cy) / ry) ** 2
+        z = ((self.z[0, 0][cells.k] - cz[cells.column]) / rz[cells.column]) ** 2
+        return cells.where(flat[cells.column] + z < 1)
+
+
+class _Cells:
+    """The voxels of many boxes in one list, column by column: numpy takes longer for a call than for a small box.
+
+    Args:
+        frame: Coordinates.
+        low: (n, 3) body points, mm.
+        high: (n, 3).
+
+    Attributes:
+        solid: (columns,) whose box.
+        i: (columns,) index along the first axis.
+        j: (columns,) along the second.
+        column: (voxels,) which column.
+        k: (voxels,) index along the third axis.
+    """
+
+    def __init__(self, frame: Frame, low: Floats, high: Floats) -> None:
+        self._size = frame.size
+        first, count = _boxes(frame, low.astype(np.float64), high.astype(np.float64))
+        self.solid, place = _ragged(count[:, 0] * count[:, 1])
+        i, j = np.divmod(place, count[self.solid, 1])
+        self.i, self.j = i + first[self.solid, 0], j + first[self.solid, 1]
+        self.column, k = _ragged(count[self.solid, 2])
+        self.k = k + first[self.solid, 2][self.column]
+
+    def where(self, inside: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Places in the flat volume, and whose box they are of."""
+        found = np.flatnonzero(inside)
+        column = self.column[found]
+        places = (self.i * self._size[1] + self.j)[column] * self._size[2] + self.k[found]
+        return places, self.solid[column]
+
+
+def _ragged(counts: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Whose each entry is, and its number there.
+
+    Example:
+        >>> [a.tolist() for a in _ragged(np.array([2, 1]))]
+        [[0, 0, 1], [0, 1, 0]]
+    """
+    ends = counts.cumsum()
+    whose = np.repeat(np.arange(len(counts)), counts)
+    return whose, np.arange(len(whose)) - (ends - counts)[whose]
+
+
+def _boxes(frame: Frame, low: Floats, high: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """First voxel and number of voxels, (n, 3) each, of boxes as `Frame.box` makes them."""
+    scale = np.array(frame.pose.scale)
+    middle, half = scale * (low + high) / 2, scale * (high - low) / 2
+    cos, sin = math.cos(frame.pose.roll), math.sin(frame.pose.roll)
+    turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    center = middle @ turn + np.array(frame.pose.shift) + np.array(FIELD_OF_VIEW) / 2
+    reach, size = half @ np.abs(turn), np.array(frame.size)
+    first = np.floor((center - reach) / frame.spacing).astype(np.intp) - 1
+    last = np.floor((center + reach) / frame.spacing).astype(np.intp) + 2
+    first = np.minimum(np.maximum(first, 0), size - 1)
+    return first, np.maximum(np.minimum(last, size) - first, 1)
 
 
 @functools.lru_cache(maxsize=16)

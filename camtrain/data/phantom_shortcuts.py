@@ -7,7 +7,6 @@ burnt-in characters. Inside an organ (the hard case: a mask cannot tell marker f
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ METAL = 1500.0
 Vector = tuple[float, float, float]
 Rods = tuple[tuple[Vector, Vector], ...]
 
+_EVERYWHERE = (slice(None), slice(None), slice(None))
 _R = ("11110", "10001", "10001", "11110", "10100", "10010", "10001")
 
 
@@ -129,8 +129,10 @@ def _lead(scene: Scene) -> list[Patch]:
     """A wire that lies on the front of the chest, from the right shoulder across to the left."""
     steps = np.linspace(0, 1, 13)
     points = [_on_skin(scene, 48 + 82 * t, 3.0, 82 - 105 * t) for t in steps]
-    tubes = [scene.frame.capsule(start, end, 3.0) for start, end in pairwise(points)]
-    return [(box, dist < 1) for box, dist in tubes]
+    places, _ = scene.frame.tubes(np.array(points[:-1]), np.array(points[1:]), [3.0] * (len(points) - 1))
+    region = np.zeros(scene.frame.size, bool)
+    region.reshape(-1)[places] = True
+    return [(_EVERYWHERE, region)]
 
 
 def _electrode(scene: Scene) -> list[Patch]:
