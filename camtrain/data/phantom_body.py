@@ -101,12 +101,11 @@ _MEASURES: dict[str, tuple[float, float]] = {
     **{"rib_phase": (0, 26), "heart_x": (-4, 4), "heart_y": (-4, 4), "heart_z": (-5, 5), "heart_scale": (0.93, 1.03)},
     **{"arch_top": (40, 52), "aorta_back": (-36, -30), "aorta_left": (-24, -16), "aorta_radius": (11.5, 14)},
 }
-_LOW, _HIGH = np.array(list(_MEASURES.values())).T
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     """One patient from the population: pose, proportions, fat, density of the lungs, course of the aorta."""
-    m = dict(zip(_MEASURES, rng.uniform(_LOW, _HIGH).tolist(), strict=True))
+    m = {name: rng.uniform(low, high) for name, (low, high) in _MEASURES.items()}
     return Anatomy(
         pose=Pose(
             shift=(m["shift_x"], m["shift_y"], m["shift_z"]),
@@ -203,7 +202,7 @@ def span(where: Bools) -> slice:
 def _table(scene: Scene) -> None:
     """A curved plastic slab that the patient lies on: in every scan, so it means nothing."""
     x, y, a = scene.frame.x[:, :, 0], scene.frame.y[:, :, 0], scene.anatomy
-    top = -a.depth - 4 + 0.0012 * np.clip(np.abs(x) - 30, 0, None) ** 2
+    top = -a.depth - 4 + 0.0012 * np.maximum(np.abs(x) - 30, 0) ** 2
     slab = (y < top) & (y > top - max(7.0, 1.2 * scene.frame.spacing[1])) & (np.abs(x) < 128)
     scene.hu[slab] = -150
     scene.hu[(y < top - 3) & (y > top - 5) & slab] = -600
@@ -216,23 +215,28 @@ def _trunk(scene: Scene) -> None:
     a, f = scene.anatomy, scene.frame
     mean = (a.width + a.depth) / 2
     # Layers from the axis outwards, by one look-up on the distance in steps of 1/200.
-    layers = [1 - a.fat / mean > _STEPS, 1 - 3 / mean > _STEPS, _STEPS < 1]
-    values = np.select(layers, [MUSCLE, FAT, SKIN], AIR).astype(np.float32)
-    cage = (1 - (a.fat + 5) / mean > _STEPS) & (1 - (a.fat + a.wall - 3) / mean < _STEPS)
+    muscle, fat, skin = (int(np.searchsorted(_STEPS, 1 - depth / mean)) for depth in (a.fat, 3, 0))
+    values = np.full(len(_STEPS), AIR, np.float32)
+    values[:skin], values[:fat], values[:muscle] = SKIN, FAT, MUSCLE
+    bone_from = int(np.searchsorted(_STEPS, 1 - (a.fat + a.wall - 3) / mean, side="right"))
+    bone_to = int(np.searchsorted(_STEPS, 1 - (a.fat + 5) / mean))
     scene.hu.fill(AIR)
     x, y, z = f.x[:, :, 0], f.y[:, :, 0], f.z[0]
     i, j = np.nonzero(shell(a, x, y, z[:, :1]) < 1)  # the trunk is widest below
-    # Below the neck one plane is as the other, so one look-up does for all.
+    # Below the neck one plane is as the other: their levels are the first column.
     neck = int(np.append(_taper(z[0]) == 1, False).argmin())
-    columns, bony = np.empty((len(i), f.size[2]), np.float32), np.empty((len(i), f.size[2]), bool)
-    for planes, some in ((slice(0, neck), slice(0, 1)), (slice(neck, None), slice(neck, None))):
-        level = np.minimum(shell(a, x[i, j, None], y[i, j, None], z[:, some]) * 200, 255).astype(np.uint8)
-        columns[:, planes], bony[:, planes] = values[level], cage[level]
+    levels = np.minimum(shell(a, x[i, j, None], y[i, j, None], z[:, neck - 1 :]) * 200, 255).astype(np.uint8)
+    columns, bony = np.empty((len(i), f.size[2]), np.float32), (levels >= bone_from) & (levels < bone_to)
+    columns[:, :neck], columns[:, neck:] = values[levels[:, :1]], values[levels[:, 1:]]
     # Ribs run down towards the front, one every 26 mm.
     near = np.flatnonzero(bony.any(axis=1))
-    turns = z / 26 + ((0.4 * y + a.rib_phase) / 26)[i, j][near, None]
-    ribs = bony[near] & (turns - np.floor(turns) < 0.42) & (z > -110)
-    columns[near] = np.where(ribs, np.float32(BONE * 0.75), columns[near])
+    turns = z / 26 + ((0.4 * y + a.rib_phase) / 26)[i[near], j[near], None]
+    turns -= np.floor(turns)
+    ribs, bony = (turns < 0.42) & (z > -110), bony[near]
+    ribs[:, :neck] &= bony[:, :1]
+    ribs[:, neck:] &= bony[:, 1:]
+    row, k = np.nonzero(ribs)
+    columns[near[row], k] = np.float32(BONE * 0.75)
     scene.hu[i, j] = columns
     box = f.box((-17, a.depth - a.fat - 20, -40), (17, a.depth - a.fat - 8, 85))
     x, y, z = f.at(box)
@@ -372,8 +376,8 @@ _ROOTS = {LUNG_LEFT: (-40, -8, 12), LUNG_RIGHT: (36, -6, 10)}
 
 def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) -> None:
     """Small vessels run from the two roots of the lung to random places in it and thin out on the way."""
-    f, (steps, bow) = scene.frame, _way(max(scene.frame.size))
-    value = -300 - 380 * steps / np.clip(6.7 / f.spacing.max(), 0.2, 1)
+    f = scene.frame
+    steps, bow, value = _way(max(f.size), float(f.spacing.max()))
     chest, (x, y, z) = scene.organs[scene.chest], f.at(scene.chest)
     paths, lungs = [], []
     for organ, root in _ROOTS.items():
@@ -396,7 +400,7 @@ def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) ->
 
 
 @functools.lru_cache(maxsize=16)
-def _way(longest: int) -> tuple[Floats, Floats]:
-    """Steps from 0 to 1, so many that a line leaves no gap, and how far a bent line is away from a straight one."""
+def _way(longest: int, spacing: float) -> tuple[Floats, Floats, Floats]:
+    """Steps from 0 to 1, so many that a line leaves no gap; how far a bent line strays there; HU of a vessel there."""
     steps = np.linspace(0, 1, 2 * longest // 3, dtype=np.float32)
-    return steps, 4 * steps * (1 - steps)
+    return steps, 4 * steps * (1 - steps), -300 - 380 * steps / np.clip(6.7 / np.float64(spacing), 0.2, 1)

@@ -235,12 +235,13 @@ def _ragged(counts: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp
 
 def _boxes(frame: Frame, low: Floats, high: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """First voxel and number of voxels, (n, 3) each, of boxes as `Frame.box` makes them."""
-    scale = np.array(frame.pose.scale)
-    middle, half = scale * (low + high) / 2, scale * (high - low) / 2
+    scale, size = np.array(frame.pose.scale), np.array(frame.size)
     cos, sin = math.cos(frame.pose.roll), math.sin(frame.pose.roll)
-    turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    center = middle @ turn + np.array(frame.pose.shift) + np.array(FIELD_OF_VIEW) / 2
-    reach, size = half @ np.abs(turn), np.array(frame.size)
+    turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]]) * (scale / 2)[:, None]
+    center = (low + high) @ turn + [
+        shift + extent / 2 for shift, extent in zip(frame.pose.shift, FIELD_OF_VIEW, strict=True)
+    ]
+    reach = (high - low) @ np.abs(turn)
     first = np.floor((center - reach) / frame.spacing).astype(np.intp) - 1
     last = np.floor((center + reach) / frame.spacing).astype(np.intp) + 2
     first = np.minimum(np.maximum(first, 0), size - 1)
