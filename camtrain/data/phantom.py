@@ -17,7 +17,7 @@ from scipy.special import ndtri
 from camtrain._errors import InputError, nearest
 from camtrain.data.phantom_body import Scene, draw_anatomy, paint_body
 from camtrain.data.phantom_findings import FINDINGS, PAINTING_ORDER, paint_finding
-from camtrain.data.phantom_frame import Bools, affine_of
+from camtrain.data.phantom_frame import Bools, Frame, affine_of
 from camtrain.data.phantom_shortcuts import PLACES, paint_marker
 
 LABELS = tuple(FINDINGS)
@@ -63,13 +63,18 @@ def to_image(hu: NDArray[np.float32]) -> NDArray[np.float32]:
         [0.0, 0.5, 1.0]
     """
     low, high = WINDOW
-    image: NDArray[np.float32] = np.clip((hu - np.float32(low)) / np.float32(high - low), 0, 1)
+    image: NDArray[np.float32] = hu - np.float32(low)
+    image /= np.float32(high - low)
+    np.clip(image, 0, 1, out=image)
     return image
 
 
 def unpack(bits: NDArray[np.uint8], labels: Sequence[str]) -> Bools:
     """Regions per label, (L, X, Y, Z) bool, out of one byte per voxel."""
-    return np.stack([(bits >> LABELS.index(name)) & 1 for name in labels]).astype(bool)
+    regions = np.empty((len(labels), *bits.shape), bool)
+    for region, name in zip(regions, labels, strict=True):
+        np.not_equal(bits & np.uint8(1 << LABELS.index(name)), 0, out=region)
+    return regions
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,23 @@ class Phantom:
             if marks[name]:
                 paint_marker(scene, name, self.shortcut_at)
         return self._finish(f"{split}-{index:05d}", scene, truth, marks)
+
+    def marked(self, split: str, index: int, organs: NDArray[np.uint8]) -> NDArray[np.intp]:
+        """Where the markers of a case lie, without making it anew: places in the flat volume.
+
+        Args:
+            split: One of `SPLITS`.
+            index: Number of the case.
+            organs: (X, Y, Z) organ ids of the case, without holes.
+        """
+        people = "test" if split in SHIFTS else split
+        marks = self._draw_marker(split, index, self._draw_label(people, index))
+        anatomy = draw_anatomy(self._rng(people, index, "anatomy"))
+        scene = Scene(Frame(self.size, anatomy.pose), anatomy, np.empty(self.size, np.float32), organs)
+        for name in self.labels:
+            if marks[name]:
+                paint_marker(scene, name, self.shortcut_at)
+        return np.flatnonzero(scene.markers)
 
     def _finish(self, name: str, scene: Scene, truth: dict[str, bool], marks: dict[str, bool]) -> Case:
         organs = scene.organs

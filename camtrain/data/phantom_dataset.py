@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from camtrain.data.phantom import Phantom, to_image, unpack
+from camtrain.data.phantom import Case, Phantom, to_image, unpack
 from camtrain.data.phantom_frame import affine_of
 
 MEMORY = 2 * 2**30
@@ -17,13 +17,18 @@ MEMORY = 2 * 2**30
 
 
 class _Kept(NamedTuple):
-    """One case in 3 to 4 bytes per voxel: half precision resolves one Hounsfield unit, below the noise of 22."""
+    """One case in 3 to 4 bytes per voxel: half precision resolves one Hounsfield unit, below the noise of 22.
+
+    Attributes:
+        marker: Places in the flat volume that markers take, where they are not in the image yet.
+    """
 
     id: str
     image: Tensor
     organs: Tensor
     label: Tensor
     lesions: Tensor | None
+    marker: Tensor | None = None
 
 
 class PhantomDataset(Dataset[dict[str, Any]]):
@@ -35,6 +40,7 @@ class PhantomDataset(Dataset[dict[str, Any]]):
         cases: How many.
         lesions: Add the lesion masks, for scoring; never in training.
         memory: Bytes that the kept cases may take; a split that needs more is made anew on every access.
+        scans: Where splits of the same people (`test` and the shifts) share their scans, each made once; theirs alone.
 
     Example:
         >>> case = PhantomDataset(Phantom(size=(24, 20, 24)), "train", cases=4)[2]
@@ -42,13 +48,23 @@ class PhantomDataset(Dataset[dict[str, Any]]):
         (torch.Size([1, 24, 20, 24]), torch.Size([8]), False)
     """
 
-    def __init__(self, phantom: Phantom, split: str, cases: int, lesions: bool = False, memory: int = MEMORY) -> None:
+    def __init__(
+        self,
+        phantom: Phantom,
+        split: str,
+        cases: int,
+        lesions: bool = False,
+        memory: int = MEMORY,
+        scans: dict[int, _Kept] | None = None,
+    ) -> None:
         self.phantom = phantom
         self.split = split
         self.cases = cases
         self.lesions = lesions
-        self._keep = int(np.prod(phantom.size)) * cases * (4 if lesions else 3) <= memory
+        self._keep = math.prod(phantom.size) * cases * (4 if lesions else 3) <= memory
         self._kept: dict[int, _Kept] = {}
+        # Of organs with holes it is not known any more where a marker may lie.
+        self._scans = scans if self._keep and phantom.organs == "exact" else None
         self._affine = torch.from_numpy(affine_of(phantom.size))
 
     def __len__(self) -> int:
@@ -60,8 +76,11 @@ class PhantomDataset(Dataset[dict[str, Any]]):
         if not 0 <= index < self.cases:
             raise IndexError(f"case {index} of {self.cases}")
         case = self._kept.get(index) or self._make(index)
+        image = case.image.float()
+        if case.marker is not None:
+            image.view(-1)[case.marker] = 1.0
         item: dict[str, Any] = {
-            "image": case.image.float()[None],
+            "image": image[None],
             "label": case.label,
             "organs": case.organs[None],
             "has_organs": torch.tensor(True),
@@ -79,14 +98,26 @@ class PhantomDataset(Dataset[dict[str, Any]]):
                 self._make(index)
 
     def _make(self, index: int) -> _Kept:
-        case = self.phantom.case(self.split, index)
-        kept = _Kept(
+        kept = self._converted(self.phantom.case(self.split, index)) if self._scans is None else self._marked(index)
+        if self._keep:
+            self._kept[index] = kept
+        return kept
+
+    def _marked(self, index: int) -> _Kept:
+        """The scan that the splits share, and the markers of this one."""
+        assert self._scans is not None  # noqa: S101
+        if index not in self._scans:
+            bare = self.phantom.case(self.split, index, marker=dict.fromkeys(self.phantom.labels, False))
+            self._scans[index] = self._converted(bare)
+        scan = self._scans[index]
+        marker = torch.from_numpy(self.phantom.marked(self.split, index, scan.organs.numpy()))
+        return scan._replace(id=f"{self.split}-{index:05d}", marker=marker)
+
+    def _converted(self, case: Case) -> _Kept:
+        return _Kept(
             id=case.id,
-            image=torch.from_numpy(to_image(case.hu).astype(np.float16)),
+            image=torch.from_numpy(to_image(case.hu)).half(),  # numpy's float16 takes twenty times as long
             organs=torch.from_numpy(case.organs),
             label=torch.from_numpy(case.label),
             lesions=torch.from_numpy(case.lesion_bits) if self.lesions else None,
         )
-        if self._keep:
-            self._kept[index] = kept
-        return kept
