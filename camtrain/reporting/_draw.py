@@ -33,6 +33,8 @@ def plain(text: str) -> str:
         >>> plain("Gefäß 3–5")
         'Gefass 3-5'
     """
+    if text.isascii() and text.isprintable():
+        return text
     flat = unicodedata.normalize("NFKD", text.translate(_PLAIN).replace("\n", " "))
     return "".join(
         c if (c.isascii() and c.isprintable()) or c in "·±°…" else "?" for c in flat if not unicodedata.combining(c)

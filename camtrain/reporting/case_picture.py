@@ -19,7 +19,11 @@ Map = npt.NDArray[np.floating]
 REGION = {1: "allowed"}
 # How strong a colour is: from a seventh of the scale on weak, from a half on strong.
 STRENGTH = {1: "against, strong", 2: "against, weak", 3: "for, weak", 4: "for, strong"}
-_EDGES = (-0.5, -0.15, 0.15, 0.5)
+_EDGES = [
+    # The least values in single precision that lie at or above an edge.
+    np.float32(edge) if float(np.float32(edge)) >= edge else np.nextafter(np.float32(edge), np.float32(1))
+    for edge in (-0.5, -0.15, 0.15, 0.5)
+]
 _CLASSES = np.array([1, 2, 0, 3, 4], dtype=np.uint8)
 _GAP, _MARGIN = 4, 6
 
@@ -207,8 +211,16 @@ def _planes(scene: Scene, box: Box, maps: Mapping[str, Map], ends: Mapping[str, 
         if rim is not None:
             tile[rim] = overlays.OUTLINE
         pixels.append(scene.crossed(tile, values, plane, index))
-        masks[_mask_name(title, maps)] = _CLASSES[np.digitize(enlarged * (1 / ends[title]), _EDGES)]
+        masks[_mask_name(title, maps)] = _strength(enlarged * (1 / ends[title]))
     return _Planes(pixels, masks)
+
+
+def _strength(share: npt.NDArray[np.float32]) -> Pixels:
+    """Classes `STRENGTH` of a map in parts of its scale; counting the edges is faster than looking them up."""
+    passed = np.zeros(share.shape, np.uint8)
+    for edge in _EDGES:
+        passed += share >= edge
+    return np.take(_CLASSES, passed)
 
 
 def _mask_name(title: str, maps: Mapping[str, Map]) -> str:

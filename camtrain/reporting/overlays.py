@@ -62,7 +62,8 @@ def grey(pixels: npt.NDArray[np.generic], window: tuple[float, float], size: tup
         [[0, 255]]
     """
     low, high = window
-    inside = np.nan_to_num(pixels.astype(np.float32).clip(low, high), nan=low)
+    inside = pixels.astype(np.float32).clip(low, high)
+    inside[np.isnan(inside)] = low
     scaled = np.rint((inside - low) * (255 / (high - low)))
     picture = Image.fromarray(np.ascontiguousarray(scaled.astype(np.uint8)))
     if picture.size != size[::-1]:
@@ -176,7 +177,8 @@ def blend(base: Pixels, values: npt.NDArray[np.floating], scale: float) -> Pixel
         [[100, 100, 100], [232, 202, 58]]
     """
     share = np.asarray(values, dtype=np.float32).clip(-scale, scale) * np.float32(_HALF / scale)
-    index = np.rint(np.nan_to_num(share, nan=0.0, copy=False)).astype(np.intp) + _HALF
+    share[np.isnan(share)] = 0.0
+    index = np.rint(share, out=share).astype(np.intp) + _HALF
     if base.ndim == 2:
         laid: Pixels = np.take(_grey_table().reshape(-1, 3), index * 256 + base, axis=0)
         return laid
