@@ -29,6 +29,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from camtrain.reporting._files import file_stem
+from camtrain.reporting._png import png
 from camtrain.reporting.background import Background
 from camtrain.reporting.case_picture import CasePicture
 from camtrain.reporting.panels import same_size
@@ -120,7 +121,7 @@ class WandbSink:
             return
         key = _path_safe(key)
         for picture, caption in zip(_same_size(pictures), captions, strict=True):
-            masks = {name: _encoded(mask, "PNG", compress_level=1) for name, mask in picture.masks.items()}
+            masks = {name: png(mask, zlib.Z_RLE) for name, mask in picture.masks.items()}
             self._shown.append(_Shown(key, picture, caption, _encoded(picture.pixels, "JPEG", **_GOOD), masks))
 
     def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:

@@ -14,7 +14,7 @@ from camtrain import data as rooms
 from camtrain._batch import read_batch
 from camtrain._errors import InputError
 from camtrain.data import PhantomDataModule
-from camtrain.data.phantom import DEFAULT_SIZE, LABELS, SPLITS
+from camtrain.data.phantom import DEFAULT_SIZE, LABELS, SPLITS, Phantom
 from camtrain.data.phantom_dataset import PhantomDataset
 
 SIZE = (22, 18, 20)
@@ -122,6 +122,26 @@ class TestDataset:
         assert torch.equal(dataset[1]["image"], first)
         with pytest.raises(TypeError):
             dataset[2]
+
+    @pytest.mark.parametrize("options", [{}, {"shortcut_at": "other_organ"}, {"organs": "holes"}, {"shortcut": None}])
+    def test_splits_that_share_scans_are_those_that_do_not(self, options):
+        data = PhantomDataModule(cases=4, size=20, test_cases=3, **options)
+        for split in ("shift_reversed", "test", "shift_free", "shift_random"):
+            alone = PhantomDataset(data.phantom, split, 3, lesions=True)
+            for index in range(3):
+                shared, own = data._sets[split][index], alone[index]
+                assert shared.pop("id") == own.pop("id")
+                assert all(torch.equal(shared[name], own[name]) for name in own)
+
+    def test_scans_of_the_same_people_are_made_once(self, monkeypatch):
+        data, made = module(), []
+        case = Phantom.case
+        monkeypatch.setattr(
+            Phantom, "case", lambda self, *args, **kwargs: made.append(args) or case(self, *args, **kwargs)
+        )
+        for split in ("test", "shift_reversed", "shift_free"):
+            data._sets[split][1]
+        assert made == [("test", 1)]
 
     def test_a_split_too_large_for_the_memory_is_made_anew(self):
         dataset = PhantomDataset(module().phantom, "val", 3, lesions=True, memory=100)
