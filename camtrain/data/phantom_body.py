@@ -230,7 +230,7 @@ def _trunk(scene: Scene) -> None:
     columns[:, :neck], columns[:, neck:] = values[levels[:, :1]], values[levels[:, 1:]]
     # Ribs run down towards the front, one every 26 mm.
     near = np.flatnonzero(bony.any(axis=1))
-    turns = z / 26 + ((0.4 * y + a.rib_phase) / 26)[i[near], j[near], None]
+    turns: Floats = z / 26 + ((0.4 * y + a.rib_phase) / 26)[i[near], j[near], None]
     turns -= np.floor(turns)
     ribs, bony = (turns < 0.42) & (z > -110), bony[near]
     ribs[:, :neck] &= bony[:, :1]

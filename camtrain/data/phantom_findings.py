@@ -6,7 +6,7 @@ size, bright specks, a local widening, and a rim. Each stays inside the organs t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +40,7 @@ class Finding(NamedTuple):
     """
 
     organs: tuple[int, ...]
-    paint: Callable[[Scene, np.random.Generator], list[Patch | Places]]
+    paint: Callable[[Scene, np.random.Generator], Sequence[Patch | Places]]
 
 
 def paint_finding(scene: Scene, name: str, rng: np.random.Generator) -> None:
@@ -68,7 +68,7 @@ def _free_lung(scene: Scene, box: Box, lungs: tuple[int, ...] = LUNGS) -> Bools:
     return free
 
 
-def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
+def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     size = scene.anatomy.heart_scale * rng.uniform(1.27, 1.4)
     box = heart_box(scene, size)
     before = scene.organs[box] == HEART
@@ -76,7 +76,7 @@ def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> list[Patch | Places
     return [(box, (scene.organs[box] == HEART) & ~before)]
 
 
-def _aneurysm(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
+def _aneurysm(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """A widened stretch of the aorta, with a crescent of clot along its wall."""
     stretch = int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.2, 0.15, 0.15, 0.15, 0.15, 0.2]))
     start, end = scene.anatomy.aorta[stretch], scene.anatomy.aorta[stretch + 1]
@@ -92,7 +92,7 @@ def _aneurysm(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
     return [(box, blob)]
 
 
-def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
+def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """Fluid between the muscle and its sac: the sac grows a little, the muscle fills less of it."""
     thin = 0.5 * scene.frame.thin / float(scene.anatomy.heart_axes.min())
     rim = max(rng.uniform(0.14, 0.19), thin)
@@ -100,7 +100,7 @@ def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> list[Patch 
     return [paint_heart(scene, size * (1 + 0.35 * rim), size * (1 - rim))]
 
 
-def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
+def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """Chalk along the coronary arteries: bright specks on arcs just under the surface of the heart muscle."""
     reach = 1.1 * scene.heart_outer * float(scene.anatomy.heart_axes.max())
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
@@ -126,7 +126,7 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> list[Patc
     return [(box, wall)]
 
 
-def _effusion(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
+def _effusion(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """Fluid in the pleural space of a patient on the back: a level behind and below that climbs the side wall."""
     a, box = scene.anatomy, scene.chest
     x, _, z = scene.frame.at(box)
@@ -166,7 +166,7 @@ class _Room:
         for center in self.picked(rng, tries):
             box, dist = self.frame.ellipsoid(center, radii)
             region = inside(dist, self.free[box])
-            if (found := np.count_nonzero(region)) > most:
+            if (found := int(np.count_nonzero(region))) > most:
                 best, most = (box, dist, region), found
         if best is None:
             box, dist = self.frame.ellipsoid((0, 0, 0), radii)
@@ -174,7 +174,7 @@ class _Room:
         return best
 
 
-def _nodule(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
+def _nodule(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """Three to five round solids in the upper and middle lung."""
     room = _Room(scene, above=-15)
     radii, densities, centers = [], [], []
@@ -199,7 +199,7 @@ def _nodule(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
     return parts
 
 
-def _consolidation(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
+def _consolidation(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """Most of one lobe filled up, with air left in the bronchi."""
     side, half_width = int(rng.choice([-1, 1])), scene.anatomy.cavity[0]
     height = rng.choice([58.0, 8.0])  # upper lobe; middle lobe or lingula
@@ -212,7 +212,7 @@ def _consolidation(scene: Scene, rng: np.random.Generator) -> list[Patch | Place
     return [(box, patch)]
 
 
-def _ground_glass(scene: Scene, rng: np.random.Generator) -> list[Patch | Places]:
+def _ground_glass(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """A haze that lets the vessels through: density is added, and fades at the border. Often on both sides."""
     room, hazes = _Room(scene), []
     region = np.zeros(scene.frame.size, bool)
