@@ -239,9 +239,9 @@ def _trunk(scene: Scene) -> None:
     columns[near[row], k] = np.float32(BONE * 0.75)
     scene.hu[i, j] = columns
     box = f.box((-17, a.depth - a.fat - 20, -40), (17, a.depth - a.fat - 8, 85))
-    x, y, z = f.at(box)
-    sternum = (np.abs(x) < 17) & (np.abs(y - a.depth + a.fat + 12) < max(5.5, f.thin)) & (np.abs(z - 22) < 62)
-    np.copyto(scene.hu[box], BONE * 0.6, where=sternum)
+    right, front, up = f.at(box)
+    flat = (np.abs(right) < 17) & (np.abs(front - a.depth + a.fat + 12) < max(5.5, f.thin))
+    np.copyto(scene.hu[box], BONE * 0.6, where=flat & (np.abs(up - 22) < 62))  # the breastbone
 
 
 def _cavity(scene: Scene) -> None:
@@ -357,20 +357,13 @@ def _great_vessels(scene: Scene, tubes: NDArray[np.intp]) -> None:
     scene.organs.reshape(-1)[blood] = VESSELS
 
 
-_AIRWAYS = np.array(
-    [[(0, -14, 200), (0, -14, 32)], [(0, -14, 32), (34, -10, 8)], [(0, -14, 32), (-38, -14, 6)]], np.float64
-)
-_AIRWAY_RADII = (8.5, 6.5, 6.0)
+_AIRWAYS = np.array([[(0, -14, 200), (0, -14, 32)], [(0, -14, 32), (34, -10, 8)], [(0, -14, 32), (-38, -14, 6)]])
+# Superior vena cava; pulmonary trunk and its two arteries.
+_TRUNK = (-18, 8, 20)
 _VESSELS = np.array(
-    [
-        [(30, 8, -5), (26, 4, 95)],  # superior vena cava
-        [(-14, 22, -5), (-18, 8, 20)],  # pulmonary trunk, then its two arteries
-        [(-18, 8, 20), (32, -2, 14)],
-        [(-18, 8, 20), (-42, -6, 18)],
-    ],
-    np.float64,
+    [[(30, 8, -5), (26, 4, 95)], [(-14, 22, -5), _TRUNK], [_TRUNK, (32, -2, 14)], [_TRUNK, (-42, -6, 18)]]
 )
-_VESSEL_RADII = (9.0, 13.0, 9.5, 9.5)
+_AIRWAY_RADII, _VESSEL_RADII = (8.5, 6.5, 6.0), (9.0, 13.0, 9.5, 9.5)
 _ROOTS = {LUNG_LEFT: (-40, -8, 12), LUNG_RIGHT: (36, -6, 10)}
 
 
