@@ -35,7 +35,7 @@ def test_fit_shows_the_scores_of_the_best_epoch_and_every_place(write, run, tmp_
     for path in (checkpoint, scores, config, scores.parent, scores.parent / "epochs", config.parent):
         assert str(path.relative_to(tmp_path)) in result.out
     epoch = torch.load(checkpoint, weights_only=True)["epoch"]
-    assert f"epoch {epoch} (best val/loss)" in result.out
+    assert f"val, scores of epoch {epoch} (best val/loss), alarms of epoch 1 (the last)" in result.out
     rows = [r for r in csv.DictReader(scores.open()) if (int(r["epoch"]), r["measure"]) == (epoch, "pointing_game")]
     assert {r["label"] for r in rows} == {"effusion", "nodule", "mean"}
     for row in rows:
