@@ -274,7 +274,7 @@ def _cell(measure: str, value: float | None) -> Cell:
     bad = 1 - value if known.better else value
     if measure == "auroc":
         bad = 2 * bad  # a half is chance
-    return Cell(text, min(4, max(0, int(5 * bad))), value)
+    return Cell(text, int(min(4.0, max(0.0, 5 * bad))), value)  # a changed file may hold any number
 
 
 def differences(
