@@ -35,7 +35,8 @@ class Publisher:
         name: Name of the monitor, part of the keys.
         every_n_epochs: Pictures every so many epochs, 0 = never.
         max_label_keys: Above so many labels the loggers get one table instead of a chart per label.
-        facts: Gives what a logger keeps as config, and the organ table as plain values or None.
+        facts: Gives, of Trainer and log folder, what a logger keeps as config, the organ table as plain values or
+            None, and what gives all that is known of the run.
         wandb_budget: Bytes per pass for W&B.
         nifti: Which maps become NIfTI files.
         in_bar: Scores whose means over labels stand in the progress bar.
@@ -47,7 +48,7 @@ class Publisher:
         name: str | None,
         every_n_epochs: int,
         max_label_keys: int,
-        facts: Callable[[], tuple[dict[str, Any], dict[str, Any] | None]],
+        facts: Callable[[Any, str], tuple[dict[str, Any], dict[str, Any] | None, Callable[[], dict[str, Any]]]],
         wandb_budget: int,
         nifti: NiftiMaps,
         in_bar: Sequence[str] = (),
@@ -192,7 +193,7 @@ class Publisher:
                 self._wandb = wandb_runs(trainer.loggers)
                 if self._introduced != (loggers := [id(logger) for logger in trainer.loggers]):
                     self._introduced = loggers
-                    self._outlets.send("about", *self._facts())
+                    self._outlets.send("about", *self._facts(trainer, self._root or "."))
         return self._outlets
 
     def write_alarms(self, events: Sequence[AlarmEvent]) -> None:

@@ -234,6 +234,7 @@ def _static(record: RunRecord, name: str) -> dict[str, Any]:
         "raised": [alarm for alarm in record.alarms if alarm.raised],
         "cleared": [alarm for alarm in record.alarms if not alarm.raised],
         "command": str(record.facts.get("command") or ""),
+        "saved_config": str(record.facts.get("saved_config") or ""),
         "versions": ", ".join(f"{k} {v}" for k, v in dict(record.facts.get("versions") or {}).items()),
         "organs": organ_rules(record.facts.get("table")),
         "config": config_rows(record.facts.get("config")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,12 @@ def test_labels_are_linked_and_the_seed_is_set(trained):
     (config,) = trained.folder.rglob("run/config.yaml")
     saved = yaml.safe_load(config.read_text())
     assert saved["seed_everything"] == 0
+    (facts,) = trained.folder.rglob("run.json")
+    told = json.loads(facts.read_text())
+    assert Path(told["saved_config"]).samefile(config)
+    assert told["cli_config"] == saved
+    assert told["config"]["callbacks"]["AttentionMonitor"]["layer"] == "net.relu"
+    assert str(config) in (facts.parent / "report.html").read_text()
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
