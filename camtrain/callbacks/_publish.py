@@ -19,6 +19,7 @@ from camtrain.reporting import Patience, RunDir
 from camtrain.reporting import Score as Row
 from camtrain.reporting.alarm_log import AlarmEvent
 from camtrain.reporting.opening import wandb_runs
+from camtrain.reporting.run_dir import MEAN
 
 # Measures whose curves per label are worth a chart each; the others are logged too, and can be put into any chart.
 _CHARTED = ("auroc", "organ_iou", "energy_inside")
@@ -254,7 +255,7 @@ class Publisher:
 
 def _rows(scores: Mapping[str, Sequence[Score]], epoch: int, step: int) -> list[Row]:
     return [
-        Row(epoch, step, split, s.method or "", s.label or "mean", s.measure, s.value)
+        Row(epoch, step, split, s.method or "", s.label or MEAN, s.measure, s.value)
         for split, rows in scores.items()
         for s in rows
     ]

@@ -15,9 +15,7 @@ from camtrain.cli.lightning_cli import SaveRunConfig
 from camtrain.reporting import Score, describe_loggers, score_table
 from camtrain.reporting.alarm_log import NAME as ALARMS_FILE
 from camtrain.reporting.need_table import MEASURES, need_table
-from camtrain.reporting.run_dir import readable_scores
-
-_MEAN = "mean"
+from camtrain.reporting.run_dir import MEAN, readable_scores
 
 
 def show(trainer: Any, command: str, console: Console | None = None) -> None:
@@ -60,7 +58,7 @@ def _splits(
             title = f"{split}, scores of epoch {epoch} (best {key}){alarms}"
             yield split, title, [row for row in best if row.step == step]
         else:
-            rows = [Score(0, 0, split, s.method or "", s.label or _MEAN, s.measure, s.value) for s in scores]
+            rows = [Score(0, 0, split, s.method or "", s.label or MEAN, s.measure, s.value) for s in scores]
             yield split, f"{split}{plain}", rows
 
 
@@ -77,7 +75,7 @@ def _show_split(
     means: dict[str, dict[str, float]] = {first: {}}
     for row in rows:
         method = row.method or first
-        if row.label == _MEAN:
+        if row.label == MEAN:
             means.setdefault(method, {})[row.measure] = row.value
         elif method == first:
             by_measure.setdefault(row.measure, {})[row.label] = row.value

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from camtrain.reporting.run_dir import Score
+from camtrain.reporting.run_dir import MEAN, Score
 
-MEAN = "mean"
 OUTSIDE, INSIDE = 0.5, 0.8
 _MOST_POINTS, _MOST_VALUES = 200, 20_000  # epochs of a curve; epochs x labels of all curves of one score
 

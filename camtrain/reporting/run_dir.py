@@ -22,6 +22,8 @@ from camtrain.reporting._files import file_stem, replacing
 from camtrain.reporting._logs import Ending, Log, read_rows, readable_rows
 from camtrain.reporting._png import png
 
+MEAN = "mean"  # stands in `scores.csv` where a label would
+
 
 class Score(NamedTuple):
     """One row of `scores.csv`.
