@@ -22,7 +22,6 @@ from camtrain.reporting._pages import asset, environment, script_hash
 from camtrain.reporting.report_blocks import VOLUME_VOXELS, PieceStore, elements, script_json
 from camtrain.reporting.report_digest import (
     INSIDE,
-    MEAN,
     MEASURES,
     OUTSIDE,
     Curves,
@@ -33,6 +32,7 @@ from camtrain.reporting.report_digest import (
     sparkline,
     verdicts,
 )
+from camtrain.reporting.run_dir import MEAN
 from camtrain.reporting.run_record import PAGE_BYTES, RunRecord, find_run, read_run
 
 _SCRIPTS = ("report_data.js", "report_draw.js", "report_charts.js", "report_viewer.js", "report_page.js")
