@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from camtrain.callbacks._alarms import Alarms
 from camtrain.callbacks._scores import Score
 from camtrain.reporting import RunDir
-from camtrain.reporting.need_table import chosen, need_table
-
-COLUMNS = ("auroc", "organ_iou", "energy_inside", "pointing_game", "empty_map_rate", "outside_share")
+from camtrain.reporting.fitting import FittedTable
+from camtrain.reporting.need_table import MEASURES, need_table
 
 
 def table_of(
     scores: Sequence[Score], first_method: str, alarms: dict[str, list[str]] | None, title: str, full: str
-) -> Table | None:
+) -> FittedTable | None:
     """Labels of one split, the neediest first; None where no label has a score.
 
     Args:
@@ -31,11 +29,10 @@ def table_of(
     for score in scores:
         if score.label is not None and score.method in (None, first_method):
             by_measure.setdefault(score.measure, {})[score.label] = score.value
-    shown = chosen(by_measure, COLUMNS)
-    return need_table(shown, alarms, title=title, full=full) if shown else None
+    return need_table(by_measure, alarms, title=title, full=full, measures=MEASURES) if by_measure else None
 
 
-def print_table(table: Table | None) -> None:
+def print_table(table: FittedTable | None) -> None:
     """On stdout, wide enough for all columns where that is no terminal."""
     if table is not None:
         console = Console()
@@ -47,4 +44,6 @@ def print_need(scores: Sequence[Score], first_method: str, alarms: Alarms, run_d
     """The table of a validation, with the alarms that stand."""
     raised = alarms.board.by_label("val") if alarms.active else None
     full = "scores.csv" if run_dir is None else str(run_dir.scores_path)
-    print_table(table_of(scores, first_method, raised, "val, the neediest label first", full))
+    what = "scores and alarms" if alarms.active else "scores"
+    title = f"val, {what} of epoch {alarms.epoch} (the last), the neediest label first"
+    print_table(table_of(scores, first_method, raised, title, full))

@@ -48,6 +48,7 @@ class Alarms:
         self.questions = FixedQuestions(rules, method, reshape)
         self.events: list[AlarmEvent] = []
         self.values: dict[str, Values] = {}
+        self.epoch: int | None = None  # the last that was judged
         self._method = method
 
     @property
@@ -58,7 +59,7 @@ class Alarms:
     def setup(self) -> None:
         """A fit begins; a checkpoint that is loaded later says what was before."""
         self.board = AlarmBoard(self.board.alarms)
-        self.events, self.values = [], {}
+        self.events, self.values, self.epoch = [], {}, None
         self.questions.setup()
 
     def begin(self, trainer: Any) -> None:
@@ -87,6 +88,8 @@ class Alarms:
         Returns:
             `alarm/<name>`: for how many labels each alarm is raised now.
         """
+        if trainer.state.fn == "fit":
+            self.epoch = int(trainer.current_epoch)
         if not self.active or trainer.state.fn != "fit":
             return []
         now = book.beside()

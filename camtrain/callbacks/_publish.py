@@ -19,6 +19,7 @@ from camtrain.reporting import Patience, RunDir
 from camtrain.reporting import Score as Row
 from camtrain.reporting.alarm_log import AlarmEvent
 from camtrain.reporting.opening import wandb_runs
+from camtrain.reporting.run_dir import MEAN
 
 # Measures whose curves per label are worth a chart each; the others are logged too, and can be put into any chart.
 _CHARTED = ("auroc", "organ_iou", "energy_inside")
@@ -35,7 +36,8 @@ class Publisher:
         name: Name of the monitor, part of the keys.
         every_n_epochs: Pictures every so many epochs, 0 = never.
         max_label_keys: Above so many labels the loggers get one table instead of a chart per label.
-        facts: Gives what a logger keeps as config, and the organ table as plain values or None.
+        facts: Gives, of Trainer and log folder, what a logger keeps as config, the organ table as plain values or
+            None, and what gives all that is known of the run.
         wandb_budget: Bytes per pass for W&B.
         nifti: Which maps become NIfTI files.
         in_bar: Scores whose means over labels stand in the progress bar.
@@ -47,7 +49,7 @@ class Publisher:
         name: str | None,
         every_n_epochs: int,
         max_label_keys: int,
-        facts: Callable[[], tuple[dict[str, Any], dict[str, Any] | None]],
+        facts: Callable[[Any, str], tuple[dict[str, Any], dict[str, Any] | None, Callable[[], dict[str, Any]]]],
         wandb_budget: int,
         nifti: NiftiMaps,
         in_bar: Sequence[str] = (),
@@ -192,7 +194,7 @@ class Publisher:
                 self._wandb = wandb_runs(trainer.loggers)
                 if self._introduced != (loggers := [id(logger) for logger in trainer.loggers]):
                     self._introduced = loggers
-                    self._outlets.send("about", *self._facts())
+                    self._outlets.send("about", *self._facts(trainer, self._root or "."))
         return self._outlets
 
     def write_alarms(self, events: Sequence[AlarmEvent]) -> None:
@@ -253,7 +255,7 @@ class Publisher:
 
 def _rows(scores: Mapping[str, Sequence[Score]], epoch: int, step: int) -> list[Row]:
     return [
-        Row(epoch, step, split, s.method or "", s.label or "mean", s.measure, s.value)
+        Row(epoch, step, split, s.method or "", s.label or MEAN, s.measure, s.value)
         for split, rows in scores.items()
         for s in rows
     ]

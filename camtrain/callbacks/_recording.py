@@ -188,7 +188,9 @@ class Recorder:
             # A test of the finished run joins its folder; how to reproduce it is the command of the fit.
             if trainer.state.fn == "fit" or not run_dir.facts_path.exists():
                 known = self._facts or {"layers": [], "seen": {}}
-                facts = run_facts(trainer, trainer.lightning_module, self._context, methods, **known)
+                facts = run_facts(
+                    trainer, trainer.lightning_module, self._context, methods, root=run_dir.path.parents[1], **known
+                )
                 run_dir.write_facts({**facts, "started": self._started})
         for (split, case), volume in self._volumes.items():
             write_volume(run_dir.volume_path(case, split), volume)

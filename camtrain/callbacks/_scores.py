@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from camtrain._errors import InputError
 from camtrain._label_rates import label_rates
 from camtrain.callbacks._alarm_seen import ALL
 from camtrain.metrics import (
@@ -27,6 +28,7 @@ from camtrain.metrics import (
 )
 from camtrain.metrics._pair_metric import sum_dtype
 from camtrain.metrics._pairs import select_pairs
+from camtrain.reporting.run_dir import MEAN
 
 # Measure -> is more better? None: neither. For tables and for whoever sets `monitor=`.
 MEASURES: dict[str, bool | None] = {
@@ -107,6 +109,7 @@ class ScoreBook:
         thresholds: Mapping[str, Tensor] | None = None,
         with_sums: bool = True,
     ) -> None:
+        refuse_names(names)
         self.names = list(names)
         self.methods = list(methods)
         count = len(self.names)
@@ -221,6 +224,24 @@ class ScoreBook:
         number = float(value)
         if number == number:
             yield Score(measure, method, None, number)
+
+
+def refuse_names(names: Sequence[str]) -> None:
+    """Label names that mean something else in `scores.csv`, where the mean over labels is the row `mean`.
+
+    Raises:
+        InputError: There is one.
+
+    Example:
+        >>> refuse_names(["nodule", "mean arterial pressure"])
+    """
+    taken = [name for name in names if name in ("", MEAN)]
+    if taken:
+        raise InputError(
+            f"expected label names other than 'mean' and '', got {', '.join(map(repr, taken))}: in scores.csv and the "
+            "report 'mean' is the mean over labels; rename the label in the data module, the module's labels or "
+            "names=, and in the organ table"
+        )
 
 
 def warn_of_thresholds(split: str, methods: Sequence[str], known: Mapping[str, Tensor]) -> None:

@@ -28,6 +28,7 @@ from camtrain.callbacks._recording import Recorder
 from camtrain.callbacks._relief import Relief
 from camtrain.callbacks._run_facts import monitor_facts
 from camtrain.callbacks._scores import Score, ScoreBook, warn_of_thresholds
+from camtrain.callbacks._settings import given
 from camtrain.callbacks._splits import HOOKS, Repeats, split_name
 from camtrain.callbacks._step_maps import StepMaps
 from camtrain.callbacks._steps import WrappedStep, batch_of
@@ -131,11 +132,11 @@ class AttentionMonitor(Callback):
         nifti_epochs: list[int] | None = None,
         guard_loggers: bool = True,
     ) -> None:
+        self.given = given(locals())
         self._asked = read_methods(methods)
         self.methods = [asked.name for asked in self._asked]
         refuse_never(self._asked, every_n_epochs)
-        self.layer, self.name = layer, name
-        self.logits, self.reshape, self.call = logits, reshape, call
+        self.layer, self.name, self.call, self.logits, self.reshape = layer, name, call, logits, reshape
         self.context = RunContext(table, keys, adapter, names, mode)
         self.panels: dict[str, Panel] = {}
         self.recorder = Recorder(self.context, panel_cases) if report else None
@@ -152,9 +153,7 @@ class AttentionMonitor(Callback):
         self._new_panel = partial(Panel, panel_cases, labels_per_case, nifti.named, nifti.number)
         self._books: dict[str, ScoreBook] = {}
         self._due: list[Asked] = []
-        self._repeats = Repeats()
-        self.relief = Relief()
-        self._at = (0, 0)
+        self._repeats, self.relief, self._at = Repeats(), Relief(), (0, 0)
         self._wrapped: list[WrappedStep] = []
         self._watch: ModuleWatch | None = None
 

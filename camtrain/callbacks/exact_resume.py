@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from camtrain._lightning import Callback
+from camtrain.callbacks._settings import given
 from camtrain.callbacks._whole_checkpoints import WholeCheckpoints
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class ExactResume(Callback):
     """
 
     def __init__(self, seed: int | None = None) -> None:
+        self.given = given(locals())
         self.seed = seed
         self._whole: WholeCheckpoints | None = None
         self._asked = False

@@ -20,6 +20,7 @@ from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers
 from camtrain.callbacks._left_out import known_truths
 from camtrain.callbacks._publish import refuse_taken
 from camtrain.callbacks._seen import tell_seen_share
+from camtrain.callbacks._settings import given
 from camtrain.callbacks._steps import WrappedStep, batch_of, loss_of
 from camtrain.cam.engine import Reshape, takes_backward
 from camtrain.cam.method_table import find_method, methods
@@ -100,6 +101,7 @@ class MaskLossCallback(Callback):
         name: str | None = None,
         call: int | None = None,
     ) -> None:
+        self.given = given(locals())
         if not find_method(method).differentiable:
             known = ", ".join(row.name for row in methods() if row.differentiable)
             raise InputError(f"method {method!r} is not differentiable, no loss trains through it: take one of {known}")

@@ -21,6 +21,7 @@ from camtrain.callbacks._left_out import leaving_out
 from camtrain.callbacks._lenders import Lenders
 from camtrain.callbacks._publish import refuse_taken
 from camtrain.callbacks._regions import Cases, Keep, Rules
+from camtrain.callbacks._settings import given
 from camtrain.callbacks._steps import WrappedStep, batch_of, loss_of
 from camtrain.callbacks._swap_checks import LeaveOut, WithoutOrgans, refuse_setup, refuse_truths
 from camtrain.callbacks._swapping import Composite, Targets, compose, make_plan
@@ -105,6 +106,7 @@ class OutsideSwap(Callback):
         seed: int | None = None,
         without_organs: WithoutOrgans = "stay",
     ) -> None:
+        self.given = given(locals())
         _one_of("keep", keep, get_args(Keep))
         _one_of("targets", targets, get_args(Targets))
         _one_of("leave_out", leave_out, get_args(LeaveOut))

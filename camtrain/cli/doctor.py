@@ -238,13 +238,15 @@ def _watches(callbacks: Any) -> list[Any]:
 
 def _show(console: Console, found: Examination, tables: Sequence[DoctorTable]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     for table in tables:
-        shown = Table(title=table.heading, title_justify="left", caption=table.says, caption_justify="left")
+        heading, says = Text(table.heading), Text(table.says) if table.says else None
+        shown = Table(title=heading, title_justify="left", caption=says, caption_justify="left")
         for index, column in enumerate(table.columns):
-            shown.add_column(column, overflow="fold", justify="right" if index else "left")
+            shown.add_column(Text(column), overflow="fold", justify="right" if index else "left")
         for row in table.rows:
-            shown.add_row(*row)
+            shown.add_row(*map(Text, row))
         console.print(shown)
     for finding in found.findings:
         _show_finding(console, finding)
@@ -252,7 +254,7 @@ def _show(console: Console, found: Examination, tables: Sequence[DoctorTable]) -
         console.print(f"not looked at: {reason}", highlight=False, markup=False)
     from camtrain.doctor.digest import verdict
 
-    console.print(verdict(found), style="bold red" if found.fails else "bold", highlight=False)
+    console.print(verdict(found), style="bold red" if found.fails else "bold", highlight=False, markup=False)
 
 
 def _show_finding(console: Console, finding: Finding) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from camtrain._errors import InputError, nearest
 from camtrain.cli.consoles import wide_console
@@ -223,24 +224,25 @@ def _finish(
     if found.labels:
         report = found.report()
         for split in report.cases:
-            console.print(report.table(split) if split == "train" else report.line(split), soft_wrap=True)
+            console.print(report.table(split) if split == "train" else report.line(split), soft_wrap=True, markup=False)
         for sentence in report.warnings():
-            console.print(f"warning: {sentence}", style="red", highlight=False, soft_wrap=True)
+            console.print(f"warning: {sentence}", style="red", highlight=False, soft_wrap=True, markup=False)
     for note in found.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     if found.made is not None and found.made.without_rule:
         names = ", ".join(found.made.without_rule)
         console.print(
             f"note: no rule for {names}: they may be read from anywhere until you write one in {table}",
             highlight=False,
             soft_wrap=True,
+            markup=False,
         )
     near = {} if found.made is None else found.made.near
     for label, known in near.items():
         text = (
             f"warning: {label!r} differs from {known!r}, which has a rule, by a letter: rename the column if it is that"
         )
-        console.print(text, style="red", highlight=False, soft_wrap=True)
+        console.print(text, style="red", highlight=False, soft_wrap=True, markup=False)
     for file in files:
         sys.stdout.write(f"{file}\n")
     sys.stdout.write(_next(found, out / MANIFEST, table, config, more))
@@ -251,7 +253,7 @@ def _counts(found: Imported) -> Table:
     table.add_column("")
     table.add_column("number", justify="right")
     for name, number in found.kinds.items():
-        table.add_row(name, str(number))
+        table.add_row(Text(name), str(number))
     without = sum(case.organs is None for case in found.cases)
     table.add_row("scans without a segmentation", str(without))
     patients = {case.patient for case in found.cases} - {""}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import yaml
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_info
 from typing_extensions import override
@@ -128,6 +129,7 @@ class CamtrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         if self._until != "done":
             return None  # type: ignore[return-value]
+        _add_rich_bar(self._get(self.config_init, "trainer"))
         trainer: Any = super().instantiate_trainer(**kwargs)
         if self._command == "fit" and self._get(self.config, "exact_resume"):
             trainer.callbacks.insert(0, ExactResume())
@@ -178,6 +180,15 @@ class CamtrainCLI(LightningCLI):
         model = self._get(self.config, "model")
         stated = model.get("init_args", {}).get("labels") if model is not None else None
         return [str(name) for name in stated] if isinstance(stated, list | tuple) else stated
+
+
+def _add_rich_bar(trainer: Any) -> None:
+    """Rich's bar, unless the user has one or wants none: Lightning takes tqdm's by itself before 2.5.3."""
+    given = trainer.get("callbacks")
+    callbacks = given if isinstance(given, list) else [] if given is None else [given]
+    unwanted = trainer.get("enable_progress_bar") is False or trainer.get("barebones")
+    if not unwanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        trainer["callbacks"] = [*callbacks, RichProgressBar()]
 
 
 def _check_yaml(args: Sequence[str]) -> None:

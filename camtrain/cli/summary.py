@@ -14,10 +14,8 @@ from camtrain.cli.consoles import wide_console
 from camtrain.cli.lightning_cli import SaveRunConfig
 from camtrain.reporting import Score, describe_loggers, score_table
 from camtrain.reporting.alarm_log import NAME as ALARMS_FILE
-from camtrain.reporting.need_table import need_table
-from camtrain.reporting.run_dir import readable_scores
-
-_MEAN = "mean"
+from camtrain.reporting.need_table import MEASURES, need_table
+from camtrain.reporting.run_dir import MEAN, readable_scores
 
 
 def show(trainer: Any, command: str, console: Console | None = None) -> None:
@@ -34,9 +32,9 @@ def show(trainer: Any, command: str, console: Console | None = None) -> None:
     monitors = [c for c in trainer.callbacks if isinstance(c, AttentionMonitor)]
     epoch = _best_epoch(trainer) if command == "fit" else None
     for monitor in monitors:
-        for split, title, rows in _splits(monitor, epoch, _best_key(trainer)):
-            raised = monitor.alarms.board.by_label(split) if command == "fit" and monitor.alarms.active else None
-            _show_split(console, monitor, title, rows, raised)
+        for split, title, rows in _splits(monitor, epoch, _best_key(trainer), command == "fit"):
+            watched = command == "fit" and monitor.alarms.active
+            _show_split(console, monitor, title, rows, monitor.alarms.board.by_label(split) if watched else None)
     if not monitors:
         console.print("No AttentionMonitor in trainer.callbacks, so there are no scores per label.")
     # Paths are printed unbroken, so that they can be copied.
@@ -44,18 +42,24 @@ def show(trainer: Any, command: str, console: Console | None = None) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _splits(monitor: AttentionMonitor, epoch: int | None, key: str) -> Iterator[tuple[str, str, list[Score]]]:
+def _splits(
+    monitor: AttentionMonitor, epoch: int | None, key: str, fit: bool
+) -> Iterator[tuple[str, str, list[Score]]]:
     """Split, title and rows: those of the best epoch where a file has them, else the last ones."""
-    run = monitor.publisher.run_dir
+    run, last = monitor.publisher.run_dir, monitor.alarms.epoch
+    watched = monitor.alarms.active
+    alarms = f", alarms of epoch {last} (the last)" if watched else ""
+    plain = f", scores{' and alarms' if watched else ''} of epoch {last} (the last)" if fit else ""
     stored = readable_scores(run.scores_path)[0] if run is not None and epoch is not None else []
     for split, scores in monitor.scores.items():
         best = [row for row in stored if row.epoch == epoch and row.split == split]
         if best:
             step = max(row.step for row in best)
-            yield split, f"{split}, epoch {epoch} (best {key})", [row for row in best if row.step == step]
+            title = f"{split}, scores of epoch {epoch} (best {key}){alarms}"
+            yield split, title, [row for row in best if row.step == step]
         else:
-            last = [Score(0, 0, split, s.method or "", s.label or _MEAN, s.measure, s.value) for s in scores]
-            yield split, split, last
+            rows = [Score(0, 0, split, s.method or "", s.label or MEAN, s.measure, s.value) for s in scores]
+            yield split, f"{split}{plain}", rows
 
 
 def _show_split(
@@ -71,7 +75,7 @@ def _show_split(
     means: dict[str, dict[str, float]] = {first: {}}
     for row in rows:
         method = row.method or first
-        if row.label == _MEAN:
+        if row.label == MEAN:
             means.setdefault(method, {})[row.measure] = row.value
         elif method == first:
             by_measure.setdefault(row.measure, {})[row.label] = row.value
@@ -81,13 +85,13 @@ def _show_split(
     if by_measure:
         heading = f"{name}{title}, maps by {first}"
         if raised is None:
-            console.print(score_table(by_measure, title=heading, full=full))
+            console.print(score_table(by_measure, title=heading, full=full, measures=MEASURES))
         else:
-            console.print(need_table(by_measure, raised, title=heading, full=full))
+            console.print(need_table(by_measure, raised, title=heading, full=full, measures=MEASURES))
     for method, values in means.items():
         shown = [f"{key} {value:.3f}" for key, value in values.items() if method != first or key not in by_measure]
         if shown:
-            console.print(f"{method}: {'  '.join(shown)}", highlight=False)
+            console.print(f"{method}: {'  '.join(shown)}", highlight=False, markup=False)
 
 
 def _places(trainer: Any, monitors: Iterable[AttentionMonitor], command: str) -> Iterator[str]:

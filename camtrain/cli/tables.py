@@ -90,6 +90,7 @@ def _first_batch(data: Any) -> Any:
 
 def _print_layers(model: Any, raw: Any, depth: int, seen: bool) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from camtrain._batch import read_batch
     from camtrain.cam.layer_table import layers as find_layers
@@ -107,7 +108,7 @@ def _print_layers(model: Any, raw: Any, depth: int, seen: bool) -> None:
     for row in rows:
         share = "-" if row.seen is None else f"{row.seen:.0%}"
         mark = "* " if row.default else "  "
-        table.add_row(mark + row.name, row.kind, _by(row.shape), _by(row.cell), _by(row.cell_mm), share)
+        table.add_row(Text(mark + row.name), Text(row.kind), _by(row.shape), _by(row.cell), _by(row.cell_mm), share)
     console = wide_console()
     console.print(table)
     console.print("Seen share: part of the image that a central cell depends on.", highlight=False)

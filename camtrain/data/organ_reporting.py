@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 from scipy.special import gammaln
 
 from camtrain._errors import InputError
@@ -138,14 +139,14 @@ class OrganReport:
             split: Its word.
         """
         cases, with_organs = self.cases[split]
-        table = Table(title=f"{split}: {cases} cases, {with_organs} with organs", title_justify="left")
+        table = Table(title=Text(f"{split}: {cases} cases, {with_organs} with organs"), title_justify="left")
         table.add_column("label")
         for name in ("present", "with organs", "absent", "with organs", "unknown", "difference", "Holm's p"):
             table.add_column(name, justify="right")
         table.add_column("do organs predict it?")
         for row in (row for row in self.rows if row.split == split):
             table.add_row(
-                row.label,
+                Text(row.label),
                 str(row.present),
                 _part(row.present_with, row.present),
                 str(row.absent),

@@ -212,7 +212,7 @@ class bar:  # noqa: N801  (a context manager, used as a function)
     def __init__(self, title: str, total: int) -> None:
         console = Console(stderr=True)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -132,9 +132,9 @@ def p_value(p: float) -> str:
 def print_study(console: Console, result: StudyResult) -> None:
     """The tables without those by finding."""
     for plain in study_tables(result, labels=False):
-        table = Table(title=plain.title, box=None, pad_edge=False, title_justify="left")
+        table = Table(title=escape(plain.title), box=None, pad_edge=False, title_justify="left")
         for name in plain.header:
-            table.add_column(name, overflow="fold")
+            table.add_column(escape(name), overflow="fold")
         for row in plain.rows:
             table.add_row(*map(escape, row))
         console.print(table)

@@ -282,7 +282,12 @@ class Run:
     @contextmanager
     def _bar(self, split: str, total: int | None) -> Iterator[Any]:
         console = Console(stderr=True)
-        columns = (TextColumn(f"evaluating {split}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("evaluating {task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True, disable=not self.progress) as bar:
             task = bar.add_task(split, total=total)
             yield lambda: bar.advance(task)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from camtrain.reporting.evaluation_rows import ComparisonRow, ScoreRow
 
@@ -41,16 +42,16 @@ def _scores(rows: Sequence[ScoreRow], title: str) -> Table:
         found = {(row.method, row.layer): row for row in rows if row.measure == measure}
         if ("", "") in found:
             # Needs no map: the same whatever the method.
-            table.add_row(measure, _number(found["", ""]))
+            table.add_row(Text(measure), _number(found["", ""]))
         else:
-            table.add_row(measure, *(_number(found[s]) if s in found else "" for s in series))
+            table.add_row(Text(measure), *(_number(found[s]) if s in found else "" for s in series))
     return table
 
 
 def _differences(rows: Sequence[ComparisonRow], title: str) -> Table:
     table = _table(title, "measure", "method, layer", "first", "second", "difference", "p")
     for row in rows:
-        table.add_row(row.measure, f"{row.method} {row.layer}".strip(), *_cells(row))
+        table.add_row(Text(row.measure), Text(f"{row.method} {row.layer}".strip()), *_cells(row))
     return table
 
 
@@ -69,7 +70,7 @@ def _number(row: ScoreRow) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=None, pad_edge=False)
+    table = Table(title=Text(title), box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column)
+        table.add_column(Text(column))
     return table

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.box import SIMPLE
-from rich.table import Table
 from rich.text import Text
 
-from camtrain.reporting.score_table import Scores, labels_of, mean_of
+from camtrain.reporting.fitting import Column, FittedTable
+from camtrain.reporting.score_table import Scores, labels_of, number_columns, selected
 
 _WIDTH = 10
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _BARS = ("energy_inside", "organ_iou", "auroc")
+# What a table has room for, the most important first.
+MEASURES = ("auroc", "organ_iou", "energy_inside", "pointing_game", "empty_map_rate", "outside_share")
 _POOR, _FAIR = 0.33, 0.66
 
 
@@ -51,8 +52,9 @@ def need_table(
     title: str = "",
     most: int = 20,
     full: str = "scores.csv",
-) -> Table:
-    """A table with a line per label: a bar, the scores, and which alarms are raised.
+    measures: Iterable[str] | None = None,
+) -> FittedTable:
+    """A table with a line per label: a bar, the scores, and which alarms are raised. It fits the terminal.
 
     Args:
         scores: Measure -> label -> value; missing and NaN values show as `-`.
@@ -60,10 +62,11 @@ def need_table(
         bar: Measure of the bar and of the order (see `by_need`).
         title: Heading.
         most: With more labels than this, only so many are shown.
-        full: Where the note says that all labels are.
+        full: Where the note says that all labels and measures are.
+        measures: Those that get a column, the most important first; None = all. The note says that there are more.
 
     Returns:
-        A rich table.
+        Something for `rich.print` and `Console.print`.
 
     Example:
         >>> from rich.console import Console
@@ -72,30 +75,25 @@ def need_table(
     """
     measure = bar or bar_measure(scores)
     ordered = by_need(scores, alarms, measure)
-    note = f"bar: {measure}"
+    labels = ordered[:most]
+    shown, more = selected(scores, measures, full)
+    notes = [f"bar: {measure}"]
     if len(ordered) > most:
-        note += f"; the {most} neediest of {len(ordered)} labels, all are in {full}"
-    table = Table(title=title or None, caption=note, title_justify="left", caption_justify="left", box=SIMPLE,
-                  padding=(0, 1, 0, 0))  # fmt: skip
-    table.add_column("label", no_wrap=True)
-    table.add_column("", no_wrap=True, min_width=_WIDTH)
-    for column in scores:
-        table.add_column(column, justify="right")
+        notes.append(f"the {most} neediest of {len(ordered)} labels, all are in {full}")
+    # An alarm may speak of all labels at once, or of one that has no score.
+    notes += [
+        f"raised for {label}: {', '.join(names)}" for label, names in (alarms or {}).items() if label not in ordered
+    ]
+    bars = [_bar(scores.get(measure, {}).get(label, math.nan)) for label in labels]
+    columns = [
+        Column("label", [*map(Text, labels), Text("mean")], names=True, side="left", may_go=False),
+        Column("", [*bars, Text(" " * _WIDTH)], side="left", may_go=False),
+        *number_columns(shown, labels),
+    ]
     if alarms is not None:
-        table.add_column("alarms")
-    for label in ordered[:most]:
-        cells = [_number(values.get(label, math.nan)) for values in scores.values()]
-        told = [] if alarms is None else [Text(", ".join(alarms.get(label, ())), style="bold red")]
-        table.add_row(Text(label), _bar(scores.get(measure, {}).get(label, math.nan)), *cells, *told)
-    table.add_section()
-    means = [_number(mean_of(values)) for values in scores.values()]
-    table.add_row("mean", "", *means, *([] if alarms is None else [""]), style="bold")
-    return table
-
-
-def chosen(scores: Scores, measures: Iterable[str]) -> Scores:
-    """Those of the measures that there are, in the order asked for."""
-    return {measure: scores[measure] for measure in measures if measure in scores}
+        raised = [Text(", ".join(alarms.get(label, ())), style="bold red") for label in labels]
+        columns.append(Column("alarms", [*raised, Text("")], names=True, side="left", may_go=False))
+    return FittedTable(columns, title, "; ".join([*notes, *more]), strong=True)
 
 
 def _bar(value: float) -> Text:
@@ -106,7 +104,3 @@ def _bar(value: float) -> Text:
     whole, rest = divmod(eighths, 8)
     style = "red" if value < _POOR else "yellow" if value < _FAIR else "green"
     return Text("█" * whole + (_EIGHTHS[rest] if rest else ""), style=style)
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if value == value else "-"

@@ -26,7 +26,11 @@ from camtrain.reporting.overlays import window_of
 LAYOUT = 1  # of the run folder; a file of another layout is not guessed at
 UNDEFINED = -128  # the int8 value of a cell that was not computed
 _LUMA = (0.299, 0.587, 0.114)
-_BROKEN = (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile, zlib.error)
+# NumPy and zipfile answer bytes that make no sense with nearly anything.
+_BROKEN = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 class CaseMap(NamedTuple):

@@ -106,7 +106,12 @@ def _pieces(
             now[path] = kept if kept is not None and kept[0] == seen else (seen, make(path))
         except InputError as error:
             notes.append(f"{path.parent.name}/{error}: left out")
-        except (ValueError, TypeError, KeyError) as error:  # whole, but not what this version writes
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            ArithmeticError,
+        ) as error:  # whole, but not what this version writes
             notes.append(f"{path.parent.name}/{path.name}: not as expected ({error}): left out")
         except OSError as error:
             notes.append(f"{path.parent.name}/{path.name}: {error.strerror or error}: left out")

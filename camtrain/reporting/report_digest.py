@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from camtrain.reporting.run_dir import Score
+from camtrain.reporting.run_dir import MEAN, Score
 
-MEAN = "mean"
 OUTSIDE, INSIDE = 0.5, 0.8
 _MOST_POINTS, _MOST_VALUES = 200, 20_000  # epochs of a curve; epochs x labels of all curves of one score
 
@@ -274,7 +273,7 @@ def _cell(measure: str, value: float | None) -> Cell:
     bad = 1 - value if known.better else value
     if measure == "auroc":
         bad = 2 * bad  # a half is chance
-    return Cell(text, min(4, max(0, int(5 * bad))), value)
+    return Cell(text, int(min(4.0, max(0.0, 5 * bad))), value)  # a changed file may hold any number
 
 
 def differences(

@@ -22,6 +22,8 @@ from camtrain.reporting._files import file_stem, replacing
 from camtrain.reporting._logs import Ending, Log, read_rows, readable_rows
 from camtrain.reporting._png import png
 
+MEAN = "mean"  # stands in `scores.csv` where a label would
+
 
 class Score(NamedTuple):
     """One row of `scores.csv`.
@@ -299,7 +301,10 @@ _LOG = Log(Score._fields, "scores")
 
 
 def _row(c: list[str]) -> Score:
-    return Score(int(c[0]), int(c[1]), c[2], c[3], c[4], c[5], float(c[6]))
+    value = float(c[6])
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite value, got {c[6]}")
+    return Score(int(c[0]), int(c[1]), c[2], c[3], c[4], c[5], value)
 
 
 def _new_folder(parent: Path) -> Path:

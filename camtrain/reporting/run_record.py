@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from camtrain._errors import InputError
 from camtrain.reporting.panel_files import LAYOUT
 from camtrain.reporting.report_blocks import VOLUME_VOXELS, Piece, PieceStore, thinned
 from camtrain.reporting.report_digest import Curves
 from camtrain.reporting.run_dir import Score, readable_scores
+
+Row = TypeVar("Row")
 
 PAGE_BYTES = 18_000_000  # of the volumes and maps of a page
 
@@ -132,6 +136,7 @@ def read_run(
     left = budget - sum(piece.size for piece in volumes)
     maps, more = store.maps(_map_files(folder, left, notes), volumes)
     curves, alarms, cases = Curves(_scores(folder, notes)), _alarms(folder, notes), _cases(folder, notes)
+    scale = _scale(folder, notes)
     return RunRecord(
         folder=folder,
         facts=facts,
@@ -139,7 +144,7 @@ def read_run(
         alarms=tuple(alarms),
         volumes=tuple(volumes),
         maps=tuple(sorted(maps, key=lambda piece: (piece.split, piece.epoch))),
-        scale=_scale(folder),
+        scale=scale,
         cases=tuple(cases),
         notes=(*notes, *more),
     )
@@ -182,9 +187,31 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _scale(folder: Path) -> dict[str, float]:
-    scale = _json(folder / "panel.json", []).get("scale")
-    return {str(k): float(v) for k, v in scale.items()} if isinstance(scale, dict) else {}
+def _scale(folder: Path, notes: list[str]) -> dict[str, float]:
+    scale = _json(folder / "panel.json", notes).get("scale", {})
+    found: dict[str, float] = {}
+    for method, value in scale.items() if isinstance(scale, dict) else ():
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            found[str(method)] = finite(value)
+    if not isinstance(scale, dict) or len(found) < len(scale):
+        notes.append("panel.json: scale holds what is no number: left out, the pictures' colours end at what they show")
+    return found
+
+
+def finite(value: Any) -> float:
+    """A value as a finite number.
+
+    Raises:
+        ValueError: It is none, or not finite.
+
+    Example:
+        >>> finite("0.25")
+        0.25
+    """
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, got {value}")
+    return number
 
 
 def _scores(folder: Path, notes: list[str]) -> list[Score]:
@@ -220,37 +247,49 @@ def _map_files(folder: Path, budget: int, notes: list[str]) -> list[Path]:
 
 def _cases(folder: Path, notes: list[str]) -> list[list[Any]]:
     """What `cases.csv` knows of the panel beyond the maps."""
-    found: list[list[Any]] = []
+
+    def case(row: Mapping[str, str]) -> list[Any]:
+        score = finite(row["organ_iou"]) if row.get("organ_iou") else None
+        names = [str(row[name]) for name in ("case", "label", "method")]
+        return [row["split"], int(row["epoch"]), *names, None if score is None else round(score, 3), row["kind"] or ""]
+
+    return _rows_of(folder / "cases.csv", case, "OrganIoU of these cases is left out", notes)
+
+
+def _rows_of(path: Path, make: Callable[[Mapping[str, str]], Row], left: str, notes: list[str]) -> list[Row]:
+    """The rows of a CSV file that can be read; of the others one note."""
+    found: list[Row] = []
+    faults: list[str] = []
     try:
-        with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                score = round(float(row["organ_iou"]), 3) if row.get("organ_iou") else None
-                score = score if score is None or score == score else None
-                names = [row["case"], row["label"], row["method"]]
-                found.append([row["split"], int(row["epoch"]), *names, score, row.get("kind") or ""])
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                try:
+                    found.append(make(row))
+                except (ValueError, KeyError, TypeError) as error:
+                    faults.append(f"line {reader.line_num}: not readable ({type(error).__name__}: {error})")
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        notes.append(
-            f"cases.csv: not readable ({type(error).__name__}): OrganIoU of the cases after that place is left out"
-        )
+    except (OSError, csv.Error) as error:
+        faults.append(f"not readable to its end ({type(error).__name__})")
+    if faults:
+        more = f", and {len(faults) - 1} more lines" if len(faults) > 1 else ""
+        notes.append(f"{path.name}, {faults[0]}{more}: {left}")
     return found
 
 
 def _alarms(folder: Path, notes: list[str]) -> list[Alarm]:
     """The last state of every alarm, raised ones first."""
+
+    def event(row: Mapping[str, str]) -> tuple[tuple[str, str, str], bool, int, str]:
+        key = (str(row["split"]), str(row["alarm"]), str(row["label"]))
+        if row["state"] not in ("raised", "cleared"):
+            raise ValueError(f"expected raised or cleared, got {row['state']}")
+        return key, row["state"] == "raised", int(row["epoch"]), row["sentence"] or ""
+
     last: dict[tuple[str, str, str], Alarm] = {}
-    try:
-        with (folder / "alarms.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                key, epoch = (row["split"], row["alarm"], row["label"]), int(row["epoch"])
-                known, raised = last.get(key), row["state"] == "raised"
-                going_on = known is not None and known.raised
-                since = known.since if known is not None and going_on else epoch
-                until = None if raised else epoch
-                last[key] = Alarm(*key, raised, since, until, row.get("sentence") or "")
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        notes.append(f"alarms.csv: not readable ({type(error).__name__}): the alarms after that place are left out")
+    for key, raised, epoch, sentence in _rows_of(folder / "alarms.csv", event, "these alarms are left out", notes):
+        known = last.get(key)
+        since = known.since if known is not None and known.raised else epoch
+        last[key] = Alarm(*key, raised, since, None if raised else epoch, sentence)
     return sorted(last.values(), key=lambda alarm: (not alarm.raised, alarm.since))

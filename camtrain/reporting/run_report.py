@@ -22,7 +22,6 @@ from camtrain.reporting._pages import asset, environment, script_hash
 from camtrain.reporting.report_blocks import VOLUME_VOXELS, PieceStore, elements, script_json
 from camtrain.reporting.report_digest import (
     INSIDE,
-    MEAN,
     MEASURES,
     OUTSIDE,
     Curves,
@@ -33,6 +32,7 @@ from camtrain.reporting.report_digest import (
     sparkline,
     verdicts,
 )
+from camtrain.reporting.run_dir import MEAN
 from camtrain.reporting.run_record import PAGE_BYTES, RunRecord, find_run, read_run
 
 _SCRIPTS = ("report_data.js", "report_draw.js", "report_charts.js", "report_viewer.js", "report_page.js")
@@ -234,6 +234,7 @@ def _static(record: RunRecord, name: str) -> dict[str, Any]:
         "raised": [alarm for alarm in record.alarms if alarm.raised],
         "cleared": [alarm for alarm in record.alarms if not alarm.raised],
         "command": str(record.facts.get("command") or ""),
+        "saved_config": str(record.facts.get("saved_config") or ""),
         "versions": ", ".join(f"{k} {v}" for k, v in dict(record.facts.get("versions") or {}).items()),
         "organs": organ_rules(record.facts.get("table")),
         "config": config_rows(record.facts.get("config")),

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from camtrain._errors import InputError, nearest
+from camtrain.reporting.fitting import Column, FittedTable
 
 Scores = Mapping[str, Mapping[str, float]]  # measure -> label -> value
 
@@ -64,33 +65,60 @@ def worst_first(scores: Scores, measure: str, lower_is_better: Iterable[str] = L
 
 
 def score_table(
-    scores: Scores, *, title: str = "", sort: str | None = None, worst: int = 20, full: str = "scores.csv"
-) -> Table:
-    """A table with a line per label, a column per measure, and the means.
+    scores: Scores,
+    *,
+    title: str = "",
+    sort: str | None = None,
+    worst: int = 20,
+    full: str = "scores.csv",
+    measures: Iterable[str] | None = None,
+) -> FittedTable:
+    """A table with a line per label, a column per measure, and the means. It fits the terminal.
 
     Args:
         scores: Measure -> label -> value; missing and NaN values show as `-`.
         title: Heading.
         sort: Measure by which the worst labels come first; default: the order of the labels.
         worst: With more labels than this, only so many are shown, the worst by `sort` (default: the first measure).
-        full: Where the note says that all labels are.
+        full: Where the note says that all labels and measures are.
+        measures: Those that get a column, the most important first; None = all. The note says that there are more.
 
     Returns:
-        A rich table for `rich.print` or `Console.print`.
+        Something for `rich.print` and `Console.print`.
 
     Example:
         >>> from rich.console import Console
         >>> Console(width=60).print(score_table({"auroc": {"nodule": 0.91, "effusion": 0.83}}))  # doctest: +SKIP
     """
     labels, note = _shown(scores, sort, worst, full)
-    table = _empty_table(title, note)
-    for measure in scores:
-        table.add_column(measure, justify="right")
-    for label in labels:
-        table.add_row(label, *(_cell(values.get(label, math.nan)) for values in scores.values()))
-    table.add_section()
-    table.add_row("mean", *(_cell(mean_of(values)) for values in scores.values()), style="bold")
-    return table
+    shown, more = selected(scores, measures, full)
+    names = Column("label", [*map(Text, labels), Text("mean")], names=True, side="left", may_go=False)
+    notes = "; ".join([*([note] if note else []), *more])
+    return FittedTable([names, *number_columns(shown, labels)], title, notes, strong=True)
+
+
+def selected(scores: Scores, measures: Iterable[str] | None, full: str) -> tuple[Scores, list[str]]:
+    """The scores of these measures, all where none of them is there; and what to say of the others.
+
+    Args:
+        scores: Measure -> label -> value.
+        measures: Those asked for, None = all.
+        full: Where the others are.
+
+    Example:
+        >>> selected({"auroc": {}, "auprc": {}}, ["auroc", "organ_iou"], "scores.csv")
+        ({'auroc': {}}, ['all 2 measures are in scores.csv'])
+    """
+    chosen = {name: scores[name] for name in (scores if measures is None else measures) if name in scores} or scores
+    return chosen, [f"all {len(scores)} measures are in {full}"] if len(chosen) < len(scores) else []
+
+
+def number_columns(scores: Scores, labels: Sequence[str]) -> list[Column]:
+    """A column for each measure: these labels, and below them the mean over all."""
+    return [
+        Column(measure, [Text(_cell(value)) for value in (*(values.get(n, math.nan) for n in labels), mean_of(values))])
+        for measure, values in scores.items()
+    ]
 
 
 def comparison_table(
@@ -133,12 +161,12 @@ def comparison_table(
     table = _empty_table(title, note)
     for measure in measures:
         for head in (f"{measure}\n{titles[0]}", f"\n{titles[1]}", "\ndiff"):
-            table.add_column(head, justify="right", min_width=max(map(len, head.split())))
+            table.add_column(Text(head), justify="right", min_width=max(map(len, head.split())))
     for label in labels:
         cells: list[Text | str] = []
         for m in measures:
             cells += _pair(before[m].get(label, math.nan), after[m].get(label, math.nan), m in lower)
-        table.add_row(label, *cells)
+        table.add_row(Text(label), *cells)
     table.add_section()
     means: list[Text | str] = []
     for m in measures:
@@ -209,10 +237,10 @@ def rows_as_markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> s
 
 
 def _empty_table(title: str, note: str) -> Table:
-    """The look of both tables, and the column of labels."""
+    """The look of a comparison, and its column of labels; whatever a user has named is no markup."""
     table = Table(
-        title=title or None,
-        caption=note or None,
+        title=Text(title) if title else None,
+        caption=Text(note) if note else None,
         title_justify="left",
         caption_justify="left",
         box=SIMPLE,

@@ -18,7 +18,7 @@ import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -151,23 +151,31 @@ class WandbSink:
         """Set fields of the run's summary, such as `best/val/auroc`."""
         self.logger.experiment.summary.update({self._named(key): value for key, value in values.items()})
 
-    def about(self, facts: Mapping[str, Any], table: Mapping[str, Any] | None) -> None:
+    def about(
+        self,
+        facts: Mapping[str, Any],
+        table: Mapping[str, Any] | None,
+        run: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
         """The run's config entry `camtrain`, and the artifact `camtrain-<run id>` with config and organ table.
 
         Args:
             facts: What camtrain was asked for; plain values.
             table: The organ table as plain values.
+            run: Gives all that is known of the run, for the artifact.
         """
         import wandb
 
-        run = self.logger.experiment
+        whole, experiment = run(), self.logger.experiment
         name = str(facts.get("name") or "")
         entry = "camtrain" if not name else f"camtrain_{name}"
-        run.config.update({entry: dict(facts)}, allow_val_change=True)
+        experiment.config.update({entry: dict(facts)}, allow_val_change=True)
         artifact = wandb.Artifact(
-            file_stem("-".join(p for p in ("camtrain", name, str(run.id)) if p)), type="camtrain", metadata=dict(facts)
+            file_stem("-".join(p for p in ("camtrain", name, str(experiment.id)) if p)),
+            type="camtrain",
+            metadata=dict(facts),
         )
-        for file, content in (("camtrain.json", facts), ("organ_table.json", table)):
+        for file, content in (("camtrain.json", {**facts, **whole}), ("organ_table.json", table)):
             if content is not None:
                 with artifact.new_file(file, mode="w", encoding="utf-8") as handle:
                     json.dump(content, handle, indent=1)

@@ -356,7 +356,7 @@ def test_scores_in_the_progress_bar_and_the_table_after_fit(kit, tmp_path, capsy
     assert set(trainer.progress_bar_metrics) == {"val/energy_inside"}
     shown = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert sum("energy_below_chance" in line for line in shown) == 3
-    assert shown[0].startswith("val, the neediest label first")
+    assert shown[0].startswith("val, scores and alarms of epoch 2 (the last), the neediest label first")
     quiet = fit(kit, tmp_path, monitor(kit, in_bar=[]))
     assert quiet.progress_bar_metrics == {}
     assert capsys.readouterr().out == ""

@@ -9,6 +9,7 @@ from torch import nn
 from torchmetrics.classification import BinaryAveragePrecision, BinaryCalibrationError
 
 import camtrain as ct
+from camtrain import InputError
 from camtrain.metrics import (
     class_sensitivity,
     empty_map_rate,
@@ -375,3 +376,14 @@ def test_many_labels_are_in_callback_metrics_all_the_same(kit, tmp_path, stage):
     for key, value in found[0].items():
         assert found[1][key].dtype == value.dtype
         torch.testing.assert_close(found[1][key], value, msg=key)
+
+
+@pytest.mark.parametrize("name", ["mean", ""])
+def test_a_label_that_would_take_the_row_of_the_mean_is_refused(kit, tmp_path, name):
+    names = [name, "stent", "effusion"]
+    table = {**kit.TABLE, "labels": {name: ["lungs"], "stent": ["heart"], "effusion": ["lung_right"]}}
+    added = ct.AttentionMonitor(kit.LAYER, table if name else None, names=names)
+    trainer = kit.make_trainer(tmp_path, added, num_sanity_val_steps=1)
+    data = kit.loader(kit.make_cases())
+    with pytest.raises(InputError, match=f"other than 'mean' and '', got '{name}': .*rename the label"):
+        trainer.fit(kit.make_lit(kit.make_net()), data, data)

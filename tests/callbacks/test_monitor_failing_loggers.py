@@ -8,11 +8,13 @@ import importlib
 import logging
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 
 import camtrain as ct
 from camtrain import InputError
+from camtrain.callbacks._logger_guard import _CALLS, _FIRST
 from camtrain.reporting import patience, read_cases
 from camtrain.reporting.alarm_log import read_alarms
 
@@ -59,7 +61,28 @@ def test_a_logger_on_a_full_disk(kit, tmp_path, namespace, broken):
     run = added.publisher.run_dir
     assert set(epochs_in(run.scores_path)) == set(epochs_in(run.cases_path)) == {"0", "1", "2"}
     assert len(list(run.path.glob("epochs/*/overview.png"))) == 3
-    assert not set(vars(logger)) & {"log_metrics", "save", "finalize", "after_save_checkpoint"}
+    assert not set(vars(logger)) & {*_FIRST, *_CALLS}
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken"),
+    [("CSVLogger", "log_hyperparams"), ("CSVLogger", "log_graph"), ("TensorBoardLogger", "log_hyperparams")],
+)
+def test_the_first_words_to_a_logger_on_a_full_disk(kit, tmp_path, kind, broken):
+    """What Lightning calls before the first step, of a module that has something to say there."""
+
+    class Lit(type(kit.make_lit(kit.make_net()))):
+        def __init__(self, net, lr=0.5):
+            super().__init__(net)
+            self.save_hyperparameters("lr")
+
+    logger = type("Full", (getattr(loggers_of(), kind),), {broken: full})(tmp_path)
+    added, said = fit(kit, tmp_path, logger, module=Lit(kit.make_net()), epochs=1)
+    assert len(said) == 1
+    assert "Full failed (OSError" in said[0]
+    assert set(epochs_in(added.publisher.run_dir.scores_path)) == {"0"}
+    if kind == "CSVLogger":  # the scores are tried all the same
+        assert "val/organ_iou" in (Path(logger.log_dir) / "metrics.csv").read_text()
 
 
 class DeadClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import warnings
 from pathlib import Path
@@ -146,7 +147,17 @@ def test_charts_config_and_artifact(kit, watched):
     assert config["labels"] == kit.LABELS
     assert [method["name"] for method in config["methods"]] == METHODS
     (artifact,) = [a for a in read.of_kind("artifact") if a.type == "camtrain"]
-    assert {entry.path for entry in artifact.manifest.contents} == {"camtrain.json", "organ_table.json"}
+    files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+    assert set(files) == {"camtrain.json", "organ_table.json"}
+    told = json.loads(files["camtrain.json"].read_text())
+    assert told["labels"] == kit.LABELS
+    asked = told["config"]["callbacks"]["AttentionMonitor"]
+    assert asked["layer"] == kit.LAYER
+    assert asked["alarms"] is None
+    assert {"stop_on", "every_n_epochs", "panel_cases", "mode", "table", "max_label_keys"} <= set(asked)
+    assert told["config"]["trainer"]["max_epochs"] == 3
+    assert "pytest" in told["command"]
+    assert told["versions"]["camtrain"] == ct.__version__
 
 
 def test_a_resumed_run_goes_on(kit, tmp_path, monkeypatch):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import html
+import inspect
 import json
 import shlex
 import sys
@@ -10,11 +13,14 @@ import warnings
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+import yaml
 
 import camtrain as ct
 from camtrain.callbacks import _recording
-from camtrain.callbacks._run_facts import _without_secrets, plain
+from camtrain.callbacks._run_facts import _without_secrets
+from camtrain.callbacks._settings import plain, read_config, settings
 from camtrain.metrics import energy_inside
 from camtrain.reporting.panel_files import read_maps, read_volume
 
@@ -96,6 +102,68 @@ def test_the_report_is_there_every_epoch_and_the_run_is_told(kit, tmp_path):
     assert facts["config"]["callbacks"]["AttentionMonitor"]["layer"] == kit.LAYER
     assert facts["config"]["callbacks"]["MaskLossCallback"]["weight"] == 0.5
     assert shlex.split(facts["command"]) == sys.orig_argv
+    assert "saved_config" not in facts
+    assert "The whole config of this run" not in text
+
+
+def test_all_settings_are_told_those_that_are_no_defaults_first(kit, tmp_path):
+    alarms = [{"name": "reliance", "threshold": 0.4, "every_n_epochs": 3}, "empty_maps"]
+    options = {"alarms": alarms, "stop_on": ["empty_maps"], "every_n_epochs": 2, "panel_cases": 3, "mode": "any"}
+    second = ct.AttentionMonitor(kit.LAYER, kit.TABLE, name="second", report=False, alarms=[], keys={"label": "label"})
+    loss = ct.MaskLossCallback(kit.LAYER, kit.TABLE, weight=0.25, ramp_steps=4)
+    added, _ = fit(kit, tmp_path, kit.make_net(), callbacks=[second, loss, ct.ExactResume(seed=7)], **options)
+    run = added.publisher.run_dir
+    callbacks = json.loads(run.facts_path.read_text())["config"]["callbacks"]
+    found = callbacks["AttentionMonitor"]
+    assert set(found) == set(inspect.signature(ct.AttentionMonitor.__init__).parameters) - {"self"}
+    assert {name: found[name] for name in options} == options
+    assert found["table"] == "a mapping"
+    assert found["max_label_keys"] == 20
+    assert set(list(found)[: len(options) + 2]) == {*options, "layer", "table"}
+    assert callbacks["AttentionMonitor second"]["alarms"] == []
+    assert callbacks["AttentionMonitor second"]["keys"] == {"label": "label"}
+    assert list(callbacks["MaskLossCallback"])[:4] == ["layer", "table", "weight", "ramp_steps"]
+    assert callbacks["ExactResume"] == {"seed": 7}
+    text = html.unescape(run.report_path.read_text(encoding="utf-8"))
+    for name, value in (*options.items(), ("max_label_keys", 20)):
+        assert f"<dt>AttentionMonitor.{name}</dt><dd>{value}</dd>" in text
+    assert text.index("AttentionMonitor.stop_on<") < text.index("AttentionMonitor.max_label_keys<")
+
+
+def test_what_was_given_is_told_in_words(kit):
+    net = kit.make_net()
+    monitor = ct.AttentionMonitor([net.features[1], net.features[3]], adapter=lambda batch: batch, reshape=torch.relu)
+    found = settings(monitor)
+    assert found["layer"] == ["ReLU", "ReLU"]
+    assert found["adapter"].endswith("<lambda>")
+    assert found["reshape"].endswith("relu")
+    assert json.loads(json.dumps(found)) == found
+    again = copy.deepcopy(ct.OutsideSwap(p=0.5))
+    assert settings(again)["p"] == 0.5
+    assert next(iter(settings(again))) == "p"
+    assert settings(object()) == {}
+
+
+def test_the_config_of_lightningcli_is_kept_and_named(kit, tmp_path):
+    """A config file of the user's may change; the one that LightningCLI saves is that of the run."""
+
+    class SaveConfigCallback(pl.Callback):
+        config_filename = "config.yaml"
+
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    content = {"model": {"lr": 0.5, "api_key": "abc"}, "trainer": {"callbacks": [{"init_args": {"max_label_keys": 7}}]}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    added, _ = fit(kit, folder, kit.make_net(), callbacks=[SaveConfigCallback()])
+    run = added.publisher.run_dir
+    facts = json.loads(run.facts_path.read_text())
+    assert facts["saved_config"] == str(folder / "config.yaml")
+    assert facts["cli_config"] == {**content, "model": {"lr": 0.5, "api_key": "(not shown)"}}
+    text = run.report_path.read_text(encoding="utf-8")
+    assert f"<code>{folder / 'config.yaml'}</code>" in text
+    assert "abc" not in json.dumps(facts)
+    (folder / "config.yaml").write_text("model: !!python/name:os.system")
+    assert read_config(folder / "config.yaml") == {}
 
 
 def test_layers_one_by_one(kit, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_fit_shows_the_scores_of_the_best_epoch_and_every_place(write, run, tmp_
     for path in (checkpoint, scores, config, scores.parent, scores.parent / "epochs", config.parent):
         assert str(path.relative_to(tmp_path)) in result.out
     epoch = torch.load(checkpoint, weights_only=True)["epoch"]
-    assert f"epoch {epoch} (best val/loss)" in result.out
+    assert f"val, scores of epoch {epoch} (best val/loss), alarms of epoch 1 (the last)" in result.out
     rows = [r for r in csv.DictReader(scores.open()) if (int(r["epoch"]), r["measure"]) == (epoch, "pointing_game")]
     assert {r["label"] for r in rows} == {"effusion", "nodule", "mean"}
     for row in rows:
@@ -53,6 +54,12 @@ def test_labels_are_linked_and_the_seed_is_set(trained):
     (config,) = trained.folder.rglob("run/config.yaml")
     saved = yaml.safe_load(config.read_text())
     assert saved["seed_everything"] == 0
+    (facts,) = trained.folder.rglob("run.json")
+    told = json.loads(facts.read_text())
+    assert Path(told["saved_config"]).samefile(config)
+    assert told["cli_config"] == saved
+    assert told["config"]["callbacks"]["AttentionMonitor"]["layer"] == "net.relu"
+    assert str(config) in (facts.parent / "report.html").read_text()
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])

@@ -150,3 +150,12 @@ def test_cases_of_a_manifest():
 def test_lengths_must_agree():
     with pytest.raises(InputError, match="expected truths"):
         organ_report(["a", "b"], [[1.0]], [True], ["train"])
+
+
+def test_brackets_in_names_are_no_markup():
+    report = organ_report(["[/b]a"], [[1.0], [0.0]], [True, False], ["[/red]"] * 2)
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(report.table("[/red]"))
+    shown = console.export_text()
+    assert "[/b]a" in shown
+    assert "[/red]: 2 cases" in shown
