@@ -71,7 +71,7 @@ class AttentionMonitor(Callback):
         every_n_epochs: Draw pictures and score paid methods every so many epochs (0 = never). Scores of the others are
             computed every epoch.
         panel_cases: Cases of the panel; a quarter are hard ones, one is a negative.
-        labels_per_case: Labels drawn of each positive case.
+        labels_per_case: Labels drawn of each positive case, as far as so many are present.
         max_label_keys: Up to so many labels the per-label scores go to the loggers one by one; beyond, as one table.
         mode: How regions come down to the map's grid: "fill", "nearest", "trilinear", "any".
         keys: Contract word -> key in the user's batch.
