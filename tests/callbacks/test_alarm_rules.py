@@ -42,6 +42,35 @@ def test_an_epoch_without_figures_changes_nothing():
     assert events(history, "reliance", patience=2) == [(2, "nodule", "raised"), (4, "nodule", "cleared")]
 
 
+def test_the_last_validation_of_an_epoch_counts():
+    board, low, high = AlarmBoard(read_alarms([{"name": "energy_below_chance", "patience": 2}])), 0.01, 0.2
+
+    def take(epoch, energy, **more):
+        found = {"energy_inside": {"nodule": energy}, "energy_inside_chance": {"nodule": 0.1}} if energy else {}
+        return [(e.epoch, e.state) for e in board.take(epoch, "val", {**found, **more})]
+
+    assert take(0, low) == take(0, low) == take(0, low) == []
+    assert take(1, high) == take(1, low)[1:] == []  # raised by the second one
+    assert take(1, low) == []
+    assert take(1, high) == [(1, "cleared")]
+    assert take(1, low) == [(1, "raised")]
+    assert take(1, None) == []
+    again = AlarmBoard(board.alarms)
+    again.load(board.state())  # in the middle of an epoch
+    assert [
+        (e.epoch, e.state) for e in again.take(1, "val", rows(energy_inside=[high], energy_inside_chance=[0.1])[0])
+    ] == [(1, "cleared")]
+    assert take(2, high) == [(2, "cleared")]
+    assert [row["energy_inside"]["nodule"] for row in board.state()["history"]["val"]] == [low, low, high]
+
+
+def test_a_check_in_the_first_of_several_validations_is_kept():
+    board = AlarmBoard(read_alarms([{"name": "reliance", "patience": 2}]))
+    check = {"outside_share": {"nodule": 0.9}, "outside_pull": {"nodule": 0.5}}
+    found = [board.take(epoch, "val", now) for epoch, now in ((1, check), (1, {}), (3, check), (3, {}))]
+    assert [len(events) for events in found] == [0, 0, 1, 0]
+
+
 def test_depth_needs_the_last_layer_inside_and_the_mid_layer_at_chance():
     history = rows(mid_energy_inside=[0.1, 0.1, 0.3, 0.1], mid_energy_inside_chance=[0.1] * 4,
                    last_energy_inside=[0.9, 0.3, 0.9, None])  # fmt: skip
