@@ -45,7 +45,7 @@ class AttentionMonitor(Callback):
 
     Methods beyond the gradient family (`scorecam`, `relevancecam`, `lrp`, `guided_backprop`, `guided_gradcam`) are paid
     for with forwards of their own, in eval mode, of the module that the step called, of samples that have a present
-    label. They are scored only where pictures are due: every `every_n_epochs` and last of a fit, and in the sanity check, so
+    label. They are scored only where pictures are due (`every_n_epochs`, the last epoch), and in the sanity check, so
     that what cannot work shows before an epoch is spent. Their keys are new in those epochs only: no `monitor=`.
 
     Logged every epoch (usable as `monitor=`): `<split>/<score>` as mean over labels and `<split>/<score>/<label>`, for

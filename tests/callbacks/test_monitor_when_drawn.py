@@ -63,7 +63,7 @@ def fitted(tmp_path, namespace="pytorch_lightning", data=None, **options):
         (
             {"max_epochs": 3, "check_val_every_n_epoch": None, "val_check_interval": 10},
             1,
-        ),  # in the epoch before the last
+        ),  # in the second epoch
         ({"max_epochs": 2, "data": Stream()}, 2),
     ],
 )
