@@ -80,9 +80,9 @@ class PanelEntry:
         truth = "present" if self.present else "absent"
         return f"{self.label}\n{truth}, p {self.probability:.2f}{inside}, {self.case}"
 
-    def draw(self, scale: Mapping[str, float]) -> CasePicture:
-        """The picture, with one colour scale per method."""
-        return draw_case(self.scenes, self.maps, caption=self.caption, scale=scale)
+    def draw(self, scale: Mapping[str, float], masked: bool = True) -> CasePicture:
+        """The picture, with one colour scale per method, and with masks where somebody takes them."""
+        return draw_case(self.scenes, self.maps, caption=self.caption, scale=scale, masked=masked)
 
 
 class Panel:

@@ -102,7 +102,7 @@ class Publisher:
             self._outlets.close()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which run this is and where, also in W&B, colour scales, best scores, last pictures."""
+        """What a checkpoint keeps: which run this is and where, also in W&B, scales, best scores, last pictures."""
         where = self._earlier if self._root is None else str(Path(self._root).absolute())
         kept = {"run_id": self._run_id, "root": where, "wandb": list(self._wandb), "drawn": self._due_at}
         return {**kept, "scale": dict(self._scale), "best": dict(self._best)}

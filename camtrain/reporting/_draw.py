@@ -100,9 +100,14 @@ def _stamp(text: str, anchor: str, size: int) -> Stamp:
 
     Rendering is most of what a picture costs, and nearly all words are those of the picture before.
     """
-    box = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=font(size), anchor=anchor, stroke_width=1)
-    left, top = int(box[0]) - 1, int(box[1]) - 1
-    shape = max(1, int(box[2]) - left + 1), max(1, int(box[3]) - top + 1)
+    if len(text) > _WORD and anchor == "lm":
+        # Measuring a line is half of drawing it, and its width is known: ground around it changes nothing.
+        left, top, shape = -size, -size, (text_width(text, size) + 2 * size, 2 * size)
+    else:
+        probe = ImageDraw.Draw(Image.new("L", (1, 1)))
+        box = probe.textbbox((0, 0), text, font=font(size), anchor=anchor, stroke_width=1)
+        left, top = int(box[0]) - 1, int(box[1]) - 1
+        shape = max(1, int(box[2]) - left + 1), max(1, int(box[3]) - top + 1)
     cover = []
     # The dark rim keeps letters legible on bone. Lines of text stand beside the pictures and need none.
     for stroke in (1, 0) if len(text) <= _WORD else (0,):
@@ -131,28 +136,44 @@ def stack(blocks: Sequence[Pixels], gap: int, down: bool, centre: bool = False) 
     along, across = (0, 1) if down else (1, 0)
     length = sum(b.shape[along] for b in blocks) + gap * (len(blocks) - 1)
     breadth = max(b.shape[across] for b in blocks)
-    page = sheet(length, breadth) if down else sheet(breadth, length)
+    # Ground goes only where no block will lie: pages are large, and each is a part of the next one.
+    page = np.empty((length, breadth, 3) if down else (breadth, length, 3), np.uint8)
     start = 0
     for block in blocks:
-        side = (breadth - block.shape[across]) // 2 if centre else 0
-        top, left = (start, side) if down else (side, start)
-        page[top : top + block.shape[0], left : left + block.shape[1]] = block
-        start += block.shape[along] + gap
+        end, wide = start + block.shape[along], block.shape[across]
+        side = (breadth - wide) // 2 if centre else 0
+        part = page[start : end + gap] if down else page[:, start : end + gap].swapaxes(0, 1)
+        part[end - start :] = GROUND
+        if wide < breadth:
+            part[: end - start, :side] = part[: end - start, side + wide :] = GROUND
+        part[: end - start, side : side + wide] = block if down else block.swapaxes(0, 1)
+        start = end + gap
     return page
 
 
 def framed(block: Pixels, margin: int) -> Pixels:
     """The block with a dark margin."""
-    page = sheet(block.shape[0] + 2 * margin, block.shape[1] + 2 * margin)
-    page[margin : margin + block.shape[0], margin : margin + block.shape[1]] = block
+    height, width = block.shape[:2]
+    page = np.empty((height + 2 * margin, width + 2 * margin, 3), np.uint8)
+    page[:margin] = page[margin + height :] = GROUND
+    page[margin : margin + height, :margin] = page[margin : margin + height, margin + width :] = GROUND
+    page[margin : margin + height, margin : margin + width] = block
     return page
 
 
 def headline(text: str, width: int, size: int, colour: tuple[int, int, int] = INK, centre: bool = False) -> Pixels:
     """A strip with one line of text."""
+    # Short ones are names of labels and maps, which come back in every picture.
+    return (_strip if len(text) <= _WORD else _strip.__wrapped__)(text, width, size, colour, centre)
+
+
+@functools.lru_cache(maxsize=64)
+def _strip(text: str, width: int, size: int, colour: tuple[int, int, int], centre: bool) -> Pixels:
     height = round(1.5 * size)
     at, anchor = ((width / 2, height / 2), "mm") if centre else ((0.0, height / 2), "lm")
-    return write(sheet(height, width), [(fitted(text, size, width), at, anchor, size, colour)])
+    strip = write(sheet(height, width), [(fitted(text, size, width), at, anchor, size, colour)])
+    strip.setflags(write=False)
+    return strip
 
 
 def number(value: float) -> str:
