@@ -16,8 +16,9 @@ _SHOWN = 5  # labels that a sentence names
 class AlarmBoard:
     """Takes the figures of each epoch and says which alarms are raised and cleared by them.
 
-    An alarm of a label is raised when its rule has spoken `patience` times in a row, and cleared when it no longer
-    does. An epoch without the figures (a label without cases, a check that was not due) changes nothing.
+    An alarm of a label is raised when its rule has spoken in `patience` epochs in a row, and cleared when it no longer
+    does. An epoch without the figures (a label without cases, a check that was not due) changes nothing. Of several
+    validations in one epoch the last one counts.
 
     Args:
         alarms: The rules.
@@ -26,12 +27,16 @@ class AlarmBoard:
     def __init__(self, alarms: Sequence[Alarm]) -> None:
         self.alarms = list(alarms)
         self._counts: dict[tuple[str, str, str], int] = {}
+        self._judged: dict[tuple[str, str, str], tuple[int, int]] = {}  # in which epoch, and the count before it
+        self._taken: dict[str, int] = {}
         self._raised: set[tuple[str, str, str]] = set()
         self._history: dict[str, list[Values]] = {}
         self._told: set[tuple[str, str, str]] = set()
 
     def take(self, epoch: int, split: str, now: Values) -> list[AlarmEvent]:
-        """The events of one epoch; calling it again with an epoch that was taken gives none.
+        """The events of one validation; a second one of an epoch takes the place of the first.
+
+        It is judged by what was there before its epoch, and its events are what it changes.
 
         Args:
             epoch: Epoch of the Trainer.
@@ -40,16 +45,21 @@ class AlarmBoard:
         """
         measures = {measure for alarm in self.alarms for measure in alarm.measures}
         kept = {measure: dict(values) for measure, values in now.items() if measure in measures}
-        seen = Seen(kept, self._history.get(split, ()))
-        events = [event for alarm in self.alarms for event in self._judge(alarm, epoch, split, seen)]
-        self._history.setdefault(split, []).append(kept)
-        del self._history[split][:-HISTORY]
+        history = self._history.setdefault(split, [])
+        earlier = history.pop() if history and self._taken.get(split) == epoch else {}
+        events = [event for alarm in self.alarms for event in self._judge(alarm, epoch, split, Seen(kept, history))]
+        history.append({**earlier, **kept})
+        del history[:-HISTORY]
+        self._taken[split] = epoch
         return events
 
     def _judge(self, alarm: Alarm, epoch: int, split: str, seen: Seen) -> Iterable[AlarmEvent]:
         for said in alarm.judge(seen):
             key = (split, alarm.name, said.label)
-            count = self._counts.get(key, 0) + 1 if said.speaks else 0
+            at, before = self._judged.get(key, (None, 0))
+            before = before if at == epoch else self._counts.get(key, 0)
+            self._judged[key] = (epoch, before)
+            count = before + 1 if said.speaks else 0
             self._counts[key] = min(count, alarm.patience)
             if (count >= alarm.patience) == (key in self._raised) or (count > 0 and key in self._raised):
                 continue
@@ -95,6 +105,8 @@ class AlarmBoard:
         """For a checkpoint: plain lists, strings and numbers."""
         return {
             "counts": [[*key, count] for key, count in self._counts.items() if count],
+            "judged": [[*key, *found] for key, found in self._judged.items()],
+            "taken": dict(self._taken),
             "raised": [list(key) for key in sorted(self._raised)],
             "told": [list(key) for key in sorted(self._told)],
             "history": {split: [_plain(row) for row in rows] for split, rows in self._history.items()},
@@ -104,6 +116,10 @@ class AlarmBoard:
         """Go on where an earlier run was. What is raised by an alarm that this run does not have is forgotten."""
         names = {alarm.name for alarm in self.alarms}
         self._counts = {(s, a, label): int(n) for s, a, label, n in state.get("counts", []) if a in names}
+        self._judged = {
+            (s, a, label): (int(at), int(n)) for s, a, label, at, n in state.get("judged", []) if a in names
+        }
+        self._taken = {split: int(epoch) for split, epoch in state.get("taken", {}).items()}
         self._raised = {(s, a, label) for s, a, label in state.get("raised", []) if a in names}
         self._told = {(s, a, label) for s, a, label in state.get("told", [])}
         self._history = {split: [_plain(row) for row in rows] for split, rows in state.get("history", {}).items()}

@@ -147,16 +147,19 @@ class SamePlaces:
     """All maps peak at one place that is no organ of theirs, or the maps of a case's labels are one map.
 
     Args:
-        threshold: Share of the maps that peak in one place outside their regions (`SamePlace`), labels pooled.
+        threshold: Share of the maps that peak in one place outside their regions (`SamePlace`), of all labels together
+            and of each label.
         patience: Epochs in a row.
         correlation: Mean correlation between the maps of a case's labels (`ClassSensitivity`), for each label.
+        cases: Maps with a peak that a label must have to be judged by itself: few may well lie in one place.
     """
 
     threshold: float = 0.5
     patience: int = 3
     correlation: float = 0.95
+    cases: int = 8
     name: ClassVar[str] = "same_place"
-    measures: ClassVar[tuple[str, ...]] = ("same_place", "class_sensitivity")
+    measures: ClassVar[tuple[str, ...]] = ("same_place", "same_place_maps", "class_sensitivity")
     what: ClassVar[str] = "share of maps that peak in one place outside the organs, or correlation with other labels"
     means: ClassVar[str] = "The maps do not depend on what is asked: one spot, or one picture, for everything."
     tries: ClassVar[str] = (
@@ -168,11 +171,18 @@ class SamePlaces:
         check_numbers(self)
 
     def judge(self, seen: Seen) -> Iterator[Judgement]:
-        """The place for all labels together, the correlation label by label."""
-        if (share := seen.of("same_place").get(ALL)) is not None:
+        """The place for all labels together, then for each label; there the more telling of place and correlation."""
+        places, maps, alike = dict(seen.of("same_place")), seen.of("same_place_maps"), seen.of("class_sensitivity")
+        if (share := places.pop(ALL, None)) is not None:
             yield Judgement(ALL, share, self.threshold, share > self.threshold)
-        for label, value in seen.of("class_sensitivity").items():
-            yield Judgement(label, value, self.correlation, value > self.correlation)
+        own = {label: share for label, share in places.items() if maps.get(label, 0) >= self.cases}
+        for label in dict.fromkeys([*own, *alike]):
+            figures = [(own.get(label), self.threshold), (alike.get(label), self.correlation)]
+            # One judgement per label: a figure that is silent must not end the patience of one that speaks.
+            yield max(
+                (Judgement(label, value, limit, value > limit) for value, limit in figures if value is not None),
+                key=lambda said: (said.speaks, said.value - said.threshold),
+            )
 
 
 @dataclass(frozen=True)

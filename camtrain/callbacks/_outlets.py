@@ -18,6 +18,7 @@ from camtrain.reporting._logs import adding
 from camtrain.reporting.alarm_log import NAME, readable_alarms, write_alarms
 from camtrain.reporting.case_log import readable_cases
 from camtrain.reporting.run_dir import readable_scores
+from camtrain.reporting.wandb_sink import WandbSink
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
 
@@ -36,6 +37,7 @@ class Outlets:
         scores: Takes rows of `scores.csv`.
         cases: Takes rows of `cases.csv`.
         alarms: Takes rows of `alarms.csv`.
+        masked: Does anybody take the masks of pictures?
     """
 
     def __init__(self, run_dir: RunDir, loggers: Sequence[Any], wandb_budget: int) -> None:
@@ -55,7 +57,9 @@ class Outlets:
             adding(folder / NAME, lambda rows: write_alarms(folder, rows), lambda: readable_alarms(folder)), tables
         )
         self._sinks = []
-        for sink in sinks_for(loggers, run_dir, wandb_budget):
+        sinks = sinks_for(loggers, run_dir, wandb_budget)
+        self.masked = any(isinstance(sink, WandbSink) for sink in sinks)
+        for sink in sinks:
             logger = getattr(sink, "logger", None)  # none: the folder
             self._sinks.append(PatientSink(sink, self.files if logger is None else patience_with(logger)))
         self._defined: set[str] = set()

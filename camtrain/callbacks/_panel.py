@@ -80,9 +80,9 @@ class PanelEntry:
         truth = "present" if self.present else "absent"
         return f"{self.label}\n{truth}, p {self.probability:.2f}{inside}, {self.case}"
 
-    def draw(self, scale: Mapping[str, float]) -> CasePicture:
-        """The picture, with one colour scale per method."""
-        return draw_case(self.scenes, self.maps, caption=self.caption, scale=scale)
+    def draw(self, scale: Mapping[str, float], masked: bool = True) -> CasePicture:
+        """The picture, with one colour scale per method, and with masks where somebody takes them."""
+        return draw_case(self.scenes, self.maps, caption=self.caption, scale=scale, masked=masked)
 
 
 class Panel:
@@ -139,7 +139,7 @@ class Panel:
             shown = zip(cases, label.tolist(), probability.tolist(), segmented.tolist(), strict=True)
             for case, truth, found, known in shown:
                 self.choice.see(case, truth, found, known)
-        pairs, rows = self.choice.pairs, {}
+        pairs, rows = self.choice.candidates, {}
         for row, case in enumerate(cases):
             # Patches of one scan share its id: the first one stands for it.
             if case in pairs and case not in self._drawn:
@@ -170,7 +170,7 @@ class Panel:
             region: `region(row, labels)` gives (labels, *S) bool at the image's resolution, or None.
             cells: Method -> (B, L, *S') bool.
         """
-        whole = self._always | set(list(self.choice.pairs)[: self._whole])
+        whole = self._always | set(list(self.choice.candidates)[: self._whole])
         for row, labels in rows.items():
             if batch.image is None:
                 return
@@ -198,8 +198,8 @@ class Panel:
                     scan=_scan(batch, row),
                     **_kept(made, shown, own, cases[row] in whole),
                 )
-        # What was among the hardest for a while and is no more.
-        pairs = self.choice.pairs
+        # What was among the hardest for a while and is no more, and what is not needed any more to fill up.
+        pairs = self.choice.candidates
         for case, index in [key for key in self._kept if key[1] not in pairs.get(key[0], {})]:
             del self._kept[case, index]
 

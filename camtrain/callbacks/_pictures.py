@@ -13,6 +13,7 @@ from camtrain.callbacks._outlets import Outlets
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.reporting import CasePicture, CaseRow, RunDir, compose_overview, shared_scale
 from camtrain.reporting._logs import put_aside
+from camtrain.reporting.sinks import picture_ending
 
 _COLUMNS = (
     *("epoch", "case", "label", "kind", "truth", "probability", "error"),
@@ -39,18 +40,19 @@ def publish_pictures(
         step: Global step of the Trainer.
     """
     grow(scale, [entry for listed in entries.values() for entry in listed])
-    outlets.send("begin", sum(len(listed) for listed in entries.values()))
+    pictures = sum(len(listed) for listed in entries.values())
+    outlets.send("begin", pictures)
     for split, listed in entries.items():
         rows = rows_of(listed, split, epoch, step)
         outlets.cases.add(rows)
         outlets.send("rows", _key(split, name, "cases"), _COLUMNS, _worst_first(rows), step)
-        drawn = [entry.draw(scale) for entry in listed]
+        drawn = [entry.draw(scale, outlets.masked) for entry in listed]
         for label in dict.fromkeys(entry.label for entry in listed):
             chosen = [place for place, entry in enumerate(listed) if entry.label == label]
             captions, names = zip(*((listed[i].caption, f"{listed[i].case}_{label}") for i in chosen), strict=True)
-            pictures = [drawn[i] for i in chosen]
-            outlets.send("images", _key(split, name, "attention", label), pictures, captions, step, epoch, names)
-        outlets.files(_save_overview, outlets.run_dir, listed, drawn, epoch, split)
+            shown = [drawn[i] for i in chosen]
+            outlets.send("images", _key(split, name, "attention", label), shown, captions, step, epoch, names)
+        outlets.files(_save_overview, outlets.run_dir, listed, drawn, epoch, split, picture_ending(pictures))
     outlets.files(_save_panel, outlets.run_dir, entries, dict(scale))
 
 
@@ -74,10 +76,10 @@ def _worst_first(rows: Sequence[CaseRow]) -> list[list[Any]]:
 
 
 def _save_overview(
-    run_dir: RunDir, entries: Sequence[PanelEntry], drawn: Sequence[CasePicture], epoch: int, split: str
+    run_dir: RunDir, entries: Sequence[PanelEntry], drawn: Sequence[CasePicture], epoch: int, split: str, ending: str
 ) -> None:
     sheet = compose_overview([picture.tile for picture in drawn], [entry.brief for entry in entries])
-    run_dir.save_named(sheet, "overview", epoch=epoch, split=split)
+    run_dir.save_named(sheet, "overview", epoch=epoch, split=split, ending=ending)
 
 
 def _save_panel(run_dir: RunDir, entries: Mapping[str, Sequence[PanelEntry]], scale: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from camtrain._errors import InputError
+from camtrain.callbacks._last_pass import comes_last
 from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._outlets import Opening, Outlets, bring_run
 from camtrain.callbacks._panel import PanelEntry
@@ -73,6 +74,7 @@ class Publisher:
         self._introduced: list[int] = []
         self._scale: dict[str, float] = {}
         self._best: dict[str, float] = {}
+        self._due = False
         self._due_at: int | None = None
         self._left: dict[str, set[str]] = {}
 
@@ -102,9 +104,9 @@ class Publisher:
             self._outlets.close()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which run this is and where, also in W&B, its colour scales, and its best scores."""
+        """What a checkpoint keeps: which run this is and where, also in W&B, scales, best scores, last pictures."""
         where = self._earlier if self._root is None else str(Path(self._root).absolute())
-        kept = {"run_id": self._run_id, "root": where, "wandb": list(self._wandb)}
+        kept = {"run_id": self._run_id, "root": where, "wandb": list(self._wandb), "drawn": self._due_at}
         return {**kept, "scale": dict(self._scale), "best": dict(self._best)}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -114,26 +116,28 @@ class Publisher:
         self._wandb = list(state.get("wandb") or [])
         self._scale = dict(state.get("scale") or self._scale)
         self._best = dict(state.get("best") or self._best)
+        self._due_at = state.get("drawn", self._due_at)
 
-    def due(self, trainer: Any) -> bool:
-        """Is this a pass with pictures? Once in every n epochs of a fit, always otherwise; the same on every process.
+    def begin(self, trainer: Any) -> bool:
+        """A pass begins: is it one with pictures? Always outside of a fit; the same on every process.
 
-        The first validation of epochs 0 ... n - 1, of n ... 2 n - 1, and so on: where only every second epoch is
-        validated, multiples of n may never be.
+        In a fit once in every n epochs: in the first validation of epochs 0 ... n - 1, of n ... 2 n - 1, and so on, for
+        where only every second epoch is validated, multiples of n may never be. And in the last validation of all,
+        where that can be known; the other validations of its epoch make none.
         """
         n, epoch, last = self.every_n_epochs, int(trainer.current_epoch), self._due_at
         if not n or trainer.state.fn != "fit" or trainer.sanity_checking:
-            return bool(n)
-        if last is not None and last != epoch and last // n == epoch // n:
-            return False
-        self._due_at = epoch
-        return True
+            self._due = bool(n)
+            return self._due
+        ends = comes_last(trainer)
+        self._due = (last is None or last // n != epoch // n) if ends is None else ends
+        if self._due:
+            self._due_at = epoch
+        return self._due
 
     def draws(self, trainer: Any) -> bool:
         """Are there pictures to be made of this pass? On rank zero, where they are due."""
-        if trainer.fast_dev_run or trainer.sanity_checking or not trainer.is_global_zero:
-            return False
-        return self.due(trainer)
+        return self._due and trainer.is_global_zero and not trainer.fast_dev_run and not trainer.sanity_checking
 
     def log_scores(self, trainer: Any, pl_module: Any, split: str, scores: Sequence[Score], labels: int) -> None:
         """Hand the scores to Lightning: loggers, `callback_metrics`, `monitor=`.

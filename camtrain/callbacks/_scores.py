@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from camtrain.metrics import (
     SumToScore,
     label_auroc,
 )
-from camtrain.metrics._pair_metric import sum_dtype
+from camtrain.metrics._pair_metric import sum_dtype, synced
 from camtrain.metrics._pairs import select_pairs
 from camtrain.reporting.run_dir import MEAN
 
@@ -184,9 +184,14 @@ class ScoreBook:
         if self.places is None:
             return {}
         chance = self.maps[self.methods[0]]["energy_inside"].chance("none").double().cpu().tolist()
-        place = float(self.places.pooled())
-        known = {name: value for name, value in zip(self.names, chance, strict=True) if value == value}
-        return {"energy_inside_chance": known, "same_place": {ALL: place} if place == place else {}}
+        with synced(self.places):
+            pooled, share = float(self.places.pooled()), self.places.averaged("none").double().cpu().tolist()
+            maps = (self.places.counted - self.places.undefined).cpu().tolist()
+        return {
+            "energy_inside_chance": _defined(zip(self.names, chance, strict=True)),
+            "same_place": _defined([(ALL, pooled), *zip(self.names, share, strict=True)]),
+            "same_place_maps": _defined(zip(self.names, maps, strict=True)),
+        }
 
     def compute(self, methods: Sequence[str]) -> list[Score]:
         """All defined scores of these methods, in a fixed order (all processes must call it together)."""
@@ -242,6 +247,10 @@ def refuse_names(names: Sequence[str]) -> None:
             "report 'mean' is the mean over labels; rename the label in the data module, the module's labels or "
             "names=, and in the organ table"
         )
+
+
+def _defined(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    return {name: value for name, value in values if value == value}
 
 
 def warn_of_thresholds(split: str, methods: Sequence[str], known: Mapping[str, Tensor]) -> None:

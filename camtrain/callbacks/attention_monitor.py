@@ -46,7 +46,7 @@ class AttentionMonitor(Callback):
 
     Methods beyond the gradient family (`scorecam`, `relevancecam`, `lrp`, `guided_backprop`, `guided_gradcam`) are paid
     for with forwards of their own, in eval mode, of the module that the step called, of samples that have a present
-    label. They are scored only where pictures are due: every `every_n_epochs` of a fit, and in the sanity check, so
+    label. They are scored only where pictures are due (`every_n_epochs`, the last epoch), and in the sanity check, so
     that what cannot work shows before an epoch is spent. Their keys are new in those epochs only: no `monitor=`.
 
     Logged every epoch (usable as `monitor=`): `<split>/<score>` as mean over labels and `<split>/<score>/<label>`, for
@@ -69,10 +69,10 @@ class AttentionMonitor(Callback):
         methods: Attention methods, by name or as a dict of `name` and options (`{"name": "scorecam", "channels": 16}`).
             The first has the plain keys, and must be of the gradient family. A method whose maps are on another grid
             (guided: the image's) is compared with the regions on that grid.
-        every_n_epochs: Draw pictures and score paid methods every so many epochs (0 = never). Scores of the others are
-            computed every epoch.
+        every_n_epochs: Draw pictures and score paid methods once in so many epochs, and in the last one of `max_epochs`
+            (0 = never). Scores of the others are computed every epoch.
         panel_cases: Cases of the panel; a quarter are hard ones, one is a negative.
-        labels_per_case: Labels drawn of each positive case.
+        labels_per_case: Labels drawn of each positive case, as far as so many are present.
         max_label_keys: Up to so many labels the per-label scores go to the loggers one by one; beyond, as one table.
         mode: How regions come down to the map's grid: "fill", "nearest", "trilinear", "any".
         keys: Contract word -> key in the user's batch.
@@ -241,7 +241,7 @@ class AttentionMonitor(Callback):
     # What they do -----------------------------------------------------------------------------------------------------
 
     def _begin(self, trainer: Any) -> None:
-        due = self.publisher.due(trainer)
+        due = self.publisher.begin(trainer)
         self._due = [asked for asked in self._asked if due or not asked.paid]
         with torch.inference_mode(False):
             for book in self._books.values():

@@ -81,13 +81,36 @@ def write(pixels: Pixels, entries: Sequence[tuple[str, tuple[float, float], str,
     """
     page = pixels.copy()
     for text, (column, row), anchor, size, colour in entries:
-        # Words such as R, L and "image" come back in every picture; captions do not, and would only fill the memory.
-        stamp = _stamp if len(text) <= _WORD else _stamp.__wrapped__
-        left, top, rim, fill = stamp(plain(text), anchor, size)
-        if rim is not None:
-            _lay(page, rim, round(row) + top, round(column) + left, (0, 0, 0))
-        _lay(page, fill, round(row) + top, round(column) + left, colour)
+        text = plain(text)
+        words = [(text, 0)] if len(text) <= _WORD or anchor != "lm" else _words(text, size)
+        for word, ahead in words:
+            left, top, rim, fill = _stamp(word, anchor, size, len(text) <= _WORD)
+            at, down = round(column) + ahead + left, round(row) + top
+            if rim is not None:
+                _lay(page, rim, down, at, (0, 0, 0))
+            _lay(page, fill, down, at, colour)
     return page
+
+
+def _words(text: str, size: int) -> list[tuple[str, int]]:
+    """A line in words, each with the pixels ahead of it.
+
+    Rendering is most of what a caption costs, and its words, unlike itself, come back in other pictures. Letters of the
+    built-in font stand on whole pixels; some stand nearer to a space before them.
+    """
+    placed, ahead = [], 0.0
+    for number, word in enumerate(text.split(" ")):
+        if number and word:
+            ahead += _advance(f" {word[0]}", size) - _advance(" ", size) - _advance(word[0], size)
+        if word:
+            placed.append((word, round(ahead)))
+        ahead += _advance(f"{word} ", size)
+    return placed
+
+
+@functools.lru_cache(maxsize=1024)
+def _advance(text: str, size: int) -> float:
+    return font(size).getlength(text)
 
 
 _WORD = 40
@@ -95,7 +118,7 @@ Stamp = tuple[int, int, Pixels | None, Pixels]
 
 
 @functools.lru_cache(maxsize=512)
-def _stamp(text: str, anchor: str, size: int) -> Stamp:
+def _stamp(text: str, anchor: str, size: int, rimmed: bool) -> Stamp:
     """Where a text lies beside its anchor (left, top), and how much its rim and its letters cover.
 
     Rendering is most of what a picture costs, and nearly all words are those of the picture before.
@@ -105,7 +128,7 @@ def _stamp(text: str, anchor: str, size: int) -> Stamp:
     shape = max(1, int(box[2]) - left + 1), max(1, int(box[3]) - top + 1)
     cover = []
     # The dark rim keeps letters legible on bone. Lines of text stand beside the pictures and need none.
-    for stroke in (1, 0) if len(text) <= _WORD else (0,):
+    for stroke in (1, 0) if rimmed else (0,):
         picture = Image.new("L", shape)
         draw = ImageDraw.Draw(picture)
         draw.text((-left, -top), text, fill=255, font=font(size), anchor=anchor, stroke_width=stroke)
@@ -131,28 +154,44 @@ def stack(blocks: Sequence[Pixels], gap: int, down: bool, centre: bool = False) 
     along, across = (0, 1) if down else (1, 0)
     length = sum(b.shape[along] for b in blocks) + gap * (len(blocks) - 1)
     breadth = max(b.shape[across] for b in blocks)
-    page = sheet(length, breadth) if down else sheet(breadth, length)
+    # Ground goes only where no block will lie: pages are large, and each is a part of the next one.
+    page = np.empty((length, breadth, 3) if down else (breadth, length, 3), np.uint8)
     start = 0
     for block in blocks:
-        side = (breadth - block.shape[across]) // 2 if centre else 0
-        top, left = (start, side) if down else (side, start)
-        page[top : top + block.shape[0], left : left + block.shape[1]] = block
-        start += block.shape[along] + gap
+        end, wide = start + block.shape[along], block.shape[across]
+        side = (breadth - wide) // 2 if centre else 0
+        part = page[start : end + gap] if down else page[:, start : end + gap].swapaxes(0, 1)
+        part[end - start :] = GROUND
+        if wide < breadth:
+            part[: end - start, :side] = part[: end - start, side + wide :] = GROUND
+        part[: end - start, side : side + wide] = block if down else block.swapaxes(0, 1)
+        start = end + gap
     return page
 
 
 def framed(block: Pixels, margin: int) -> Pixels:
     """The block with a dark margin."""
-    page = sheet(block.shape[0] + 2 * margin, block.shape[1] + 2 * margin)
-    page[margin : margin + block.shape[0], margin : margin + block.shape[1]] = block
+    height, width = block.shape[:2]
+    page = np.empty((height + 2 * margin, width + 2 * margin, 3), np.uint8)
+    page[:margin] = page[margin + height :] = GROUND
+    page[margin : margin + height, :margin] = page[margin : margin + height, margin + width :] = GROUND
+    page[margin : margin + height, margin : margin + width] = block
     return page
 
 
 def headline(text: str, width: int, size: int, colour: tuple[int, int, int] = INK, centre: bool = False) -> Pixels:
     """A strip with one line of text."""
+    # Short ones are names of labels and maps, which come back in every picture.
+    return (_strip if len(text) <= _WORD else _strip.__wrapped__)(text, width, size, colour, centre)
+
+
+@functools.lru_cache(maxsize=64)
+def _strip(text: str, width: int, size: int, colour: tuple[int, int, int], centre: bool) -> Pixels:
     height = round(1.5 * size)
     at, anchor = ((width / 2, height / 2), "mm") if centre else ((0.0, height / 2), "lm")
-    return write(sheet(height, width), [(fitted(text, size, width), at, anchor, size, colour)])
+    strip = write(sheet(height, width), [(fitted(text, size, width), at, anchor, size, colour)])
+    strip.setflags(write=False)
+    return strip
 
 
 def number(value: float) -> str:

@@ -132,12 +132,18 @@ def case_scenes(
 
 
 def draw_case(
-    scenes: Mapping[str, Scene], maps: Mapping[str, Map], *, caption: str, scale: Mapping[str, float], width: int = 840
+    scenes: Mapping[str, Scene],
+    maps: Mapping[str, Map],
+    *,
+    caption: str,
+    scale: Mapping[str, float],
+    width: int = 840,
+    masked: bool = True,
 ) -> CasePicture:
-    """Draw what `case_scenes` has laid out; arguments as for `compose_case`."""
+    """Draw what `case_scenes` has laid out; arguments as for `compose_case`, and no masks unless `masked`."""
     organ = next(iter(scenes.values()))
     ends = {title: checked_scale(scale[title]) for title in maps}
-    drawn = _sides(scenes, maps, ends, width - 2 * _MARGIN)
+    drawn = _sides(scenes, maps, ends, width - 2 * _MARGIN, masked)
     return _framed(drawn, organ, ends, caption, width - 2 * _MARGIN)
 
 
@@ -150,25 +156,29 @@ class _Side:
     tile: Pixels
 
 
-def _sides(sides: Mapping[str, Scene], maps: Mapping[str, Map], ends: Mapping[str, float], width: int) -> list[_Side]:
+def _sides(
+    sides: Mapping[str, Scene], maps: Mapping[str, Map], ends: Mapping[str, float], width: int, masked: bool
+) -> list[_Side]:
     across = (width - _GAP * 2 * (len(sides) - 1)) // len(sides)
     return [
-        _side(scene, f"image, {where}", {t: scene.orient(m) for t, m in maps.items()}, ends, across)
+        _side(scene, f"image, {where}", {t: scene.orient(m) for t, m in maps.items()}, ends, across, masked)
         for where, scene in sides.items()
     ]
 
 
-def _side(scene: Scene, where: str, maps: Mapping[str, Map], ends: Mapping[str, float], width: int) -> _Side:
+def _side(
+    scene: Scene, where: str, maps: Mapping[str, Map], ends: Mapping[str, float], width: int, masked: bool
+) -> _Side:
     boxes = boxes_of(scene, width)
     height = max(top + high for _, top, _, high, _ in boxes)
     rows = [_draw.sheet(height, width) for _ in range(1 + len(maps))]
-    layers = {name: np.zeros((height, width), np.uint8) for name in _mask_names(scene, maps)}
+    layers = {name: np.zeros((height, width), np.uint8) for name in (_mask_names(scene, maps) if masked else ())}
     letters, tile = [], None
     for box in boxes:
         _, top, left, high, wide = box
         here = slice(top, top + high), slice(left, left + wide)
         letters += edge_letters(scene, *box)
-        planes = _planes(scene, box, maps, ends)
+        planes = _planes(scene, box, maps, ends, masked)
         for row, pixels in zip(rows, planes.pixels, strict=True):
             row[here] = pixels
         for name, values in planes.masks.items():
@@ -193,16 +203,17 @@ class _Planes:
     masks: dict[str, Pixels]
 
 
-def _planes(scene: Scene, box: Box, maps: Mapping[str, Map], ends: Mapping[str, float]) -> _Planes:
+def _planes(scene: Scene, box: Box, maps: Mapping[str, Map], ends: Mapping[str, float], masked: bool) -> _Planes:
     """Everything about one plane; grey values, region and enlarged maps are made once for pixels and masks."""
     plane, _, _, *size = box
     shape = size[0], size[1]
     index = scene.point[slices.NORMAL[plane]] if scene.rank == 3 else 0
     alone = overlays.grey(scene.plane(plane, index), scene.window, shape)
-    pixels, masks, rim = [alone if alone.ndim == 3 else np.broadcast_to(alone[..., None], (*shape, 3))], {}, None
+    pixels, masks, rim = [alone if alone.ndim == 3 else overlays.coloured(alone)], {}, None
     if scene.allowed is not None:
         inside = scene.inside(plane, index, shape)
-        masks["allowed region"] = inside.astype(np.uint8)
+        if masked:
+            masks["allowed region"] = inside.astype(np.uint8)
         if not scene.allowed.all():
             rim = overlays.outline(inside, width=1 + shape[1] // 400)
     for title, values in maps.items():
@@ -211,7 +222,8 @@ def _planes(scene: Scene, box: Box, maps: Mapping[str, Map], ends: Mapping[str, 
         if rim is not None:
             tile[rim] = overlays.OUTLINE
         pixels.append(scene.crossed(tile, values, plane, index))
-        masks[_mask_name(title, maps)] = _strength(enlarged * (1 / ends[title]))
+        if masked:
+            masks[_mask_name(title, maps)] = _strength(enlarged * (1 / ends[title]))
     return _Planes(pixels, masks)
 
 

@@ -61,14 +61,37 @@ def grey(pixels: npt.NDArray[np.generic], window: tuple[float, float], size: tup
         >>> grey(np.array([[0.0, 1.0]]), (0.0, 1.0), (1, 2)).tolist()
         [[0, 255]]
     """
+    values = np.asarray(pixels, dtype=np.float32)
+    if values.nbytes > _REMEMBERED:
+        return _grey(values, window, size)
+    return _grey_again(values.tobytes(), values.shape, window, size)
+
+
+_REMEMBERED = 1 << 18  # bytes
+
+
+@functools.lru_cache(maxsize=32)
+def _grey_again(values: bytes, shape: tuple[int, ...], window: tuple[float, float], size: tuple[int, int]) -> Pixels:
+    """The labels of a case are drawn one after the other, often on the same planes; of small ones the last are kept."""
+    made = _grey(np.frombuffer(values, np.float32).reshape(shape), window, size)
+    made.setflags(write=False)
+    return made
+
+
+def _grey(values: Floats, window: tuple[float, float], size: tuple[int, int]) -> Pixels:
     low, high = window
-    inside = pixels.astype(np.float32).clip(low, high)
+    inside = values.clip(low, high)
     inside[np.isnan(inside)] = low
     scaled = np.rint((inside - low) * (255 / (high - low)))
     picture = Image.fromarray(np.ascontiguousarray(scaled.astype(np.uint8)))
     if picture.size != size[::-1]:
         picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
     return np.asarray(picture)
+
+
+def coloured(grey: Pixels) -> Pixels:
+    """Grey pixels (rows, columns) as (rows, columns, 3); Pillow is faster at this than NumPy."""
+    return np.asarray(Image.fromarray(grey).convert("RGB"))
 
 
 @functools.lru_cache(maxsize=256)
@@ -199,6 +222,20 @@ def region(allowed: Bools, size: tuple[int, int], smooth: bool) -> Bools:
         >>> region(np.array([[True, False]]), (1, 4), smooth=False).tolist()
         [[True, True, False, False]]
     """
+    if allowed.nbytes > _REMEMBERED:
+        return _region(allowed, size, smooth)
+    return _region_again(allowed.tobytes(), allowed.shape, size, smooth)
+
+
+@functools.lru_cache(maxsize=32)
+def _region_again(allowed: bytes, shape: tuple[int, ...], size: tuple[int, int], smooth: bool) -> Bools:
+    """As `_grey_again`: labels share organs, and a label its region over the epochs."""
+    made = _region(np.frombuffer(allowed, np.bool_).reshape(shape), size, smooth)
+    made.setflags(write=False)
+    return made
+
+
+def _region(allowed: Bools, size: tuple[int, int], smooth: bool) -> Bools:
     picture = Image.fromarray(allowed.astype(np.uint8) * 255)
     way = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
     # A picture smaller than the slice averages voxels: a lower threshold keeps thin organs.
@@ -217,6 +254,19 @@ def outline(inside: Bools, width: int = 1) -> Bools:
         >>> outline(np.array([[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]], bool)).astype(int).tolist()
         [[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]]
     """
+    if inside.nbytes > _REMEMBERED:
+        return _outline(inside, width)
+    return _outline_again(inside.tobytes(), inside.shape, width)
+
+
+@functools.lru_cache(maxsize=32)
+def _outline_again(inside: bytes, shape: tuple[int, ...], width: int) -> Bools:
+    made = _outline(np.frombuffer(inside, np.bool_).reshape(shape), width)
+    made.setflags(write=False)
+    return made
+
+
+def _outline(inside: Bools, width: int) -> Bools:
     core = inside
     for _ in range(width):
         padded = np.pad(core, 1, mode="edge")

@@ -60,7 +60,7 @@ class RunDir:
     epochs/<epoch>/maps.npz                  their maps, on the layer's own grid
     epochs/<epoch>/<case>_<label>.png        pictures of the validation; other splits in epochs/<epoch>/<split>/;
                                              .jpg where a pass has more than 24
-    epochs/<epoch>/overview.png              all pairs of the panel on one sheet
+    epochs/<epoch>/overview.png              all pairs of the panel on one sheet; .jpg as above
     nifti/<epoch>/<case>_<label>_<method>.nii.gz   maps of `nifti_cases`; other splits in nifti/<epoch>/<split>/
     tables/<key>.csv                         tables sent to the loggers, newest state
     report.html                              the report, rewritten every epoch

@@ -82,7 +82,7 @@ class FolderSink:
 
     def begin(self, pictures: int) -> None:
         """A pass with so many pictures is coming."""
-        self._ending = "png" if pictures <= LOSSLESS else "jpg"
+        self._ending = picture_ending(pictures)
 
     def images(  # noqa: D102
         self,
@@ -99,6 +99,11 @@ class FolderSink:
 
     def table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:  # noqa: D102
         self.run_dir.save_table(key, columns, rows)
+
+
+def picture_ending(pictures: int) -> str:
+    """Of a pass with so many: `png` or `jpg`."""
+    return "png" if pictures <= LOSSLESS else "jpg"
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from camtrain import InputError
 from camtrain.callbacks import replay_alarms
 from camtrain.callbacks._alarm_board import AlarmBoard
-from camtrain.callbacks._alarm_rules import ALARMS, read_alarms
+from camtrain.callbacks._alarm_rules import ALARMS, Depth, Drifting, Reliance, SamePlaces, read_alarms
 from camtrain.callbacks._alarm_seen import ALL
+from camtrain.callbacks._scores import ScoreBook
 
 
 def events(history, name, **options):
@@ -40,6 +44,35 @@ def test_reliance_needs_share_and_pull():
 def test_an_epoch_without_figures_changes_nothing():
     history = rows(outside_share=[0.9, None, 0.9, None, 0.1], outside_pull=[0.3, None, 0.3, None, 0.3])
     assert events(history, "reliance", patience=2) == [(2, "nodule", "raised"), (4, "nodule", "cleared")]
+
+
+def test_the_last_validation_of_an_epoch_counts():
+    board, low, high = AlarmBoard(read_alarms([{"name": "energy_below_chance", "patience": 2}])), 0.01, 0.2
+
+    def take(epoch, energy, **more):
+        found = {"energy_inside": {"nodule": energy}, "energy_inside_chance": {"nodule": 0.1}} if energy else {}
+        return [(e.epoch, e.state) for e in board.take(epoch, "val", {**found, **more})]
+
+    assert take(0, low) == take(0, low) == take(0, low) == []
+    assert take(1, high) == take(1, low)[1:] == []  # raised by the second one
+    assert take(1, low) == []
+    assert take(1, high) == [(1, "cleared")]
+    assert take(1, low) == [(1, "raised")]
+    assert take(1, None) == []
+    again = AlarmBoard(board.alarms)
+    again.load(board.state())  # in the middle of an epoch
+    assert [
+        (e.epoch, e.state) for e in again.take(1, "val", rows(energy_inside=[high], energy_inside_chance=[0.1])[0])
+    ] == [(1, "cleared")]
+    assert take(2, high) == [(2, "cleared")]
+    assert [row["energy_inside"]["nodule"] for row in board.state()["history"]["val"]] == [low, low, high]
+
+
+def test_a_check_in_the_first_of_several_validations_is_kept():
+    board = AlarmBoard(read_alarms([{"name": "reliance", "patience": 2}]))
+    check = {"outside_share": {"nodule": 0.9}, "outside_pull": {"nodule": 0.5}}
+    found = [board.take(epoch, "val", now) for epoch, now in ((1, check), (1, {}), (3, check), (3, {}))]
+    assert [len(events) for events in found] == [0, 0, 1, 0]
 
 
 def test_depth_needs_the_last_layer_inside_and_the_mid_layer_at_chance():
@@ -89,6 +122,86 @@ def test_drifting_needs_a_rise_of_auroc_and_a_fall_of_attention():
     both = rows(auroc=[0.7, 0.8], energy_inside=[0.6, 0.6], organ_iou=[0.5, 0.1])
     assert events(both, "drifting", **options) == [(1, "nodule", "raised")]
     assert events(both, "drifting", **(options | {"window": 1})) == [(1, "nodule", "raised")]
+
+
+def peaks(cells, labels=4):
+    """Figures of a book that has counted a map of each cell: label 0 peaks in one cell, the others where it says."""
+    book = ScoreBook([f"label {i}" for i in range(labels)], ["hirescam"], True, torch.device("cpu"))
+    maps, allowed = torch.zeros(len(cells), labels, 4, 4, 4), torch.ones(labels, 4, 4, 4, dtype=torch.bool)
+    allowed[:, 0] = False
+    for row, cell in enumerate(cells):
+        maps[row, 0, 0, 0, 0] = 1.0
+        for label in range(1, labels):
+            maps[row, label].view(-1)[(cell + 7 * label) % 64] = 1.0
+    label = torch.ones(len(cells), labels)
+    label[:, 1:] = torch.where(torch.arange(len(cells))[:, None] % 2 > 0, 1.0, torch.nan)  # that pooled is not the same
+    shown, segmented = {"hirescam": allowed.expand(len(cells), -1, -1, -1, -1)}, torch.ones(len(cells)) > 0
+    book.update({"hirescam": maps}, shown, label, segmented, torch.zeros(len(cells), labels))
+    return book.beside()
+
+
+def test_one_label_that_always_peaks_in_one_place():
+    """A text burnt in that goes with one label of four: all labels together say nothing."""
+    found = peaks(range(0, 40, 2))
+    assert found["same_place"][ALL] < 0.5
+    assert found["same_place"]["label 0"] == 1.0
+    assert found["same_place_maps"] == {"label 0": 20.0, "label 1": 10.0, "label 2": 10.0, "label 3": 10.0}
+    assert events([found] * 3, "same_place") == [(2, "label 0", "raised")]
+
+
+def test_few_maps_in_one_place_say_nothing():
+    for count, raised in ((1, False), (2, False), (7, False), (8, True)):
+        found = peaks(range(0, 2 * count, 2))
+        assert found["same_place"]["label 0"] == 1.0
+        assert ((2, "label 0", "raised") in events([found] * 3, "same_place")) is raised
+    assert (2, "label 0", "raised") in events([peaks([0, 2])] * 3, "same_place", cases=2)
+
+
+def test_place_and_correlation_of_a_label_are_one_judgement():
+    """Each may be silent while the other one speaks, in any order of the epochs."""
+    place = {"same_place": {"nodule": 0.9}, "same_place_maps": {"nodule": 9}, "class_sensitivity": {"nodule": 0.5}}
+    alike = {"same_place": {"nodule": 0.1}, "same_place_maps": {"nodule": 9}, "class_sensitivity": {"nodule": 0.99}}
+    assert events([place, alike, place], "same_place") == [(2, "nodule", "raised")]
+    assert events([place, {"class_sensitivity": {"nodule": 0.5}}], "same_place", patience=1) == [
+        (0, "nodule", "raised"), (1, "nodule", "cleared")
+    ]  # fmt: skip
+
+
+DOCUMENTED = {
+    "reliance": ("threshold", "outside"),
+    "depth": ("inside", "threshold"),
+    "energy_below_chance": ("threshold",),
+    "same_place": ("correlation", "cases"),
+    "empty_maps": ("threshold", "window"),
+    "drifting": ("gain", "window", "auroc"),
+    "bias_share": ("threshold", "window"),
+}
+
+
+def test_the_documented_limits_are_the_defaults():
+    """docs/alarms.md: its table, and the sentence about the fixed cases."""
+    text = (Path(__file__).parents[2] / "docs" / "alarms.md").read_text(encoding="utf-8")
+    table = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and cells[0].strip("`") in ALARMS:
+            table.setdefault(cells[0].strip("`"), (cells[1], cells[2]))
+    assert list(table) == list(ALARMS)
+    for alarm in read_alarms(None):
+        speaks, patience = table[alarm.name]
+        numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", speaks)]
+        assert numbers == [getattr(alarm, option) for option in DOCUMENTED[alarm.name]], alarm.name
+        assert int(patience.split()[0]) == alarm.patience, alarm.name
+    # These two are said in words.
+    assert "more than half" in table["same_place"][0]
+    assert "lost half" in table["drifting"][0]
+    assert (SamePlaces().threshold, Drifting().threshold) == (0.5, 0.5)
+    for alarm in (Reliance(), Depth()):
+        assert f"They keep {alarm.cases} validation cases (`cases`)" in text
+        assert f"within `memory_mib` ({alarm.memory_mib};" in text
+        assert alarm.every_n_epochs == 2
+    assert "every `every_n_epochs` (2)" in text
+    assert f"`window` ({Reliance().window}) checks" in text
 
 
 @pytest.mark.parametrize("name", list(ALARMS))

@@ -110,8 +110,11 @@ def test_only_epochs_with_pictures_pay(kit, tmp_path):
 
 def test_thresholds_of_paid_methods_outlive_an_epoch_without_them(kit, tmp_path):
     added, module = monitor(kit, "lrp", every_n_epochs=2), kit.make_lit(kit.make_net())
-    trainer, data = kit.make_trainer(tmp_path, added, max_epochs=2), kit.loader(kit.make_cases())
+    data = kit.loader(kit.make_cases())
+    # By steps, so that the second epoch is not known to be the last one.
+    trainer = kit.make_trainer(tmp_path, added, max_epochs=-1, max_steps=2 * len(data))
     trainer.fit(module, data, data)
+    assert {score.method for score in added.scores["val"]} == {None, "hirescam"}
     assert set(added.thresholds) == {"hirescam", "lrp"}
     kept = added.thresholds["lrp"].clone()
     trainer.test(module, data, verbose=False)
@@ -278,7 +281,7 @@ def test_paid_methods_are_scored_where_only_every_second_epoch_is_validated(kit,
     trainer = kit.make_trainer(tmp_path, added, max_epochs=8, check_val_every_n_epoch=2, num_sanity_val_steps=0)
     data = kit.loader(kit.make_cases())
     trainer.fit(kit.make_lit(kit.make_net()), data, data)
-    assert seen == [{"hirescam", "lrp"}, {"hirescam"}, {"hirescam", "lrp"}, {"hirescam"}]
+    assert seen == [{"hirescam", "lrp"}, {"hirescam"}, {"hirescam", "lrp"}, {"hirescam", "lrp"}]  # the last one too
 
 
 def test_the_sanity_check_tries_one_map_only(kit, tmp_path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from camtrain.callbacks._case_scores import scored
 from camtrain.callbacks._choice import Choice
@@ -48,7 +51,11 @@ def test_hard_cases_are_those_of_a_sorted_list(seed):
     found = kinds(choice)
     taken = {pair for pair, kind in found.items() if kind == "positive"}
     hard = [pair for pair, kind in found.items() if kind == "hard"]
-    assert hard == hardest_by_hand(cases, 4, taken)
+    by_hand = hardest_by_hand(cases, 4, taken)
+    assert sorted(hard) == sorted(by_hand)
+    # Behind the positive cases, the hardest first.
+    positive = {case for case, _ in taken}
+    assert [pair for pair in hard if pair[0] not in positive] == [pair for pair in by_hand if pair[0] not in positive]
     assert sum(kind == "negative" for kind in found.values()) <= 1
 
 
@@ -78,6 +85,66 @@ def test_cases_without_organs_unknown_truths_and_broken_probabilities_are_not_ch
     empty = Choice(cases=4, labels_per_case=1)
     empty.fix()
     assert not empty.fixed
+
+
+@st.composite
+def splits(draw):
+    """Labels, what is asked for, and a split of cases that are common or rare."""
+    labels, rng = draw(st.integers(1, 9)), random.Random(draw(st.integers(0, 2**32)))
+    values = [0.0] * draw(st.integers(0, 8)) + [1.0] * draw(st.integers(0, 8)) + [NAN]
+    listed = [
+        (rng.choices(values, k=labels), rng.choices([0.1, 0.5, 0.5, 0.8], k=labels), rng.random() < 0.8)
+        for _ in range(draw(st.integers(0, 40)))
+    ]
+    return draw(st.integers(1, 17)), draw(st.integers(1, 9)), labels, listed
+
+
+@settings(max_examples=100, deadline=None)
+@given(splits())
+def test_a_panel_shows_as_many_cases_and_labels_as_are_asked_for(given_split):
+    wanted, per_case, labels, listed = given_split
+    choice, kept = Choice(wanted, per_case), set()
+    for number, (truth, probability, segmented) in enumerate(listed):
+        name = f"case{number:02d}"
+        choice.see(name, truth, probability, segmented)
+        now = {(case, index) for case, found in choice.candidates.items() for index in found}
+        # A pass keeps what are candidates when they come by, and lets go of those that are none any more.
+        kept = {pair for pair in now if pair in kept or pair[0] == name}
+        assert set(kinds(choice)) <= kept
+    seen = {f"case{n:02d}": truth for n, (truth, _, segmented) in enumerate(listed) if segmented}
+    present = {name: [i for i, value in enumerate(truth) if value == 1] for name, truth in seen.items()}
+    positives = {name for name, found in present.items() if found}
+    pairs = choice.pairs
+    assert len(pairs) <= wanted
+    if len(positives) >= wanted:
+        assert len(pairs) == wanted
+    shown = {name: [i for i in found if i in present[name]] for name, found in pairs.items()}
+    positive = [name for name, found in pairs.items() if "positive" in found.values()]
+    assert len(positive) >= min(choice.positives, len(positives)) - choice.hard_cases
+    for name in positive:
+        asked = min(per_case, len(present[name]))
+        own = sum(kind == "positive" for kind in pairs[name].values())
+        assert own <= asked <= len(shown[name]) <= asked + 1  # one more where a label beside them is the hard one
+    # As many cases may lose a label to others as there are others to be shown first.
+    often = Counter(index for found in present.values() for index in found)
+    for index, count in often.items():
+        if choice.positives >= labels and count > (labels - 1) // per_case:
+            assert any(index in found for found in shown.values())
+
+
+def test_a_panel_of_cases_that_have_all_labels_shows_all_pairs():
+    """`panel_cases=12, labels_per_case=8` once gave 4 cases and 11 pairs."""
+    choice = Choice(cases=12, labels_per_case=8)
+    for number in range(12):
+        choice.see(f"case{number:02d}", [1.0] * 8, [0.5] * 8)
+    assert [len(found) for found in choice.pairs.values()] == [8] * 12
+
+
+def test_a_case_with_new_labels_takes_the_place_of_one_that_shows_none_alone():
+    choice = Choice(cases=3, labels_per_case=2)
+    for name, present in (("a", {0, 1}), ("b", {1, 2}), ("c", {2, 0, 3}), ("d", {4, 5}), ("e", {4, 5})):
+        choice.see(name, [float(index in present) for index in range(6)], [0.5] * 6)
+    assert {case: set(found) for case, found in choice.pairs.items()} == {"d": {4, 5}, "b": {1, 2}, "c": {0, 3}}
 
 
 def test_named_cases_are_always_there():

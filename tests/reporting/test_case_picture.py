@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from camtrain._errors import InputError
-from camtrain.reporting import CasePicture, compose_case, compose_overview
+from camtrain.reporting import CasePicture, _draw, compose_case, compose_overview
+from camtrain.reporting.case_picture import case_scenes, draw_case
 from camtrain.reporting.overlays import OUTLINE
 
 
@@ -112,3 +114,30 @@ def test_overview(chest):
     sheet = compose_overview([tile] * 5, [f"case {i}" for i in range(5)], cell=100)
     assert sheet.shape[1] == 3 * 100 + 2 * 2
     assert coloured(sheet).any()
+
+
+@pytest.mark.parametrize("size", [11, 14])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "case_7  ·  finding 3: present, p = 0.47  ·  OrganIoU 0.71 (above 0.25), energy inside 0.17 (hirescam)",
+        "AVATAR To VW: j fi 'quoted' (above) {j} |x| ·V`> J^vn; ~Oab, 7s7tD&rU 9c`;lz .5e-06   three spaces   ",
+    ],
+)
+def test_a_caption_drawn_word_by_word_is_the_caption_drawn_at_once(text, size):
+    font = _draw.font(size)
+    line = Image.new("L", (1200, 24))
+    ImageDraw.Draw(line).text((0, 12), text, fill=255, font=font, anchor="lm")
+    wanted = _draw.sheet(24, 1200)
+    _draw._lay(wanted, np.asarray(line)[..., None], 0, 0, _draw.INK)
+    drawn = _draw.write(_draw.sheet(24, 1200), [(text, (0.0, 12.0), "lm", size, _draw.INK)])
+    np.testing.assert_array_equal(drawn, wanted)
+
+
+def test_masks_are_made_where_they_are_wanted_only():
+    image, maps = np.random.default_rng(0).random((12, 10, 8)), {"hirescam": np.eye(4)[None].repeat(4, 0)}
+    scenes, options = case_scenes(image, maps, image > 0.5), {"caption": "a", "scale": {"hirescam": 1.0}}
+    with_masks, without = draw_case(scenes, maps, **options), draw_case(scenes, maps, **options, masked=False)
+    assert set(with_masks.masks) == {"allowed region", "attention"}
+    assert without.masks == {}
+    np.testing.assert_array_equal(with_masks.pixels, without.pixels)
