@@ -78,7 +78,7 @@ class Runs:
         ]
 
     def __call__(self, *runs, seconds=300):
-        """Run one after the other: (exit statuses, stdout and stderr) of each."""
+        """Run one after the other: (exit statuses, stdout and stderr, is a process left) of each."""
         order = self.folder / "order.json"
         order.write_text(json.dumps(runs))
         words = [sys.executable, str(HERE / "fault_runs.py"), str(order)]

@@ -13,14 +13,15 @@ LAST = ["--ckpt_path", "last"]
 
 @pytest.fixture(scope="module")
 def alone(make_runs, tmp_path_factory):
-    """Folder, and (exit statuses, output) by name: runs of one process, which share what the imports cost."""
+    """Folder, and (exit statuses, output, is a process left) by name: of runs that share what the imports cost."""
     folder = tmp_path_factory.mktemp("alone")
     runs = make_runs(folder)
     full = runs.ending(step=7, bytes_left=12000)  # no file can grow beyond so many bytes from there on
     without = [c for c in runs.callbacks() if "ModelCheckpoint" not in c["class_path"]]
     planned = {
         "whole": runs.fit("whole"),
-        "term": runs.fit("ended", *runs.ending(step=8, sent=signal.SIGTERM), *LAST, "--data.num_workers", 2),
+        "term": runs.fit("ended", *runs.ending(step=8, group=1), *LAST, "--data.num_workers", 2),
+        "validating": runs.fit("ended", *runs.ending(step=10, group=1, validating=1), *LAST, "--data.num_workers", 2),
         "kill": runs.fit("ended", *runs.ending(step=13, sent=signal.SIGKILL), *LAST),
         "end": runs.fit("ended", *LAST, "--data.num_workers", 2),
         "failed": runs.fit("saving", *full),
@@ -64,11 +65,10 @@ def scores(folder):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_ended_twice_ends_as_the_whole_run(alone):
+def test_a_run_that_was_ended_again_and_again_ends_as_the_whole_run(alone):
     """Draws of dropout and augmentation, order of cases, schedule, scores: by SIGTERM, then by kill -9."""
     folder, done = alone
     assert done["whole"][0] == [0], done["whole"][1][-3000:]
-    assert done["term"][0] == [143], done["term"][1][-3000:]
     assert done["kill"][0] == [-signal.SIGKILL], done["kill"][1][-3000:]
     assert done["end"][0] == [0], done["end"][1][-3000:]
     once, twice = load(checkpoints(folder / "whole")[-1]), load(checkpoints(folder / "ended")[-1])
@@ -78,10 +78,22 @@ def test_a_run_that_was_ended_twice_ends_as_the_whole_run(alone):
     for key, state in once["callbacks"].items():
         if "ModelCheckpoint" not in key:
             assert equal(without_places(state), without_places(twice["callbacks"][key])), key
-    # Three versions of the logger: the run's own folder went on from one to the next, and holds all epochs.
-    assert len(checkpoints(folder / "ended")) == 3
+    # Four versions of the logger, of which one was killed before a checkpoint: the run's own folder went on from one to
+    # the next, and holds all epochs.
+    assert [file.parts[-3] for file in checkpoints(folder / "ended")] == ["version_0", "version_1", "version_3"]
     assert scores(folder / "whole") == scores(folder / "ended")
-    assert "SIGTERM; the run goes on from" in done["term"][1]
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_workers_too_costs_no_step_and_leaves_no_process(alone):
+    """As clusters send it: to the whole process group, at a step and in a validation."""
+    folder, done = alone
+    for name, version, step in (("term", 0, 9), ("validating", 1, 11)):
+        assert done[name][0] == [143], done[name][1][-3000:]
+        assert "SIGTERM; the run goes on from" in done[name][1]
+        assert "worker" not in done[name][1]
+        assert load(folder / f"ended/r/version_{version}/checkpoints/last.ckpt")["global_step"] == step
+        assert not done[name][2]
 
 
 @pytest.mark.slow
