@@ -225,6 +225,10 @@ class FixedQuestions:
             if name not in self._off:
                 self._off[name] = reason
                 rank_zero_info(f"camtrain: alarm {name!r} is off in this run: {reason}")
+        if all(rule is None or rule.name in self._off for rule in (self.reliance, self.depth)):
+            # Up to a gigabyte that nobody asks for any more.
+            self._chosen = self._chosen if self._cases is None else self._cases.state()
+            self._cases, self._before = None, {}
 
 
 def _divisible(watch: ModuleWatch, count: int, organs: Tensor) -> Rerun:
