@@ -75,9 +75,8 @@ class FixedQuestions:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain values."""
-        chosen = self._chosen if self._cases is None else self._cases.state()
         answers = [sums.plain() for sums in self._answers]
-        return {"checked": dict(self._checked), "cases": list(chosen), "mid": self._mid, "answers": answers}
+        return {"checked": dict(self._checked), "cases": list(self._chosen), "mid": self._mid, "answers": answers}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with an earlier run; its cases are fetched again in the next check."""
@@ -146,6 +145,7 @@ class FixedQuestions:
             return []
         if self._cases is not None:
             self._cases.end()
+        self._chosen = self._names(trainer)
         found: dict[str, dict[str, float]] = {}
         if self.reliance is not None and "reliance" in self._due:
             found |= self._ask_reliance(trainer, context, device)
@@ -154,6 +154,12 @@ class FixedQuestions:
         self._checked |= dict.fromkeys(self._due, int(trainer.current_epoch) + 1)
         self.drop()
         return [score for measure, values in found.items() for score in _scores(measure, values)]
+
+    def _names(self, trainer: Any) -> list[str]:
+        """Of the cases of all processes: a checkpoint is one process's, and each must find its own share in it."""
+        own = [] if self._cases is None else self._cases.state()
+        shares = [trainer.strategy.broadcast(own, rank) for rank in range(self._processes)]
+        return list(dict.fromkeys(name for share in shares for name in share))
 
     def _ask_reliance(self, trainer: Any, context: RunContext, device: torch.device) -> dict[str, dict[str, float]]:
         names, around = context.names or [], trainer.precision_plugin.val_step_context
@@ -225,6 +231,8 @@ class FixedQuestions:
             if name not in self._off:
                 self._off[name] = reason
                 rank_zero_info(f"camtrain: alarm {name!r} is off in this run: {reason}")
+        if all(rule is None or rule.name in self._off for rule in (self.reliance, self.depth)):
+            self._cases, self._before = None, {}  # up to a gigabyte that nobody asks for any more
 
 
 def _divisible(watch: ModuleWatch, count: int, organs: Tensor) -> Rerun:

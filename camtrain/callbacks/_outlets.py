@@ -11,6 +11,7 @@ from typing import Any
 
 from camtrain._errors import InputError
 from camtrain.callbacks._logger_guard import patience_with
+from camtrain.callbacks._memory import out_of_memory
 from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.reporting import Patience, PatientSink, RunDir, Unwritten, file_failure, sinks_for, write_cases
@@ -34,6 +35,7 @@ class Outlets:
     Attributes:
         run_dir: The folder.
         files: What every write to it goes through.
+        drawing: What the pictures of a pass go through, until they are written.
         scores: Takes rows of `scores.csv`.
         cases: Takes rows of `cases.csv`.
         alarms: Takes rows of `alarms.csv`.
@@ -43,7 +45,8 @@ class Outlets:
     def __init__(self, run_dir: RunDir, loggers: Sequence[Any], wandb_budget: int) -> None:
         self.run_dir = run_dir
         meanwhile = "scores stay in memory until they can be written, and go to the loggers"
-        self.files = Patience(f"writing to {run_dir.path}", meanwhile, file_failure)
+        self.files = Patience(f"writing to {run_dir.path}", meanwhile, _file_failure)
+        self.drawing = Patience("drawing", "scores are complete", out_of_memory)
         # Pictures are what a full disk refuses first: the tables are tried all the same.
         tables = self.files.alike()
         path = run_dir.scores_path
@@ -138,6 +141,10 @@ def bring_run(earlier: Path, root: Path, run_id: str) -> None:
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         warnings.warn(f"camtrain: the epochs up to here stay in {old}: copying them failed ({error})", stacklevel=2)
+
+
+def _file_failure(error: Exception) -> bool:
+    return file_failure(error) or out_of_memory(error)
 
 
 def _disk_failure(error: Exception) -> bool:

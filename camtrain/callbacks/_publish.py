@@ -245,7 +245,7 @@ class Publisher:
             if len(names) > self.max_label_keys:
                 self._table(outlets, split, rows, names, step)
         if drawn := {split: listed for split, listed in entries.items() if listed}:
-            publish_pictures(outlets, drawn, self._scale, self.name, epoch, step)
+            outlets.drawing(publish_pictures, outlets, drawn, self._scale, self.name, epoch, step)
             if self._nifti.due(epoch):
                 outlets.nifti(self._nifti, drawn, epoch)
         outlets.send("flush", step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from camtrain.callbacks._lot import Lot
 from camtrain.callbacks._memory import out_of_memory
-from camtrain.callbacks._scores import ScoreBook
+from camtrain.callbacks._scores import Score, ScoreBook
 from camtrain.cam.logits import find_logits
 
 
@@ -36,6 +36,9 @@ _NOW = {
     Level.NO_MAPS: f"no map is made any more; {_LEFT}",
     Level.BLIND: f"validation steps are no longer watched; {_LEFT}",
 }
+BATCH = "batches for which it does not suffice are left out of the scores of maps"
+SCORES = "scores of maps of an epoch in which it does not suffice to sum them up are left out"
+WRITTEN = "pictures, tables and the report of an epoch in which it does not suffice for them are not complete"
 
 
 class Relief:
@@ -47,10 +50,12 @@ class Relief:
     def __init__(self) -> None:
         self.level = Level.ALL
         self.entry: nn.Module | None = None
+        self._told: set[str] = set()
 
     def start(self) -> None:
         """All is done again."""
         self.level, self.entry = Level.ALL, None
+        self._told.clear()
 
     @property
     def draws(self) -> bool:
@@ -71,14 +76,53 @@ class Relief:
             count: Counts some rows of it into the book.
         """
         while self.level < Level.NO_MAPS:
-            kept = book.kept()
+            kept = None
             with self._caught() as found:
+                kept = book.kept()
                 for part in self._parts(lot):
                     count(part)
             if not found:
                 return
-            book.restore(kept)
+            if kept is not None:
+                book.restore(kept)
             self._give_up(Level(self.level + 1), found[0])
+
+    @contextmanager
+    def sparing(self, what: str, may: Callable[[], bool] | bool = True) -> Iterator[None]:
+        """Leave out what stands within from where memory ends in it, told once until the next fit.
+
+        Args:
+            what: `BATCH`, `SCORES` or `WRITTEN`: what is left out.
+            may: May it be, since no other process waits for it? A callable is asked when memory has ended.
+        """
+        with self._caught(may) as found:
+            yield
+        if found:
+            _tidy()
+            if what not in self._told:
+                self._told.add(what)
+                _warn(what, found[0])
+
+    @contextmanager
+    def counting(self, may: Callable[[], bool]) -> Iterator[None]:
+        """Around what is done behind the user's step; a batch is left out where memory ends, if it `may` be."""
+        # Metric states made under inference mode could never be updated again.
+        with self.sparing(BATCH, may), torch.inference_mode(False), torch.no_grad():
+            yield
+
+    def summed(self, books: Mapping[str, ScoreBook], methods: Sequence[str], alone: bool) -> dict[str, list[Score]]:
+        """Split -> its scores; where memory ends in that, those of logits alone, or none.
+
+        Several processes sum up together: one that left something out would have the others wait for ever, so that an
+        end of memory stays an error there.
+        """
+        for some in (methods, ()):
+            scores: dict[str, list[Score]] | None = None
+            with self.sparing(SCORES, alone):
+                scores = {split: book.compute(some) for split, book in books.items()}
+            if scores is not None:
+                return scores
+        return {}
 
     @contextmanager
     def watching(self, entered: Callable[[], bool]) -> Iterator[list[str]]:
@@ -126,29 +170,37 @@ class Relief:
         return [one.undrawn() for one in each if bool(one.present.any())][:1]
 
     @contextmanager
-    def _caught(self) -> Iterator[list[str]]:
+    def _caught(self, may: Callable[[], bool] | bool = True) -> Iterator[list[str]]:
         # The exception must be gone before anything is tried again: its frames hold the very tensors.
         found: list[str] = []
         try:
             yield found
         except Exception as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error) or not (may() if callable(may) else may):
                 raise
             found.append(_first_line(error))
 
     def _give_up(self, level: Level, why: str) -> None:
         self.level = level
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        rank = getattr(rank_zero_only, "rank", 0)
-        where = f" in process {rank}" if rank else ""
-        warnings.warn(
-            f"camtrain: memory ended in AttentionMonitor{where}, training goes on: from now on {_NOW[level]}. To spare "
-            f"memory from the start, take a later layer, fewer methods or a smaller validation batch ({why})",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        _tidy()
+        _warn(_NOW[level], why)
+
+
+def _tidy() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _warn(now: str, why: str) -> None:
+    rank = getattr(rank_zero_only, "rank", 0)
+    where = f" in process {rank}" if rank else ""
+    warnings.warn(
+        f"camtrain: memory ended in AttentionMonitor{where}, training goes on: from now on {now}. To spare memory from "
+        f"the start, take a later layer, fewer methods or a smaller validation batch ({why})",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from camtrain._errors import InputError
 from camtrain._label_rates import label_rates
 from camtrain.callbacks._alarm_seen import ALL
+from camtrain.callbacks._memory import out_of_memory
 from camtrain.metrics import (
     ClassSensitivity,
     EmptyMapRate,
@@ -196,13 +197,23 @@ class ScoreBook:
     def compute(self, methods: Sequence[str]) -> list[Score]:
         """All defined scores of these methods, in a fixed order (all processes must call it together)."""
         logits, label = self.auroc.rows()
+        try:
+            scores = self._of_logits(logits, label)
+        except Exception as error:
+            if not out_of_memory(error) or logits.device.type == "cpu":
+                raise
+            # All rows are sorted at once here: the one large thing at the end of an epoch, which the host can do too.
+            scores = self._of_logits(logits.cpu(), label.cpu())
+        for method in self.methods:
+            if method in methods:
+                scores += self._of_method(method)
+        return scores
+
+    def _of_logits(self, logits: Tensor, label: Tensor) -> list[Score]:
         probability = logits.to(sum_dtype()).sigmoid()
         scores = list(self._spread("auroc", None, label_auroc(logits, label)))
         for name in ("auprc", "calibration_error"):
             scores += self._spread(name, None, label_rates(name, probability, label))
-        for method in self.methods:
-            if method in methods:
-                scores += self._of_method(method)
         return scores
 
     def _of_method(self, method: str) -> Iterator[Score]:

@@ -72,18 +72,24 @@ class Repeats:
 
     def __init__(self) -> None:
         self._seen: dict[int, int] = {}
+        self._next: dict[int, int] = {}
         self._shown: dict[int, ShownOnce] = {}
 
     def begin(self) -> None:
         """A new pass."""
         self._seen.clear()
+        self._next.clear()
         self._shown.clear()
 
-    def unknown(self, trainer: Any, label: Tensor, ids: list[str] | None, dataloader_idx: int) -> Tensor:
+    def unknown(
+        self, trainer: Any, label: Tensor, ids: list[str] | None, batch_idx: int, dataloader_idx: int
+    ) -> Tensor:
         """(B, L) with the rows of repeated cases made NaN."""
-        start = self._seen.get(dataloader_idx, 0)
-        self._seen[dataloader_idx] = start + len(label)
         loader = loader_of(trainer, dataloader_idx)
+        # Batches that memory did not suffice for never came here; only the last one may be smaller than others.
+        missed = max(0, batch_idx - self._next.get(dataloader_idx, 0)) * (getattr(loader, "batch_size", None) or 0)
+        start = self._seen.get(dataloader_idx, 0) + missed
+        self._seen[dataloader_idx], self._next[dataloader_idx] = start + len(label), batch_idx + 1
         names = getattr(getattr(loader, "dataset", None), "case_ids", None)
         if names is not None and ids is not None:
             if dataloader_idx not in self._shown:

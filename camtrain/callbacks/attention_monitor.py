@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camtrain._batch import Adapter, Batch
+from camtrain._batch import Adapter
 from camtrain._errors import InputError
 from camtrain._lightning import Callback
 from camtrain.callbacks._after_fit import print_need
@@ -25,7 +25,7 @@ from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._panel import Panel
 from camtrain.callbacks._publish import Publisher
 from camtrain.callbacks._recording import Recorder
-from camtrain.callbacks._relief import Relief
+from camtrain.callbacks._relief import SCORES, WRITTEN, Relief
 from camtrain.callbacks._run_facts import monitor_facts
 from camtrain.callbacks._scores import Score, ScoreBook, warn_of_thresholds
 from camtrain.callbacks._settings import given
@@ -282,14 +282,12 @@ class AttentionMonitor(Callback):
                 self.relief.entry = watch.entry
                 watch.stop()
                 return self._blindly(trainer, pl_module, batch, partial(original, *args, **kwargs))
-            # Metric states made under inference mode could never be updated again.
-            with torch.inference_mode(False), torch.no_grad():
+            with self.relief.counting(partial(self._unfinished, trainer)):
                 outputs = None if self.context.names is None else len(self.context.names)
                 sources, logits = watch.take_all(outputs, self.context.expected(trainer, pl_module))
                 names = self.context.resolve(trainer, pl_module, logits.shape[1])
                 made = StepMaps(self._due, watch, sources, logits, self.reshape)
-                words = self.context.read(batch, len(names))
-                self._count(trainer, words, made, logits.detach(), names)
+                self._count(trainer, batch, made, logits.detach(), names)
         finally:
             watch.stop()
         return output
@@ -298,18 +296,19 @@ class AttentionMonitor(Callback):
         """The step without a watch; what the network gives is scored all the same."""
         with self.relief.outputs(self.context.expected(trainer, pl_module)) as given:
             output = step()
-        with torch.inference_mode(False), torch.no_grad():
+        with self.relief.counting(partial(self._unfinished, trainer)):
             for logits in given[-1:]:
                 names = self.context.resolve(trainer, pl_module, logits.shape[1])
                 words = self.context.read(batch, len(names))
                 if words.label is not None:
-                    label = self._repeats.unknown(trainer, words.label.to(logits.device), words.ids, self._at[1])
+                    label = self._repeats.unknown(trainer, words.label.to(logits.device), words.ids, *self._at)
                     self._open_book(trainer, names, logits.device).update_logits(logits, label)
         return output
 
-    def _unfinished(self, trainer: Any, watch: ModuleWatch) -> bool:
-        """May the step be run again? Processes count together, also one that has nothing: it must have a book."""
-        return watch.inside and (trainer.world_size == 1 or split_name(trainer, self._at[1]) in self._books)
+    def _unfinished(self, trainer: Any, watch: ModuleWatch | None = None) -> bool:
+        """May the step be run again, or left out? Processes count together, also one with nothing: it needs a book."""
+        inside, split = watch is None or watch.inside, split_name(trainer, self._at[1])
+        return inside and (trainer.world_size == 1 or split in self._books)
 
     def _watching(self, trainer: Any, pl_module: nn.Module, batch: Any) -> ModuleWatch:
         if self._watch is None:
@@ -319,27 +318,26 @@ class AttentionMonitor(Callback):
             self._watch = ModuleWatch(pl_module, layers, self.logits, self.call, cut=True, found=found)
         return self._watch
 
-    def _count(self, trainer: Any, words: Batch, step: StepMaps, logits: Tensor, names: list[str]) -> None:
+    def _count(self, trainer: Any, batch: Any, step: StepMaps, logits: Tensor, names: list[str]) -> None:
+        book = self._open_book(trainer, names, logits.device)
+        words = self.context.read(batch, len(names))
         if words.label is None:
             raise InputError(
                 "AttentionMonitor needs labels, but the batch has no key 'label': name yours with keys={'label': ...}"
             )
         batch_idx, dataloader_idx = self._at
-        label = self._repeats.unknown(trainer, words.label.to(logits.device), words.ids, dataloader_idx)
-        segmented = words.has_organs if self.context.has_table else torch.ones_like(words.has_organs)
-        segmented = segmented.to(logits.device)
-        split = split_name(trainer, dataloader_idx)
+        label = self._repeats.unknown(trainer, words.label.to(logits.device), words.ids, *self._at)
+        book.update_logits(logits, label)
+        known = words.has_organs if self.context.has_table else torch.ones_like(words.has_organs)
+        segmented, split = known.to(logits.device), split_name(trainer, dataloader_idx)
         cases = words.ids or [f"case_{batch_idx}_{row}" for row in range(len(label))]
         drawn: dict[int, list[int]] = {}
         if self.publisher.draws(trainer) and self.relief.draws:
             drawn = self._panel(split).wanted(cases, label, segmented, logits.float().sigmoid())
         recorded = self.recorder.wanted(split, drawn, cases, label, logits) if self.recorder and drawn else None
-        book = self._open_book(trainer, names, logits.device)
-        book.update_logits(logits, label)
         self.alarms.questions.collect(step.watch, words, logits, label, segmented, cases, dataloader_idx)
         lot = Lot(words, logits, label, segmented, cases, drawn, recorded)
-        kind = "sanity" if trainer.sanity_checking else trainer.state.fn
-        panel = self.panels.get(split)
+        panel, kind = self.panels.get(split), "sanity" if trainer.sanity_checking else trainer.state.fn
         self.relief.through(lot, book, Counting(self.context, step, book, panel, self.recorder, split, names, kind))
 
     def _open_book(self, trainer: Any, names: list[str], device: torch.device) -> ScoreBook:
@@ -369,18 +367,19 @@ class AttentionMonitor(Callback):
         if trainer.sanity_checking:
             return output
         with torch.inference_mode(False):
-            due = [asked.name for asked in self._due]
-            self.scores = {split: book.compute(due) for split, book in self._books.items()}
-            if "val" in self.scores:
-                self.scores["val"] += self.alarms.questions.measure(trainer, self.context, pl_module.device)
-            counts = {s: self.alarms.judge(trainer, s, self.scores[s], book) for s, book in self._books.items()}
-            self._limits = {split: book.thresholds(due) for split, book in self._books.items()}
-            if "val" in self._books:
-                kept = {method: values for method, values in self.thresholds.items() if method in self.methods}
-                self.thresholds = kept | self._limits["val"]
+            due, alone = [asked.name for asked in self._due], trainer.world_size == 1
+            self.scores, counts = self.relief.summed(self._books, due, alone), dict[str, list[Score]]()
+            with self.relief.sparing(SCORES, alone):
+                if "val" in self.scores:
+                    self.scores["val"] += self.alarms.questions.measure(trainer, self.context, pl_module.device)
+                counts |= {s: self.alarms.judge(trainer, s, self.scores[s], self._books[s]) for s in self.scores}
+                self._limits = {split: book.thresholds(due) for split, book in self._books.items()}
+                if "val" in self._books:
+                    kept = {method: each for method, each in self.thresholds.items() if method in self.methods}
+                    self.thresholds = kept | self._limits["val"]
         for split, scores in self.scores.items():
             labels = len(self.context.names or [])
-            self.publisher.log_scores(trainer, pl_module, split, [*scores, *counts[split]], labels)
+            self.publisher.log_scores(trainer, pl_module, split, [*scores, *counts.get(split, [])], labels)
         return output
 
     def _close(self, trainer: Any) -> None:
@@ -388,11 +387,12 @@ class AttentionMonitor(Callback):
             return
         self.publisher.check_clashes(trainer, self.scores)
         names = self.context.names or []
-        entries = {s: scored(panel.entries, self._limits.get(s, {}), names) for s, panel in self.panels.items()}
-        self.publisher.write(trainer, self.scores, entries, names)
-        self.alarms.publish(trainer, self.publisher.write_alarms, self.name)
-        if self.recorder is not None:
-            shown = {split: {entry.case for entry in listed} for split, listed in entries.items()}
-            self.recorder.write(trainer, self.publisher.run_dir, self.methods, shown, self.publisher.files)
+        with self.relief.sparing(WRITTEN):
+            entries = {s: scored(panel.entries, self._limits.get(s, {}), names) for s, panel in self.panels.items()}
+            self.publisher.write(trainer, self.scores, entries, names)
+            self.alarms.publish(trainer, self.publisher.write_alarms, self.name)
+            if self.recorder is not None:
+                shown = {split: {entry.case for entry in listed} for split, listed in entries.items()}
+                self.recorder.write(trainer, self.publisher.run_dir, self.methods, shown, self.publisher.files)
         for panel in self.panels.values():
             panel.end()

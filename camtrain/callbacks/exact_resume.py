@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from camtrain._lightning import Callback
+from camtrain.callbacks._enduring_workers import EnduringWorkers
 from camtrain.callbacks._settings import given
 from camtrain.callbacks._whole_checkpoints import WholeCheckpoints
 
@@ -39,7 +40,8 @@ class ExactResume(Callback):
 
     After SIGTERM, by which clusters announce the end, the optimizer step is finished, `last.ckpt` is written and the
     run ends: in the middle of an epoch too, and in all processes together whichever of them was told. (Lightning's own
-    way lets several processes wait for one another for ever.) A validation that has begun is finished before.
+    way lets several processes wait for one another for ever.) A validation that has begun is finished before. Worker
+    processes of the Trainer's loaders, whatever loaders these are, pass over a SIGTERM that reaches them too.
 
     Checkpoints are written whole or not at all. Where another process of the run has gone, the error says so in words.
 
@@ -58,7 +60,7 @@ class ExactResume(Callback):
         self.given = given(locals())
         self.seed = seed
         self._whole: WholeCheckpoints | None = None
-        self._asked = False
+        self._workers: EnduringWorkers | None = None
         self._before: Any = None
         self._asked, self._put_off = False, False
         self._steps = 0
@@ -72,13 +74,16 @@ class ExactResume(Callback):
         self.seed = state_dict.get("seed", self.seed)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Have checkpoints appear whole."""
+        """Have checkpoints appear whole, and workers last as long as their run."""
+        if self._workers is None:
+            self._workers = EnduringWorkers(trainer)
         if stage == "fit" and self._whole is None:
             self._whole = WholeCheckpoints(trainer.strategy)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the Trainer as it was."""
         self._listen_no_more()
+        self._let_workers_go()
         if self._whole is not None:
             self._whole.undo()
             self._whole = None
@@ -113,6 +118,11 @@ class ExactResume(Callback):
         if self._before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
         self._before = None
+
+    def _let_workers_go(self) -> None:
+        if self._workers is not None:
+            self._workers.undo()
+            self._workers = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the run, if that was asked for, where a checkpoint says all.
@@ -151,6 +161,7 @@ class ExactResume(Callback):
                 trainer.global_rank,
                 trainer.world_size,
             )
+        self._let_workers_go()
 
     def _save_last(self, trainer: Any) -> None:
         path = _last_path(trainer)

@@ -62,8 +62,10 @@ class LabelAUROC(Metric):
         """
         _check(scores, label, self.num_labels)
         # Flat, because torchmetrics lets a process without data take part with an empty flat tensor.
-        add_block(self.scores, scores.detach().flatten().to(torch.float32, copy=True))
-        add_block(self.labels, label.detach().flatten().to(torch.float32, copy=True))
+        both = list(self.scores), list(self.labels)
+        for blocks, fresh in zip(both, (scores, label), strict=True):
+            add_block(blocks, fresh.detach().flatten().to(torch.float32, copy=True))
+        self.scores, self.labels = both  # together or, where memory ends on the way, not at all
 
     def compute(self) -> Tensor:
         """The area with the averaging given at construction; NaN where no label has one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 import camtrain as ct
+from camtrain.callbacks._enduring_workers import Enduring
 
 STEPS = 6
 
@@ -107,3 +109,45 @@ def test_gradients_accumulated_by_hand_are_not_lost(tmp_path, end):
     fit(ByHand, tmp_path / "cut", end)
     rest = fit(ByHand, tmp_path / "cut", ckpt_path=tmp_path / "cut" / "last.ckpt")
     assert torch.equal(rest.layer.weight, whole.layer.weight)
+
+
+def note(worker_id):
+    """A user's own."""
+
+
+class WithWorkers(Module):
+    def __init__(self, own):
+        super().__init__()
+        self.own, self.within = own, []
+
+    def train_dataloader(self):
+        self.loader = super().train_dataloader()
+        self.loader = torch.utils.data.DataLoader(self.loader.dataset, 2, num_workers=1, worker_init_fn=self.own)
+        return self.loader
+
+    def on_train_batch_end(self, *_):
+        self.within.append(self.loader.worker_init_fn)
+
+
+@pytest.mark.parametrize("own", [note, None])
+def test_the_loaders_own_start_of_a_worker_is_called_and_comes_back(tmp_path, monkeypatch, own):
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+    module = WithWorkers(own)
+    trainer = pl.Trainer(
+        max_steps=1,
+        callbacks=[ct.ExactResume()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        accelerator="cpu",
+    )
+    trainer.fit(module)
+    (within,) = module.within
+    assert isinstance(within, Enduring)
+    # Where there is none Lightning puts its own, which gives each worker a seed.
+    assert within.own is own if own else within.own.func.__name__ == "pl_worker_init_function"
+    assert module.loader.worker_init_fn is within.own
+    assert copy.deepcopy(Enduring(own, None)) is own
+    assert "process_dataloader" not in vars(trainer.strategy)

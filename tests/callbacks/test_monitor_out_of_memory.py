@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -15,9 +16,16 @@ from conftest import LAYER, TABLE, loader, make_cases, make_lit, make_net, make_
 from PIL import Image
 
 import camtrain as ct
-from camtrain.callbacks import _alarm_questions
+from camtrain.callbacks import _alarm_questions, _pictures
+from camtrain.callbacks._context import RunContext
+from camtrain.callbacks._fixed_cases import FixedCases
+from camtrain.callbacks._panel import Panel, PanelEntry
+from camtrain.callbacks._recording import Recorder
+from camtrain.callbacks._relief import Relief
+from camtrain.callbacks._scores import ScoreBook
+from camtrain.callbacks._splits import Repeats
 from camtrain.callbacks._step_maps import StepMaps
-from camtrain.metrics import RelevanceRank
+from camtrain.metrics import LabelAUROC, RelevanceRank
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 MAKE = StepMaps.make
@@ -178,6 +186,98 @@ def test_an_alarm_without_memory_is_off(tmp_path, monkeypatch, caplog):
     assert "alarm 'reliance' is off in this run" in caplog.text
     assert "val/organ_iou" in scores
     assert said == []
+
+
+# What is replaced, from which of its calls on, and what the one warning says.
+PLACES = {
+    "read": (RunContext, "read", 2, "left out of the scores of maps"),
+    "update_logits": (ScoreBook, "update_logits", 2, "left out of the scores of maps"),
+    "wanted": (Panel, "wanted", 2, "left out of the scores of maps"),
+    "recorded": (Recorder, "wanted", 2, "left out of the scores of maps"),
+    "compute": (ScoreBook, "compute", 1, "in which it does not suffice to sum them up are left out"),
+    "of_method": (ScoreBook, "_of_method", 1, "in which it does not suffice to sum them up are left out"),
+    "thresholds": (ScoreBook, "thresholds", 1, "in which it does not suffice to sum them up are left out"),
+    "draw": (PanelEntry, "draw", 1, "drawing failed (OutOfMemoryError"),
+    "scale": (_pictures, "shared_scale", 1, "drawing failed (OutOfMemoryError"),
+    "overview": (_pictures, "compose_overview", 1, "failed (OutOfMemoryError"),
+    "report": (Recorder, "_write", 1, "the report is not complete (OutOfMemoryError"),
+    "writing": (Recorder, "write", 1, "pictures, tables and the report"),
+    "cases": (FixedCases, "offer", 1, None),
+}
+
+
+@pytest.fixture(scope="module")
+def unwatched(tmp_path_factory):
+    """Weights of the same training without a monitor."""
+    module = make_lit(make_net())
+    trainer = make_trainer(tmp_path_factory.mktemp("unwatched"), max_epochs=2)
+    trainer.fit(module, loader(make_cases()), loader(make_cases(7, seed=5)))
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_wherever_memory_ends_the_training_goes_on(tmp_path, monkeypatch, caplog, unwatched, place):
+    owner, name, first, words = PLACES[place]
+    original, calls = getattr(owner, name), []
+
+    def ending(*args, **kwargs):
+        calls.append(place)
+        if len(calls) >= first:
+            raise NO_MEMORY
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, ending)
+    caplog.set_level("INFO")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        alarms = [{"name": "reliance", "every_n_epochs": 1, "cases": 2}] if place == "cases" else []
+        module = make_lit(make_net())
+        monitor = ct.AttentionMonitor(LAYER, TABLE, alarms=alarms)
+        trainer = make_trainer(tmp_path, monitor, max_epochs=2)
+        trainer.fit(module, loader(make_cases()), loader(make_cases(7, seed=5)))
+    said = [str(w.message) for w in caught if "Tried to allocate" in str(w.message)]
+    assert [words in line for line in said] == ([True] if words else [])
+    assert (words is None) == ("alarm 'reliance' is off in this run" in caplog.text)
+    assert torch.equal(torch.cat([p.detach().flatten() for p in module.parameters()]), unwatched)
+    assert len(calls) >= first
+    assert ("val/auroc" in trainer.callback_metrics) == (place != "compute")
+    assert monitor.relief.level == 0
+
+
+@pytest.mark.parametrize("may", [False, lambda: False])
+def test_what_other_processes_wait_for_is_not_left_out(may):
+    with pytest.raises(torch.OutOfMemoryError), Relief().sparing("", may):
+        raise NO_MEMORY
+
+
+def test_scores_and_labels_of_a_batch_are_kept_together_or_not_at_all(monkeypatch):
+    metric, rows = LabelAUROC(1), [(torch.ones(2, 1), torch.zeros(2, 1)), (torch.zeros(1, 1), torch.ones(1, 1))]
+    metric.update(*rows[0])
+    module = importlib.import_module("camtrain.metrics.label_auroc")
+    add, calls = module.add_block, []
+
+    def add_block(blocks, fresh):
+        calls.append(fresh)
+        if len(calls) == 2:
+            raise NO_MEMORY
+        add(blocks, fresh)
+
+    monkeypatch.setattr(module, "add_block", add_block)
+    with pytest.raises(torch.OutOfMemoryError):
+        metric.update(*rows[1])
+    assert [len(each) for each in metric.rows()] == [2, 2]
+    metric.update(*rows[1])
+    assert [each[:, 0].tolist() for each in metric.rows()] == [[1, 1, 0], [0, 0, 1]]
+
+
+def test_a_batch_that_was_left_out_moves_no_other(monkeypatch):
+    """Of 7 cases rank 1 of 2 shows 1, 3, 5, and 0 again; the first batch of two never came to be counted."""
+    data = torch.utils.data.TensorDataset(torch.zeros(7))
+    sampler = torch.utils.data.DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)
+    shown = torch.utils.data.DataLoader(data, batch_size=2, sampler=sampler)
+    monkeypatch.setattr("camtrain.callbacks._splits.loader_of", lambda *_: shown)
+    label = Repeats().unknown(None, torch.ones(2, 1), None, 1, 0)
+    assert label.isnan()[:, 0].tolist() == [False, True]
 
 
 SCRIPT = """

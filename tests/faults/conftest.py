@@ -14,6 +14,11 @@ import yaml
 HERE = Path(__file__).parent
 SIZE = [16, 20, 18]
 CALLBACKS = "camtrain.callbacks"
+# One that asks the network about cases it keeps, and one with a history and a patience.
+ALARMS = [
+    {"name": "reliance", "every_n_epochs": 1, "cases": 4, "threshold": 0.0, "outside": 0.0},
+    {"name": "empty_maps", "threshold": 0.0},
+]
 
 
 def callbacks():
@@ -23,7 +28,7 @@ def callbacks():
         {"class_path": f"{CALLBACKS}.OutsideSwap", "init_args": {"without_organs": "atlas"}},
         {
             "class_path": f"{CALLBACKS}.AttentionMonitor",
-            "init_args": {"layer": "net.relu", "panel_cases": 2, "labels_per_case": 1, "alarms": []},
+            "init_args": {"layer": "net.relu", "panel_cases": 2, "labels_per_case": 1, "alarms": ALARMS},
         },
         {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": {"save_last": True}},
     ]
@@ -78,7 +83,7 @@ class Runs:
         ]
 
     def __call__(self, *runs, seconds=300):
-        """Run one after the other: (exit statuses, stdout and stderr) of each."""
+        """Run one after the other: (exit statuses, stdout and stderr, is a process left) of each."""
         order = self.folder / "order.json"
         order.write_text(json.dumps(runs))
         words = [sys.executable, str(HERE / "fault_runs.py"), str(order)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import signal
+import time
 
 import pytorch_lightning as pl
 from monai.data import Dataset
@@ -43,13 +45,31 @@ class DroppingNet(nn.Sequential):
 
 
 class EndsAt(pl.Callback):
-    """Sends this process a signal when a step has ended; or from then on lets no file grow beyond some bytes."""
+    """Sends this process a signal when a step has ended; or from then on lets no file grow beyond some bytes.
 
-    def __init__(self, step: int = 0, sent: int = 0, rank: int = 0, bytes_left: int = 0):
+    `group`: has the process that started this one send SIGTERM to this one's whole group, as clusters do; instead of
+    behind a training step, with `validating`, in the first validation from that step on.
+    """
+
+    def __init__(self, step=0, sent=0, rank=0, bytes_left=0, group=0, validating=0):
         self.step, self.sent, self.rank, self.bytes_left = step, sent, rank, bytes_left
+        self.group, self.validating = group, validating
+
+    def on_validation_batch_start(self, trainer, *rest):
+        if self.validating and trainer.global_step >= self.step:
+            self.validating = 0
+            self._ask_outside()
+
+    def _ask_outside(self):
+        assert len(multiprocessing.active_children()) >= 2, "no worker is there to be hit"
+        os.kill(os.getppid(), signal.SIGUSR1)
+        time.sleep(0.5)  # what a worker's death does is done by then
 
     def on_train_batch_end(self, trainer, *rest):
-        if trainer.global_step != self.step or trainer.global_rank != self.rank:
+        if trainer.global_step != self.step or trainer.global_rank != self.rank or self.validating:
+            return
+        if self.group:
+            self._ask_outside()
             return
         if self.bytes_left:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails as on a full disk

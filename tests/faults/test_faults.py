@@ -13,14 +13,15 @@ LAST = ["--ckpt_path", "last"]
 
 @pytest.fixture(scope="module")
 def alone(make_runs, tmp_path_factory):
-    """Folder, and (exit statuses, output) by name: runs of one process, which share what the imports cost."""
+    """Folder, and (exit statuses, output, is a process left) by name: of runs that share what the imports cost."""
     folder = tmp_path_factory.mktemp("alone")
     runs = make_runs(folder)
     full = runs.ending(step=7, bytes_left=12000)  # no file can grow beyond so many bytes from there on
     without = [c for c in runs.callbacks() if "ModelCheckpoint" not in c["class_path"]]
     planned = {
         "whole": runs.fit("whole"),
-        "term": runs.fit("ended", *runs.ending(step=8, sent=signal.SIGTERM), *LAST, "--data.num_workers", 2),
+        "term": runs.fit("ended", *runs.ending(step=8, group=1), *LAST, "--data.num_workers", 2),
+        "validating": runs.fit("ended", *runs.ending(step=10, group=1, validating=1), *LAST, "--data.num_workers", 2),
         "kill": runs.fit("ended", *runs.ending(step=13, sent=signal.SIGKILL), *LAST),
         "end": runs.fit("ended", *LAST, "--data.num_workers", 2),
         "failed": runs.fit("saving", *full),
@@ -49,6 +50,15 @@ def equal(one, other):
     return one == other
 
 
+def same_state(once, twice):
+    """Of two checkpoints: all that a run goes on with, but where it lies."""
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert equal(once[key], twice[key]), key
+    for key, state in once["callbacks"].items():
+        if "ModelCheckpoint" not in key:
+            assert equal(without_places(state), without_places(twice["callbacks"][key])), key
+
+
 def without_places(state):
     return {k: without_places(v) if isinstance(v, dict) else v for k, v in state.items() if k not in ("run_id", "root")}
 
@@ -64,24 +74,34 @@ def scores(folder):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_ended_twice_ends_as_the_whole_run(alone):
+def test_a_run_that_was_ended_again_and_again_ends_as_the_whole_run(alone):
     """Draws of dropout and augmentation, order of cases, schedule, scores: by SIGTERM, then by kill -9."""
     folder, done = alone
     assert done["whole"][0] == [0], done["whole"][1][-3000:]
-    assert done["term"][0] == [143], done["term"][1][-3000:]
     assert done["kill"][0] == [-signal.SIGKILL], done["kill"][1][-3000:]
     assert done["end"][0] == [0], done["end"][1][-3000:]
     once, twice = load(checkpoints(folder / "whole")[-1]), load(checkpoints(folder / "ended")[-1])
     assert once["global_step"] == twice["global_step"] == 15
-    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert equal(once[key], twice[key]), key
-    for key, state in once["callbacks"].items():
-        if "ModelCheckpoint" not in key:
-            assert equal(without_places(state), without_places(twice["callbacks"][key])), key
-    # Three versions of the logger: the run's own folder went on from one to the next, and holds all epochs.
-    assert len(checkpoints(folder / "ended")) == 3
+    same_state(once, twice)
+    alarms = once["callbacks"]["AttentionMonitor[]"]["alarms"]
+    assert alarms["questions"]["answers"]
+    assert len(alarms["board"]["history"]["val"]) == 3
+    # Four versions of the logger, of which one was killed before a checkpoint: the run's own folder went on from one to
+    # the next, and holds all epochs.
+    assert [file.parts[-3] for file in checkpoints(folder / "ended")] == ["version_0", "version_1", "version_3"]
     assert scores(folder / "whole") == scores(folder / "ended")
-    assert "SIGTERM; the run goes on from" in done["term"][1]
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_workers_too_costs_no_step_and_leaves_no_process(alone):
+    """As clusters send it: to the whole process group, at a step and in a validation."""
+    folder, done = alone
+    for name, version, step in (("term", 0, 9), ("validating", 1, 11)):
+        assert done[name][0] == [143], done[name][1][-3000:]
+        assert "SIGTERM; the run goes on from" in done[name][1]
+        assert "worker" not in done[name][1]
+        assert load(folder / f"ended/r/version_{version}/checkpoints/last.ckpt")["global_step"] == step
+        assert not done[name][2]
 
 
 @pytest.mark.slow
@@ -116,19 +136,20 @@ def test_one_of_two_processes_dies_and_both_are_told_to_end(make_runs, tmp_path)
     """Within seconds, with a sentence; the restarts end where the run without interruption ends."""
     runs = make_runs(tmp_path)
     two = {"processes": 2, "max_epochs": 2, "devices": 2, "strategy": "ddp"}
-    whole, dead, told, end = runs(
+    whole, dead, first, told, end = runs(
         runs.fit("whole", **two),
         runs.fit("ended", *runs.ending(step=4, sent=signal.SIGKILL, rank=1), **two),
+        runs.fit("ended", *runs.ending(step=4, sent=signal.SIGKILL, rank=0), *LAST, **two),
         runs.fit("ended", *runs.ending(step=4, sent=signal.SIGTERM, rank=1), *LAST, "--data.num_workers", 2, **two),
         runs.fit("ended", *LAST, **two),
-        seconds=120,
     )
     assert whole[0] == end[0] == [0, 0], whole[1][-3000:] + end[1][-3000:]
     assert dead[0] == [1, -signal.SIGKILL], dead[1][-3000:]
-    assert "because another process of this run has gone" in dead[1]
+    assert first[0] == [-signal.SIGKILL, 1], first[1][-3000:]
+    for ended in (dead, first):
+        assert "because another process of this run has gone" in ended[1]
     assert told[0] == [143, 143], told[1][-3000:]
     assert "SIGTERM; the run goes on from" in told[1]
     once, twice = load(checkpoints(tmp_path / "whole")[-1]), load(checkpoints(tmp_path / "ended")[-1])
     assert once["global_step"] == twice["global_step"] == 6
-    assert equal(once["state_dict"], twice["state_dict"])
-    assert equal(once["optimizer_states"], twice["optimizer_states"])
+    same_state(once, twice)

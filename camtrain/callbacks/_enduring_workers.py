@@ -1,0 +1,121 @@
+"""Worker processes of DataLoaders that outlast SIGTERM, so that the process which they read for can end in order."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import signal
+import sys
+import weakref
+from collections.abc import Callable
+from multiprocessing.context import get_spawning_popen
+from multiprocessing.sharedctypes import RawValue
+from typing import Any
+
+InitFn = Callable[[int], Any]
+
+
+class EnduringWorkers:
+    """Has the workers of a Trainer's loaders pass over SIGTERM from now on until `undo()`.
+
+    Clusters send SIGTERM to every process of a job. A worker would die of it at once, and torch then ends the training
+    wherever it is. The workers need no signal: they leave when their process lets go of them, or is gone.
+
+    Args:
+        trainer: Every loader of every stage passes through its strategy's `process_dataloader` before it is iterated.
+            What the loader has as `worker_init_fn`, or gets from Lightning, is called as before.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._strategy: Any = None
+        self._loaders: weakref.WeakSet[Any] = weakref.WeakSet()
+        strategy = trainer.strategy
+        if os.name != "posix" or "process_dataloader" in vars(strategy):
+            return
+        self._strategy, self._number = strategy, _Number.of_this_process()
+        self._number.runs.value += 1
+        original = strategy.process_dataloader
+
+        def process_dataloader(loader: Any) -> Any:
+            self._cover(trainer, loader)
+            return original(loader)
+
+        strategy.process_dataloader = process_dataloader
+
+    def _cover(self, trainer: Any, loader: Any) -> None:
+        if not getattr(loader, "num_workers", 0) or not hasattr(loader, "worker_init_fn"):
+            return
+        # Lightning's seeds for workers go where nothing is yet, so they must come first.
+        seeding = getattr(sys.modules[type(trainer._data_connector).__module__], "_auto_add_worker_init_fn", None)
+        if seeding is not None:
+            seeding(loader, trainer.global_rank)
+        if not isinstance(loader.worker_init_fn, Enduring):
+            loader.worker_init_fn = Enduring(loader.worker_init_fn, self._number.runs)
+        self._loaders.add(loader)
+
+    def undo(self) -> None:
+        """Leave strategy and loaders as they were; workers that are still there end by SIGTERM again."""
+        if self._strategy is None:
+            return
+        vars(self._strategy).pop("process_dataloader", None)
+        self._strategy = None
+        self._number.runs.value -= 1
+        for loader in self._loaders:
+            if isinstance(loader.worker_init_fn, Enduring):
+                loader.worker_init_fn = loader.worker_init_fn.own
+        self._loaders.clear()
+
+
+class Enduring:
+    """A `worker_init_fn` that has its process pass over SIGTERM while a run goes on, and then calls another one.
+
+    Args:
+        own: What the loader had.
+        runs: How many runs go on in the process of the loader, in memory that it shares with its workers.
+    """
+
+    def __init__(self, own: InitFn | None, runs: Any) -> None:
+        self.own, self._runs, self._parent = own, runs, 0
+
+    def __call__(self, worker_id: int) -> None:
+        self._parent = os.getppid()
+        # After torch has set its own handler, by which a worker dies.
+        signal.signal(signal.SIGTERM, self._told)
+        signal.siginterrupt(signal.SIGTERM, False)  # what reads a file here need not know of it
+        if self.own is not None:
+            self.own(worker_id)
+
+    def _told(self, *_: Any) -> None:
+        # At the end of the process Python ends its workers by SIGTERM, and waits for them: that has to work.
+        if self._runs.value <= 0 or os.getppid() != self._parent:
+            os._exit(0)
+
+    def __reduce__(self) -> Any:
+        # Shared memory goes to a new worker only. Whoever copies the loader copies the user's own.
+        return (Enduring, (self.own, self._runs)) if get_spawning_popen() is not None else (_same, (self.own,))
+
+
+class _Number:
+    """How many runs go on in one process: a child process that begins a run has a number of its own."""
+
+    _known: _Number | None = None
+
+    def __init__(self) -> None:
+        self.process, self.runs = os.getpid(), RawValue(ctypes.c_int, 0)
+        # Registered after multiprocessing's own, so called before it: whatever has happened, nothing waits for ever.
+        atexit.register(self._over)
+
+    @classmethod
+    def of_this_process(cls) -> _Number:
+        if cls._known is None or cls._known.process != os.getpid():
+            cls._known = cls()
+        return cls._known
+
+    def _over(self) -> None:
+        if self.process == os.getpid():
+            self.runs.value = 0
+
+
+def _same(own: Any) -> Any:
+    return own
