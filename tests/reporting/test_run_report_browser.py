@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from browser import Browser, needs_browser
 from PIL import Image
-from run_report_tools import LABELS, make_run
+from run_report_tools import LABELS, make_run, maps_of
 from test_run_report import EVIL
 
 from camtrain.reporting import RunReport, Score, write_run_comparison
 from camtrain.reporting.overlays import blend, enlarge, section
-from camtrain.reporting.panel_files import read_maps, read_volume
+from camtrain.reporting.panel_files import read_maps, read_volume, write_maps
 from camtrain.reporting.report_blocks import on_screen
 from camtrain.reporting.report_digest import MEASURES
 from camtrain.reporting.slices import NORMAL, cut
@@ -331,6 +331,35 @@ def test_everything_has_a_name_for_screen_readers(run, browser):
         assert all(named[role]), (role, named[role])
     assert "axial slice" in " ".join(named["image"])
     assert {"both", "for", "against"} <= set(named["radio"])
+
+
+# (The tree of the DevTools protocol leaves `aria-valuetext` out, also of the simplest slider.)
+HEARD = """return ['epoch', 'slice-axial', 'slice-coronal', 'slice-sagittal', 'opacity']
+.map((id) => document.getElementById(id).getAttribute('aria-valuetext'))"""
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_sliders_say_what_is_shown(browser, tmp_path, several):
+    runs = []
+    for name in "ab"[: 1 + several]:
+        made = make_run(tmp_path / name, epochs=1, cases=CASES[:1])
+        for epoch in (5, 10, 15):
+            write_maps(made.maps_path(epoch), maps_of(epoch, CASES[:1], LABELS), epoch=epoch, step=epoch)
+        runs.append(made.path)
+    open_page(browser, write_run_comparison(*runs, tmp_path / "two.html") if several else RunReport(runs[0]).write())
+    assert browser.run(HEARD)[0] == "epoch 15"
+    for ident, value in (
+        ("epoch", 2),
+        ("slice-axial", 4),
+        ("slice-coronal", 0),
+        ("slice-sagittal", 23),
+        ("opacity", 45),
+    ):
+        choose(browser, ident, value)
+    wait(browser, HEARD, ["epoch 10", "5 of 16", "1 of 20", "24 of 24", "45 %"])
+    browser.run("document.querySelector('#plane-axial canvas').focus()")
+    browser.press("ArrowUp")
+    wait(browser, f"{HEARD}[1]", "6 of 16")
 
 
 def test_a_page_without_cases_has_scores_only(browser, tmp_path):

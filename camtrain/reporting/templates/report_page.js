@@ -129,7 +129,11 @@ at("play").addEventListener("click", () => {
   }, 500);
 });
 for (const id of ["outline", "ends"]) at(id).addEventListener("change", () => { draw(); drawStrip(); });
-at("opacity").addEventListener("input", () => { at("opacity-out").textContent = `${at("opacity").value} %`; draw(); });
+at("opacity").addEventListener("input", () => {
+  at("opacity-out").textContent = `${at("opacity").value} %`;
+  heard(at("opacity"), at("opacity-out").textContent);
+  draw();
+});
 for (const input of document.querySelectorAll("input[name=sign]")) input.addEventListener("change", () => { draw(); drawStrip(); });
 at("peak").addEventListener("click", () => { view.point = null; draw().then(drawStrip); });
 let width = innerWidth;
