@@ -11,6 +11,8 @@ from typing import Any
 from camtrain.reporting import Patience
 
 _CALLS = ("log_metrics", "save", "after_save_checkpoint", "finalize")
+# Once, before the first step: where they fail, the scores are tried all the same.
+_FIRST = ("log_hyperparams", "log_graph")
 # Packages that have exceptions of their own for a service that is dead or a network that is gone.
 _CLIENTS = {"wandb", "mlflow", "neptune", "comet_ml", "clearml", "tensorboard", "requests", "urllib3", "grpc"}
 
@@ -53,8 +55,8 @@ class LoggerGuard:
         self._covered: list[tuple[Any, str]] = []
         for logger in loggers:
             patience = patience_with(logger)
-            for name in _CALLS if hasattr(logger, "__dict__") else ():
-                self._cover(logger, name, patience)
+            for name in (*_FIRST, *_CALLS) if hasattr(logger, "__dict__") else ():
+                self._cover(logger, name, patience.alike() if name in _FIRST else patience)
 
     def _cover(self, logger: Any, name: str, patience: Patience) -> None:
         original = getattr(logger, name, None)

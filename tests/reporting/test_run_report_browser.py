@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from browser import Browser, needs_browser
 from PIL import Image
-from run_report_tools import LABELS, make_run, maps_of
+from run_report_tools import LABELS, make_run
 from test_run_report import EVIL
 
-from camtrain.reporting import RunReport, Score, write_run_comparison
+from camtrain.reporting import RunReport, write_run_comparison
 from camtrain.reporting.overlays import blend, enlarge, section
-from camtrain.reporting.panel_files import read_maps, read_volume, write_maps
+from camtrain.reporting.panel_files import read_maps, read_volume
 from camtrain.reporting.report_blocks import on_screen
-from camtrain.reporting.report_digest import MEASURES
 from camtrain.reporting.slices import NORMAL, cut
 
 pytestmark = [needs_browser, pytest.mark.slow]
@@ -238,6 +237,39 @@ def test_two_runs_move_together(run, browser, tmp_path):
     assert browser.console() == []
 
 
+def test_cases_of_one_run_are_named_and_shown(browser, tmp_path):
+    names = [f"case {i}" for i in range(9)]
+    apart = "const p = document.getElementById('apart'); return p.checkVisibility() ? p.textContent : ''"
+    cases = "return [...document.querySelectorAll('#case option')].map((each) => each.textContent)"
+    first = make_run(tmp_path / "a", cases=names[:8], epochs=1).path
+    both = make_run(tmp_path / "b", cases=["case 7", "<i>"], epochs=1).path
+    open_page(browser, write_run_comparison(first, both, tmp_path / "some.html"))
+    said = browser.run(apart)
+    assert said.startswith(
+        "1 case in both runs; 7 cases only in A: case 0, case 1, case 2, case 3, case 4 and 2 more; "
+    )
+    assert "1 case only in B: <i>." in said
+    assert "nifti_cases=" in said
+    assert browser.run(cases)[::7] == ["case 7", "case 6 (A only)"]
+    other = make_run(tmp_path / "c", cases=["case 8"], epochs=1).path
+    open_page(browser, write_run_comparison(first, other, tmp_path / "none.html"))
+    assert browser.run(apart).startswith("The runs show no case in common")
+    choose(browser, "case", "8")
+    wait(browser, SAID, "A not a case of this run B present, p = 0.90, 0.25 of the evidence inside")
+    time.sleep(0.2)
+    coloured = []
+    for i in range(2):
+        drawn = f"return document.querySelectorAll('#plane-axial canvas')[{i}].toDataURL('image/png')"
+        browser.run("document.getElementById('outline').checked && document.getElementById('outline').click()")
+        time.sleep(0.2)
+        coloured.append(np.ptp(picture(browser.run(drawn)).reshape(-1, 3), axis=1).max() > 20)
+    assert coloured == [False, True]
+    same = make_run(tmp_path / "d", cases=["case 8"], epochs=1).path
+    open_page(browser, write_run_comparison(other, same, tmp_path / "all.html"))
+    assert browser.run(apart) == ""
+    assert browser.console() == []
+
+
 def test_light_dark_narrow_and_paper(run, browser, tmp_path):
     open_page(browser, run.report_path)
     brightness = {}
@@ -265,60 +297,6 @@ def test_light_dark_narrow_and_paper(run, browser, tmp_path):
     )
 
 
-MANY = ["a_label_name_without_any_space_that_is_rather_long", *(f"finding {i}" for i in range(29))]
-# What reaches beyond the right edge, cells that hide a part of their own words, names that are cut with dots.
-BEYOND = """const seen = (e) => e.checkVisibility() && !e.closest('.vh, .skip');
-const shown = [...document.body.querySelectorAll('*')].filter(seen);
-const words = (e) => `${e.tagName} ${e.className} ${e.textContent.slice(0, 30)}`;
-return [...shown.filter((e) => e.getBoundingClientRect().right > arguments[0] + 1).map(words),
-  ...shown.filter((e) => e.matches('th, td, .name, b, .scroll')).filter((e) => e.clientWidth)
-    .filter((e) => e.scrollWidth > e.clientWidth + 1).map(words)]"""
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    """Two runs of 30 labels with every measure that there is."""
-    runs = []
-    for good in (False, True):
-        runs.append(make_run(tmp_path_factory.mktemp("wide"), epochs=2, labels=MANY, cases=CASES[:2], good=good))
-        runs[-1].write_scores(
-            Score(1, 1, "val", "hirescam", label, name, 0.25) for label in MANY for name in MEASURES if name != "auroc"
-        )
-    return runs
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_all_of_it_is_on_paper(wide, browser, tmp_path, several):
-    first, second = (run.path for run in wide)
-    page = write_run_comparison(first, second, tmp_path / "two.html") if several else RunReport(first).write()
-    open_page(browser, page)
-    try:
-        browser.devtools("Emulation.setEmulatedMedia", media="print")
-        browser.run("dispatchEvent(new Event('beforeprint'))")
-        for width in (703, 725):  # A4 and Letter without their margins of 12 mm
-            browser.devtools(
-                "Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False
-            )
-            assert browser.run(BEYOND, width) == []
-        heads = (
-            "return [...document.querySelectorAll(arguments[0])].filter((e) => e.checkVisibility() && e.offsetWidth)"
-        )
-        table = ".difference thead tr:first-child th:not(.t)" if several else ".heat:not([hidden]) thead th:not(.t)"
-        assert browser.run(f"{heads}.map((e) => e.textContent)", table) == [each.title for each in MEASURES.values()]
-        assert browser.run(f"{heads}.length", "#curves figure") == len(MANY)
-        said = browser.run("return document.getElementById('curves-of').innerText")
-        assert said.startswith("energy inside, hirescam, val: 30 labels, the ")
-        around = "return getComputedStyle(document.querySelector('.viewer:has(#epoch-out):has(#planes)')).breakInside"
-        assert browser.run(around) == "avoid"
-    finally:
-        browser.run("dispatchEvent(new Event('afterprint'))")
-        browser.devtools("Emulation.setEmulatedMedia", media="")
-        browser.devtools("Emulation.clearDeviceMetricsOverride")
-    assert browser.run("return document.querySelectorAll('#curves svg').length") == 24  # as it was
-    assert browser.run("return document.querySelectorAll('.difference').length") == several
-    assert browser.console() == []
-
-
 def test_everything_has_a_name_for_screen_readers(run, browser):
     open_page(browser, run.report_path)
     named = {}
@@ -331,35 +309,6 @@ def test_everything_has_a_name_for_screen_readers(run, browser):
         assert all(named[role]), (role, named[role])
     assert "axial slice" in " ".join(named["image"])
     assert {"both", "for", "against"} <= set(named["radio"])
-
-
-# (The tree of the DevTools protocol leaves `aria-valuetext` out, also of the simplest slider.)
-HEARD = """return ['epoch', 'slice-axial', 'slice-coronal', 'slice-sagittal', 'opacity']
-.map((id) => document.getElementById(id).getAttribute('aria-valuetext'))"""
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_sliders_say_what_is_shown(browser, tmp_path, several):
-    runs = []
-    for name in "ab"[: 1 + several]:
-        made = make_run(tmp_path / name, epochs=1, cases=CASES[:1])
-        for epoch in (5, 10, 15):
-            write_maps(made.maps_path(epoch), maps_of(epoch, CASES[:1], LABELS), epoch=epoch, step=epoch)
-        runs.append(made.path)
-    open_page(browser, write_run_comparison(*runs, tmp_path / "two.html") if several else RunReport(runs[0]).write())
-    assert browser.run(HEARD)[0] == "epoch 15"
-    for ident, value in (
-        ("epoch", 2),
-        ("slice-axial", 4),
-        ("slice-coronal", 0),
-        ("slice-sagittal", 23),
-        ("opacity", 45),
-    ):
-        choose(browser, ident, value)
-    wait(browser, HEARD, ["epoch 10", "5 of 16", "1 of 20", "24 of 24", "45 %"])
-    browser.run("document.querySelector('#plane-axial canvas').focus()")
-    browser.press("ArrowUp")
-    wait(browser, f"{HEARD}[1]", "6 of 16")
 
 
 def test_a_page_without_cases_has_scores_only(browser, tmp_path):
