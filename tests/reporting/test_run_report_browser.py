@@ -182,6 +182,13 @@ def test_depth_and_errors(run, browser):
     open_page(browser, run.report_path)
     layers = "return [...document.querySelectorAll('#strip b')].map((each) => each.textContent)"
     wait(browser, layers, ["layer3", "layer4"])
+    strip = "return [...document.querySelectorAll('#strip canvas')].map((each) => each.toDataURL('image/png'))"
+    full = browser.run(strip)
+    choose(browser, "opacity", 0)
+    time.sleep(0.3)
+    bare = browser.run(strip)
+    assert all(now != before for now, before in zip(bare, full, strict=True))
+    choose(browser, "opacity", 100)
     cards = """return [...document.querySelectorAll(arguments[0] + ' .card-head')]
     .map((card) => [...card.children].slice(0, 3).map((each) => each.textContent))"""
     assert browser.run(cards, "#fn") == [["stent", "p = 0.20", "case 3"]]

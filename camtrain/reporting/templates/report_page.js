@@ -133,6 +133,7 @@ at("opacity").addEventListener("input", () => {
   at("opacity-out").textContent = `${at("opacity").value} %`;
   heard(at("opacity"), at("opacity-out").textContent);
   draw();
+  drawStrip();
 });
 for (const input of document.querySelectorAll("input[name=sign]")) input.addEventListener("change", () => { draw(); drawStrip(); });
 at("peak").addEventListener("click", () => { view.point = null; draw().then(drawStrip); });
