@@ -1,7 +1,8 @@
 """What an epoch of the report costs: writing the raw maps, and the page around all epochs so far.
 
     python benchmarks/report_cost.py                # 20 epochs x 12 cases x 8 labels, volumes of 64^3, maps of 8^3
-    python benchmarks/report_cost.py --grid 16 --methods 1
+    python benchmarks/report_cost.py --grid 16
+    python benchmarks/report_cost.py --epochs 300 --scored 120   # a long run with scores of very many labels
 
 Random maps and noisy volumes: the worst that compression can meet. Times are those of the processor, which a busy
 machine does not change.
@@ -16,6 +17,7 @@ import time
 import numpy as np
 
 from camtrain.reporting import RunDir, RunReport, Score
+from camtrain.reporting.case_log import CaseRow, write_cases
 from camtrain.reporting.panel_files import CaseMap, PanelVolume, write_maps, write_volume
 
 MEASURES = ("energy_inside", "organ_iou", "pointing_game", "mask_iou", "relevance_rank", "empty_map_rate")
@@ -26,10 +28,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("epochs", 20), ("cases", 12), ("labels", 8), ("size", 64), ("grid", 8), ("methods", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--scored", type=int, help="labels with scores (default: --labels, those with maps of a case)")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     cases = [f"case {i}" for i in range(options.cases)]
     labels = [f"label {i}" for i in range(options.labels)]
+    scored = [*labels, *(f"label {i}" for i in range(options.labels, options.scored or 0)), "mean"]
     methods = ["hirescam", "gradcam", "layercam"][: options.methods]
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(folder)
@@ -52,8 +56,17 @@ def main() -> None:
             run.write_scores(
                 Score(epoch, epoch, "val", method, label, measure, float(rng.random()))
                 for method in methods
-                for label in [*labels, "mean"]
+                for label in scored
                 for measure in MEASURES
+            )
+            write_cases(
+                run,
+                (
+                    CaseRow(epoch, epoch, "val", case, label, 1, 0.5, method, 0.5, 0.5, None, "positive")
+                    for case in cases
+                    for label in labels
+                    for method in methods
+                ),
             )
             times = [time.process_time()]
             write_maps(run.maps_path(epoch), maps, epoch=epoch, step=epoch)
@@ -67,6 +80,8 @@ def main() -> None:
         print(
             f"median of the others: maps {middle[0]:.3f} s, page {middle[1]:.3f} s; longest {later.sum(1).max():.3f} s"
         )
+        last = later[-10:].mean(axis=0)
+        print(f"mean of the last {len(later[-10:])}: maps {last[0]:.3f} s, page {last[1]:.3f} s")
         print(f"report.html: {run.report_path.stat().st_size / 1e6:.1f} MB")
 
 

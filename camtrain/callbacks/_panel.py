@@ -74,11 +74,11 @@ class PanelEntry:
 
     @property
     def brief(self) -> str:
-        """Two short lines for the overview, which shows the map of the first method."""
+        """Short lines for the overview, which shows the map of the first method."""
         share = self.energy_inside.get(next(iter(self.maps), ""))
         inside = "" if share is None else f", inside {share:.2f}"
         truth = "present" if self.present else "absent"
-        return f"{self.label}\n{truth}, p {self.probability:.2f}{inside}, {self.case}"
+        return f"{self.label}\n{truth}, p {self.probability:.2f}{inside}\n{self.case}"
 
     def draw(self, scale: Mapping[str, float], masked: bool = True) -> CasePicture:
         """The picture, with one colour scale per method, and with masks where somebody takes them."""

@@ -53,15 +53,32 @@ def _widest(size: int) -> float:
     return 1.5 * max(font(size).getlength(chr(code)) for code in (*range(32, 127), *map(ord, "·±°…")))
 
 
-def fitted(text: str, size: int, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+def fitted(text: str, size: int, width: int, middle: bool = False) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels.
+
+    Args:
+        text: One line.
+        size: Size of the font in pixels.
+        width: Pixels that there are.
+        middle: Cut it there: names of cases often differ in their last letters only.
+
+    Example:
+        >>> fitted("patient_000123_scan_4", 10, 80), fitted("patient_000123_scan_4", 10, 80, middle=True)
+        ('patient_0001...', 'patien..._scan_4')
+    """
     text = plain(text)
     if text_width(text, size) <= width:
         return text
-    while text and (over := text_width(text + "...", size) - width) > 0:
+    keep = len(text)
+    while keep and (over := text_width(_cut(text, keep, middle), size) - width) > 0:
         # So many letters less cannot be enough; measured one by one, captions were most of what text costs.
-        text = text[: -max(1, int((over - 2) / _widest(size)))]
-    return text.rstrip() + "..." if text else ""
+        keep -= max(1, min(keep, int((over - 2) / _widest(size))))
+    return _cut(text, keep, middle) if keep else ""
+
+
+def _cut(text: str, keep: int, middle: bool) -> str:
+    end = keep // 2 if middle else 0
+    return f"{text[: keep - end].rstrip()}...{text[len(text) - end :].lstrip()}"
 
 
 def sheet(height: int, width: int) -> Pixels:
@@ -179,17 +196,24 @@ def framed(block: Pixels, margin: int) -> Pixels:
     return page
 
 
-def headline(text: str, width: int, size: int, colour: tuple[int, int, int] = INK, centre: bool = False) -> Pixels:
-    """A strip with one line of text."""
+def headline(
+    text: str,
+    width: int,
+    size: int,
+    colour: tuple[int, int, int] = INK,
+    centre: bool = False,
+    middle: bool = False,
+) -> Pixels:
+    """A strip with one line of text; `middle`: cut there where it is too long."""
     # Short ones are names of labels and maps, which come back in every picture.
-    return (_strip if len(text) <= _WORD else _strip.__wrapped__)(text, width, size, colour, centre)
+    return (_strip if len(text) <= _WORD else _strip.__wrapped__)(text, width, size, colour, centre, middle)
 
 
 @functools.lru_cache(maxsize=64)
-def _strip(text: str, width: int, size: int, colour: tuple[int, int, int], centre: bool) -> Pixels:
+def _strip(text: str, width: int, size: int, colour: tuple[int, int, int], centre: bool, middle: bool) -> Pixels:
     height = round(1.5 * size)
     at, anchor = ((width / 2, height / 2), "mm") if centre else ((0.0, height / 2), "lm")
-    strip = write(sheet(height, width), [(fitted(text, size, width), at, anchor, size, colour)])
+    strip = write(sheet(height, width), [(fitted(text, size, width, middle), at, anchor, size, colour)])
     strip.setflags(write=False)
     return strip
 

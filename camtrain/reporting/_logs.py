@@ -49,22 +49,27 @@ def readable_rows(path: Path, log: Log, make: Callable[[list[str]], Row]) -> tup
     Returns:
         Rows, and sentences to be put behind the name of the file.
     """
-    rows: list[Row] = []
     if not path.exists():
-        return rows, []
-    faults: list[str] = []
+        return [], []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.reader(file)
-        try:
-            if (header := next(reader, [])) != list(log.columns):
-                return rows, [f": expected the columns {', '.join(log.columns)}, got {header}"]
-            for cells in reader:
-                try:
-                    rows.append(make(cells))
-                except (ValueError, IndexError) as error:
-                    faults.append(f", line {reader.line_num}: not a row of {log.what} ({error})")
-        except csv.Error as error:
-            faults.append(f", line {reader.line_num}: not readable as CSV ({error}), nor is what follows")
+        return rows_in(file, log, make)
+
+
+def rows_in(file: Iterable[str], log: Log, make: Callable[[list[str]], Row]) -> tuple[list[Row], list[str]]:
+    """As `readable_rows`, of an open file or its lines."""
+    rows: list[Row] = []
+    faults: list[str] = []
+    reader = csv.reader(file)
+    try:
+        if (header := next(reader, [])) != list(log.columns):
+            return rows, [f": expected the columns {', '.join(log.columns)}, got {header}"]
+        for cells in reader:
+            try:
+                rows.append(make(cells))
+            except (ValueError, IndexError) as error:
+                faults.append(f", line {reader.line_num}: not a row of {log.what} ({error})")
+    except csv.Error as error:
+        faults.append(f", line {reader.line_num}: not readable as CSV ({error}), nor is what follows")
     return rows, faults
 
 

@@ -278,7 +278,7 @@ def compose_overview(tiles: Sequence[Pixels], titles: Sequence[str], cell: int =
 
     Args:
         tiles: (h, w, 3) each, such as `CasePicture.tile`.
-        titles: One or two short lines for each.
+        titles: Some short lines for each; the first is the brightest. They are cut in their middle.
         cell: Width and height of a tile in pixels.
 
     Returns:
@@ -293,6 +293,7 @@ def compose_overview(tiles: Sequence[Pixels], titles: Sequence[str], cell: int =
     if not tiles or len(tiles) != len(titles):
         raise InputError(f"expected a title for each of one tile or more, got {len(titles)} for {len(tiles)}")
     columns = int(np.ceil(np.sqrt(len(tiles))))
+    count = max(2, *(title.count("\n") + 1 for title in titles))
     cells = []
     for tile, title in zip(tiles, titles, strict=True):
         zoom = cell / max(tile.shape[:2])
@@ -300,8 +301,9 @@ def compose_overview(tiles: Sequence[Pixels], titles: Sequence[str], cell: int =
         page = _draw.sheet(cell, cell)
         top, left = (cell - size[1]) // 2, (cell - size[0]) // 2
         page[top : top + size[1], left : left + size[0]] = np.asarray(Image.fromarray(tile).resize(size))
-        first, _, second = title.partition("\n")
-        lines = [_draw.headline(first, cell, 11), _draw.headline(second, cell, 10, _draw.FAINT)]
+        first, *others = title.split("\n") + [""] * (count - 1 - title.count("\n"))
+        lines = [_draw.headline(first, cell, 11, middle=True)]
+        lines += [_draw.headline(other, cell, 10, _draw.FAINT, middle=True) for other in others]
         cells.append(_draw.stack([*lines, page], 0, down=True))
     rows = [_draw.stack(cells[i : i + columns], 2, down=False) for i in range(0, len(cells), columns)]
     return _draw.stack(rows, 4, down=True)

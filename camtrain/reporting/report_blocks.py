@@ -159,7 +159,7 @@ def maps_piece(
     return Piece("maps", split, about["epoch"], text)
 
 
-def thinned(paths: Mapping[int, Path], budget: int) -> list[int]:
+def thinned(paths: Mapping[int, Path], budget: int, besides: Mapping[int, int] | None = None) -> list[int]:
     """Which epochs a page can hold: all, or the first, every second, fourth, eighth ... behind it, and the last.
 
     What one epoch leaves out no later one brings back, so that pieces need not be made anew as a run gets longer.
@@ -167,6 +167,7 @@ def thinned(paths: Mapping[int, Path], budget: int) -> list[int]:
     Args:
         paths: Epoch -> file of maps.
         budget: Bytes of the page that they may take.
+        besides: Epoch -> bytes of what else the page holds for it.
 
     Example:
         >>> thinned({epoch: Path("no such file") for epoch in range(10)}, 9000)
@@ -174,7 +175,7 @@ def thinned(paths: Mapping[int, Path], budget: int) -> list[int]:
     """
     epochs = sorted(paths)
     # Base64 takes a third more than the file, the list of what is there comes on top.
-    sizes = {epoch: 1.45 * _size(paths[epoch]) + 2000 for epoch in epochs}
+    sizes = {epoch: 1.45 * _size(paths[epoch]) + 2000 + (besides or {}).get(epoch, 0) for epoch in epochs}
     kept = epochs
     step = 1
     while sum(sizes[epoch] for epoch in kept) > budget and len(kept) > 2:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +12,8 @@ from typing import Any, NamedTuple
 from camtrain.reporting.run_dir import MEAN, Score
 
 OUTSIDE, INSIDE = 0.5, 0.8
-_MOST_POINTS, _MOST_VALUES = 200, 20_000  # epochs of a curve; epochs x labels of all curves of one score
+_MOST_POINTS, _MOST_VALUES = 200, 400_000  # epochs of a curve; values of all curves of a split
+_MOST_IN_SPARK = 100
 
 
 class ReportMeasure(NamedTuple):
@@ -71,6 +74,26 @@ _STATES = {"outside": "mostly outside", "partly": "partly outside", "inside": "i
 _UNSCORED = "not scored"
 
 
+class _Series:
+    """Values over epochs, 16 bytes for each: a dictionary would need ten times as much, for as long as a run lasts."""
+
+    __slots__ = ("epochs", "values")
+
+    def __init__(self) -> None:
+        self.epochs, self.values = array("q"), array("d")
+
+    def put(self, epoch: int, value: float) -> None:
+        place = bisect_left(self.epochs, epoch)
+        if place < len(self.epochs) and self.epochs[place] == epoch:
+            self.values[place] = value
+        else:
+            self.epochs.insert(place, epoch)
+            self.values.insert(place, value)
+
+    def points(self) -> dict[int, float]:
+        return dict(zip(self.epochs, self.values, strict=True))
+
+
 class Curves:
     """The scores of a run as curves over epochs; of several values of one epoch the last counts.
 
@@ -84,17 +107,31 @@ class Curves:
     """
 
     def __init__(self, rows: Iterable[Score]) -> None:
-        self._of: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
+        self._of: dict[tuple[str, str, str], dict[str, _Series]] = {}
+        self._labels: dict[str, None] = {}
         self.epochs: dict[str, list[int]] = {}
-        labels: dict[str, None] = {}
-        seen: dict[str, set[int]] = {}
+        self.add(rows)
+
+    def add(self, rows: Iterable[Score]) -> None:
+        """Further rows; they count more than those before them."""
         for row in rows:
-            measures = self._of.setdefault((row.split, row.method, row.measure), {})
-            measures.setdefault(row.label, {})[row.epoch] = row.value
-            seen.setdefault(row.split, set()).add(row.epoch)
-            labels[row.label] = None
-        self.epochs = {split: sorted(found) for split, found in seen.items()}
-        self.labels = [label for label in labels if label != MEAN]
+            labels = self._of.setdefault((row.split, row.method, row.measure), {})
+            if row.label not in labels:
+                labels[row.label] = _Series()
+                self._labels[row.label] = None
+            labels[row.label].put(row.epoch, row.value)
+            epochs = self.epochs.setdefault(row.split, [])
+            if (place := bisect_left(epochs, row.epoch)) == len(epochs) or epochs[place] != row.epoch:
+                epochs.insert(place, row.epoch)
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels with scores, in the order in which they were written."""
+        return [label for label in self._labels if label != MEAN]
+
+    def __len__(self) -> int:
+        """How many curves there are."""
+        return sum(map(len, self._of.values()))
 
     @property
     def splits(self) -> list[str]:
@@ -118,25 +155,31 @@ class Curves:
 
     def points(self, split: str, method: str, measure: str, label: str) -> dict[int, float]:
         """Epoch -> value, in the order of the epochs."""
-        found = self._of.get((split, method, measure)) or self._of.get((split, "", measure)) or {}
-        return dict(sorted(found.get(label, {}).items()))
+        found = self._series(split, method, measure, label)
+        return found.points() if found else {}
 
     def last(self, split: str, method: str, measure: str, label: str) -> float | None:
         """The newest value; None where there is none."""
-        points = self.points(split, method, measure, label)
-        return points[max(points)] if points else None
+        found = self._series(split, method, measure, label)
+        return found.values[-1] if found else None
+
+    def _series(self, split: str, method: str, measure: str, label: str) -> _Series | None:
+        found = self._of.get((split, method, measure)) or self._of.get((split, "", measure)) or {}
+        return found.get(label)
 
     def for_script(self) -> dict[str, Any]:
         """All curves as plain lists: split -> epochs, and method -> measure -> label -> values."""
         result: dict[str, Any] = {}
         for split, epochs in self.epochs.items():
-            step = math.ceil(len(epochs) / min(_MOST_POINTS, max(20, _MOST_VALUES // max(1, len(self.labels)))))
+            curves = sum(len(labels) for (of, _, _), labels in self._of.items() if of == split)
+            step = math.ceil(len(epochs) / min(_MOST_POINTS, max(20, _MOST_VALUES // max(1, curves))))
             shown = epochs[::-1][::step][::-1]
             data: dict[str, dict[str, dict[str, list[float | None]]]] = {}
             for (of, method, measure), labels in self._of.items():
                 if of == split:
                     data.setdefault(method, {})[measure] = {
-                        label: [_rounded(values.get(epoch)) for epoch in shown] for label, values in labels.items()
+                        label: [_rounded(points.get(epoch)) for epoch in shown]
+                        for label, points in ((label, series.points()) for label, series in labels.items())
                     }
             result[split] = {"epochs": shown, "data": data}
         return result
@@ -317,6 +360,8 @@ def sparkline(points: Mapping[int, float] | None, width: int = 120, height: int 
     """A small curve of values from 0 to 1 as SVG, with a line at `OUTSIDE`; empty for fewer than two points."""
     if not points or len(points) < 2:
         return ""
+    step = math.ceil(len(points) / _MOST_IN_SPARK)
+    points = dict(list(points.items())[::-1][::step][::-1])
     first, last = min(points), max(points)
     xs = [2 + (epoch - first) / (last - first) * (width - 6) for epoch in points]
     ys = [height - 3 - min(1.0, max(0.0, value)) * (height - 6) for value in points.values()]

@@ -19,7 +19,7 @@ from PIL import Image
 
 from camtrain._errors import InputError
 from camtrain.reporting._files import file_stem, replacing
-from camtrain.reporting._logs import Ending, Log, read_rows, readable_rows
+from camtrain.reporting._logs import Ending, Log, read_rows, readable_rows, rows_in
 from camtrain.reporting._png import png
 
 MEAN = "mean"  # stands in `scores.csv` where a label would
@@ -295,6 +295,11 @@ def read_score_rows(path: Path) -> list[Score]:
 def readable_scores(path: Path) -> tuple[list[Score], list[str]]:
     """The rows of a `scores.csv` that can be read, and what is wrong with the others."""
     return readable_rows(path, _LOG, _row)
+
+
+def scores_in(lines: Iterable[str]) -> tuple[list[Score], list[str]]:
+    """As `readable_scores`, of the lines of such a file."""
+    return rows_in(lines, _LOG, _row)
 
 
 _LOG = Log(Score._fields, "scores")

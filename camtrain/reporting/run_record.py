@@ -6,20 +6,24 @@ import contextlib
 import csv
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from camtrain._errors import InputError
+from camtrain.reporting.kept_curves import KeptCurves
 from camtrain.reporting.panel_files import LAYOUT
-from camtrain.reporting.report_blocks import VOLUME_VOXELS, Piece, PieceStore, thinned
+from camtrain.reporting.report_blocks import VOLUME_VOXELS, Piece, PieceStore, script_json, thinned
 from camtrain.reporting.report_digest import Curves
-from camtrain.reporting.run_dir import Score, readable_scores
 
 Row = TypeVar("Row")
 
-PAGE_BYTES = 18_000_000  # of the volumes and maps of a page
+PAGE_BYTES = 18_000_000  # of what grows with a run; the rest of a page, its own script among it, is a tenth of that
+_ROW_BYTES, _CELL_BYTES = 1500, 50  # of a label's rows in the tables of a page; of each of its scores there
+
+_Cases = dict[tuple[str, int], list[list[Any]]]  # split and epoch -> rows
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,19 @@ class RunRecord:
         folder: The run's folder.
         facts: `run.json`, empty where there is none.
         curves: Scores.
+        drawn: The curves of the page, as `Curves.for_script` makes them.
         alarms: Raised ones first.
         volumes: Pieces of the page: the panel's cases.
         maps: Pieces of the page: maps by split and epoch.
         scale: Method -> end of the colour scale, as the run's pictures have it.
-        cases: Of `cases.csv`: split, epoch, case, label, method, OrganIoU or None, why the case is shown.
+        cases: Of `cases.csv`, where there are maps: split, epoch, case, label, method, OrganIoU or None, why shown.
         notes: What was left out, and why.
     """
 
     folder: Path
     facts: Mapping[str, Any]
     curves: Curves
+    drawn: Mapping[str, Any]
     alarms: tuple[Alarm, ...]
     volumes: tuple[Piece, ...]
     maps: tuple[Piece, ...]
@@ -118,14 +124,16 @@ def read_run(
     store: PieceStore | None = None,
     budget: int = PAGE_BYTES,
     voxels: int = VOLUME_VOXELS,
+    kept: KeptCurves | None = None,
 ) -> RunRecord:
     """Read a run's folder; nothing in it can make this fail.
 
     Args:
         folder: The run's folder.
         store: Keeps pieces between calls.
-        budget: Bytes that volumes and maps may take of the page.
+        budget: Bytes of the page that volumes, curves, tables, maps and what is known of their cases may take.
         voxels: Voxels of all volumes together.
+        kept: Keeps curves between calls.
     """
     store = store or PieceStore()
     notes: list[str] = []
@@ -133,19 +141,23 @@ def read_run(
     volume_files = sorted(folder.glob("volumes/*.npz")) + sorted(folder.glob("volumes/*/*.npz"))
     volumes, more = store.volumes(volume_files, voxels)
     notes += more
-    left = budget - sum(piece.size for piece in volumes)
-    maps, more = store.maps(_map_files(folder, left, notes), volumes)
-    curves, alarms, cases = Curves(_scores(folder, notes)), _alarms(folder, notes), _cases(folder, notes)
-    scale = _scale(folder, notes)
+    curves = _curves(folder, kept or KeptCurves(), notes)
+    alarms, cases, scale = _alarms(folder, notes), _cases(folder, notes), _scale(folder, notes)
+    drawn = curves.for_script()
+    tables = _ROW_BYTES * len(curves.labels) + _CELL_BYTES * len(curves)
+    left = budget - sum(piece.size for piece in volumes) - len(script_json(drawn)) - tables
+    maps, more = store.maps(_map_files(folder, left, cases, notes), volumes)
+    shown = {(piece.split, piece.epoch) for piece in maps}
     return RunRecord(
         folder=folder,
         facts=facts,
         curves=curves,
+        drawn=drawn,
         alarms=tuple(alarms),
         volumes=tuple(volumes),
         maps=tuple(sorted(maps, key=lambda piece: (piece.split, piece.epoch))),
         scale=scale,
-        cases=tuple(cases),
+        cases=tuple(row for place, rows in cases.items() if place in shown for row in rows),
         notes=(*notes, *more),
     )
 
@@ -214,19 +226,19 @@ def finite(value: Any) -> float:
     return number
 
 
-def _scores(folder: Path, notes: list[str]) -> list[Score]:
+def _curves(folder: Path, kept: KeptCurves, notes: list[str]) -> Curves:
     try:
-        scores, faults = readable_scores(folder / "scores.csv")
+        curves, rows, faults = kept.read(folder / "scores.csv")
     except OSError as error:
-        scores, faults = [], [f": not readable ({type(error).__name__})"]
+        curves, rows, faults = Curves([]), 0, [f": not readable ({type(error).__name__})"]
     if faults:
         more = f", and {len(faults) - 1} more lines" if len(faults) > 1 else ""
-        left = f"the other {len(scores)} rows are shown" if scores else "no scores are shown"
+        left = f"the other {rows} rows are shown" if rows else "no scores are shown"
         notes.append(f"scores.csv{faults[0]}{more}: {left}")
-    return scores
+    return curves
 
 
-def _map_files(folder: Path, budget: int, notes: list[str]) -> list[Path]:
+def _map_files(folder: Path, budget: int, cases: _Cases, notes: list[str]) -> list[Path]:
     """The maps that a page can hold: of every split its first and last epoch, and evenly some between them."""
     splits: dict[str, dict[int, Path]] = {}
     for path in [*folder.glob("epochs/*/maps.npz"), *folder.glob("epochs/*/*/maps.npz")]:
@@ -235,7 +247,9 @@ def _map_files(folder: Path, budget: int, notes: list[str]) -> list[Path]:
             splits.setdefault(place[2] if len(place) == 4 else "", {})[int(place[1])] = path
     chosen: list[Path] = []
     for split, files in sorted(splits.items()):
-        kept = thinned(files, max(0, budget) // len(splits))
+        # A split's folder need not bear its very name; what is known of cases is counted for `val` where it does not.
+        rows = {epoch: len(script_json(found)) for (name, epoch), found in cases.items() if name == (split or "val")}
+        kept = thinned(files, max(0, budget) // len(splits), rows)
         if len(kept) < len(files):
             notes.append(
                 f"{split or 'val'}: maps of {len(kept)} of {len(files)} epochs are shown, to keep this page small; all "
@@ -245,7 +259,7 @@ def _map_files(folder: Path, budget: int, notes: list[str]) -> list[Path]:
     return chosen
 
 
-def _cases(folder: Path, notes: list[str]) -> list[list[Any]]:
+def _cases(folder: Path, notes: list[str]) -> _Cases:
     """What `cases.csv` knows of the panel beyond the maps."""
 
     def case(row: Mapping[str, str]) -> list[Any]:
@@ -253,7 +267,10 @@ def _cases(folder: Path, notes: list[str]) -> list[list[Any]]:
         names = [str(row[name]) for name in ("case", "label", "method")]
         return [row["split"], int(row["epoch"]), *names, None if score is None else round(score, 3), row["kind"] or ""]
 
-    return _rows_of(folder / "cases.csv", case, "OrganIoU of these cases is left out", notes)
+    found: _Cases = defaultdict(list)
+    for row in _rows_of(folder / "cases.csv", case, "OrganIoU of these cases is left out", notes):
+        found[row[0], row[1]].append(row)
+    return found
 
 
 def _rows_of(path: Path, make: Callable[[Mapping[str, str]], Row], left: str, notes: list[str]) -> list[Row]:

@@ -19,6 +19,7 @@ from camtrain import __version__
 from camtrain._errors import InputError
 from camtrain.reporting._files import replacing
 from camtrain.reporting._pages import asset, environment, script_hash
+from camtrain.reporting.kept_curves import KeptCurves
 from camtrain.reporting.report_blocks import VOLUME_VOXELS, PieceStore, elements, script_json
 from camtrain.reporting.report_digest import (
     INSIDE,
@@ -60,7 +61,7 @@ class RunReport:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._store = PieceStore()
+        self._store, self._curves = PieceStore(), KeptCurves()
 
     def write(self) -> Path:
         """Write `report.html`; the file is whole or as it was.
@@ -68,7 +69,7 @@ class RunReport:
         Returns:
             The file.
         """
-        return _write(self.folder / "report.html", [read_run(self.folder, self._store)])
+        return _write(self.folder / "report.html", [read_run(self.folder, self._store, kept=self._curves)])
 
 
 def write_run_report(run: str | Path, out: str | Path | None = None, name: str | None = None) -> Path:
@@ -206,7 +207,7 @@ def _for_script(record: RunRecord, name: str) -> dict[str, Any]:
         "layers": [str(layer) for layer in record.facts.get("layers") or []],
         "splits": record.curves.splits,
         "scale": {method: value for method, value in record.scale.items() if math.isfinite(value)},
-        "curves": record.curves.for_script(),
+        "curves": record.drawn,
         "cases": record.cases,
     }
 

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from camtrain._errors import InputError
 from camtrain.reporting import CasePicture, _draw, compose_case, compose_overview
+from camtrain.reporting._draw import fitted, text_width
 from camtrain.reporting.case_picture import case_scenes, draw_case
 from camtrain.reporting.overlays import OUTLINE
 
@@ -141,3 +142,17 @@ def test_masks_are_made_where_they_are_wanted_only():
     assert set(with_masks.masks) == {"allowed region", "attention"}
     assert without.masks == {}
     np.testing.assert_array_equal(with_masks.pixels, without.pixels)
+
+
+def test_names_in_an_overview_stay_distinguishable():
+    tile = np.zeros((40, 60, 3), np.uint8)
+    ids = [f"valid_of_the_second_hospital_{i:04d}" for i in range(2)]
+    lines = [f"Interlobular septal thickening\npresent, p 0.95, inside 0.53\n{case}" for case in ids]
+    sheet = compose_overview([tile, tile], lines)
+    assert (sheet[:, :150] != sheet[:, 152:302]).any()
+    for case in ids:
+        cut = fitted(case, 10, 150, middle=True)
+        assert text_width(cut, 10) <= 150
+        assert (cut[:5], cut[-5:]) == (case[:5], case[-5:])
+    assert fitted("short", 10, 150, middle=True) == "short"
+    assert fitted("anything", 10, 3, middle=True) == ""

@@ -9,15 +9,16 @@ import zlib
 
 import numpy as np
 import pytest
-from run_report_tools import LABELS, chest, make_run, maps_of, scores_of
+from run_report_tools import LABELS, METHODS, chest, make_run, maps_of, scores_of
 from test_evaluation_page import Page
 
 from camtrain._errors import InputError
 from camtrain.reporting import RunReport, report_blocks, write_run_comparison, write_run_report
+from camtrain.reporting.case_log import CaseRow, write_cases
 from camtrain.reporting.panel_files import CaseMap, PanelVolume, read_maps, write_maps, write_volume
 from camtrain.reporting.report_blocks import PieceStore, on_screen, thinned
 from camtrain.reporting.run_record import find_run, read_run
-from camtrain.reporting.run_report import seen_sentence
+from camtrain.reporting.run_report import report_frame, seen_sentence
 
 EVIL = "</script><script>alert(\"1\")</script> <b>&amp; 'q' @@ {{ 7 * 7 }} é 肺"
 
@@ -214,6 +215,34 @@ def test_a_long_run_is_thinned_to_the_budget(tmp_path):
     assert (epochs[0], epochs[-1]) == (0, 29)
     assert 4 < len(epochs) < 30
     assert any(f"maps of {len(epochs)} of 30 epochs" in note for note in record.notes)
+
+
+def test_curves_tables_and_rows_of_cases_are_in_the_budget(tmp_path):
+    labels, cases = [f"finding {i}" for i in range(40)], [f"patient scan {i}" for i in range(4)]
+    run = make_run(tmp_path, epochs=1, labels=labels, cases=cases, size=(8, 8, 8), grid=(2, 2, 2))
+    found = maps_of(0, cases, labels[:8], grid=(4, 4, 4))
+    rows = []
+    for epoch in range(32):
+        write_maps(run.maps_path(epoch), found, epoch=epoch, step=epoch)
+        rows += scores_of(epoch, 32, labels)
+    run.write_scores(rows)
+    known = [
+        CaseRow(epoch, epoch, "val", case, label, 1, 0.5, method, 0.5, 0.5, None, "positive")
+        for epoch in range(32)
+        for case in cases
+        for label in labels[:8]
+        for method in METHODS
+    ]
+    write_cases(run, known)
+    bare = write_run_report(make_run(tmp_path, epochs=1, cases=[]).path).stat().st_size  # style and script
+    budget = 200_000
+    page = report_frame([record := read_run(run.path, budget=budget)])
+    size = len(page) + sum(piece.size for piece in (*record.volumes, *record.maps))
+    assert size < budget + bare
+    assert len(json.dumps(record.drawn)) > 0.1 * budget  # it matters whether they are counted
+    epochs = {piece.epoch for piece in record.maps}
+    assert {row[1] for row in record.cases} == epochs
+    assert {0, 31} < epochs < set(range(32))
 
 
 def test_a_report_holds_the_pieces_of_its_page_and_makes_each_once(tmp_path, monkeypatch):

@@ -182,6 +182,13 @@ def test_depth_and_errors(run, browser):
     open_page(browser, run.report_path)
     layers = "return [...document.querySelectorAll('#strip b')].map((each) => each.textContent)"
     wait(browser, layers, ["layer3", "layer4"])
+    strip = "return [...document.querySelectorAll('#strip canvas')].map((each) => each.toDataURL('image/png'))"
+    full = browser.run(strip)
+    choose(browser, "opacity", 0)
+    time.sleep(0.3)
+    bare = browser.run(strip)
+    assert all(now != before for now, before in zip(bare, full, strict=True))
+    choose(browser, "opacity", 100)
     cards = """return [...document.querySelectorAll(arguments[0] + ' .card-head')]
     .map((card) => [...card.children].slice(0, 3).map((each) => each.textContent))"""
     assert browser.run(cards, "#fn") == [["stent", "p = 0.20", "case 3"]]
@@ -234,6 +241,39 @@ def test_two_runs_move_together(run, browser, tmp_path):
     wait(browser, EPOCH, "1")
     assert "its epoch" not in browser.run(SAID)
     assert browser.run("return document.querySelectorAll('#curves .last')[0].children.length") == 2
+    assert browser.console() == []
+
+
+def test_cases_of_one_run_are_named_and_shown(browser, tmp_path):
+    names = [f"case {i}" for i in range(9)]
+    apart = "const p = document.getElementById('apart'); return p.checkVisibility() ? p.textContent : ''"
+    cases = "return [...document.querySelectorAll('#case option')].map((each) => each.textContent)"
+    first = make_run(tmp_path / "a", cases=names[:8], epochs=1).path
+    both = make_run(tmp_path / "b", cases=["case 7", "<i>"], epochs=1).path
+    open_page(browser, write_run_comparison(first, both, tmp_path / "some.html"))
+    said = browser.run(apart)
+    assert said.startswith(
+        "1 case in both runs; 7 cases only in A: case 0, case 1, case 2, case 3, case 4 and 2 more; "
+    )
+    assert "1 case only in B: <i>." in said
+    assert "nifti_cases=" in said
+    assert browser.run(cases)[::7] == ["case 7", "case 6 (A only)"]
+    other = make_run(tmp_path / "c", cases=["case 8"], epochs=1).path
+    open_page(browser, write_run_comparison(first, other, tmp_path / "none.html"))
+    assert browser.run(apart).startswith("The runs show no case in common")
+    choose(browser, "case", "8")
+    wait(browser, SAID, "A not a case of this run B present, p = 0.90, 0.25 of the evidence inside")
+    time.sleep(0.2)
+    coloured = []
+    for i in range(2):
+        drawn = f"return document.querySelectorAll('#plane-axial canvas')[{i}].toDataURL('image/png')"
+        browser.run("document.getElementById('outline').checked && document.getElementById('outline').click()")
+        time.sleep(0.2)
+        coloured.append(np.ptp(picture(browser.run(drawn)).reshape(-1, 3), axis=1).max() > 20)
+    assert coloured == [False, True]
+    same = make_run(tmp_path / "d", cases=["case 8"], epochs=1).path
+    open_page(browser, write_run_comparison(other, same, tmp_path / "all.html"))
+    assert browser.run(apart) == ""
     assert browser.console() == []
 
 

@@ -91,6 +91,8 @@ function drawCurves() {
   const range = { low: shares ? 0 : Math.min(0, ...values), high: shares ? 1 : Math.max(...values, 0.001), epochs: [Math.min(...epochs), Math.max(...epochs)] };
   const shown = score.all ? labels : labels.slice(0, CURVES_AT_FIRST);
   at("more-curves").hidden = labels.length <= CURVES_AT_FIRST;
+  const kind = [about?.title || measure, ...(RUNS.some((run) => run.curves[split]?.data[method]?.[measure]) ? [method] : []), split].join(", ");
+  at("curves-of").textContent = `${kind}: ${score.all || at("more-curves").hidden ? "" : `the first ${CURVES_AT_FIRST} of `}${labels.length} labels, the ${RUNS.length > 1 ? "largest difference" : (about?.better ?? null) === null ? "lowest" : "worst"} first.`;
   at("more-curves").textContent = score.all ? `Show the first ${CURVES_AT_FIRST} labels` : `Show all ${labels.length} labels`;
   const means = RUNS.length === 1 ? [{ name: "mean", style: "mean", points: pointsOf(RUNS[0], split, method, measure, "mean") }] : [];
   at("curves").replaceChildren(...shown.map(({ label, series }) => {

@@ -129,7 +129,12 @@ at("play").addEventListener("click", () => {
   }, 500);
 });
 for (const id of ["outline", "ends"]) at(id).addEventListener("change", () => { draw(); drawStrip(); });
-at("opacity").addEventListener("input", () => { at("opacity-out").textContent = `${at("opacity").value} %`; draw(); });
+at("opacity").addEventListener("input", () => {
+  at("opacity-out").textContent = `${at("opacity").value} %`;
+  heard(at("opacity"), at("opacity-out").textContent);
+  draw();
+  drawStrip();
+});
 for (const input of document.querySelectorAll("input[name=sign]")) input.addEventListener("change", () => { draw(); drawStrip(); });
 at("peak").addEventListener("click", () => { view.point = null; draw().then(drawStrip); });
 let width = innerWidth;
@@ -192,10 +197,35 @@ for (const button of THEMES) {
 }
 try { if (localStorage.getItem("camtrain-theme")) theme(localStorage.getItem("camtrain-theme")); } catch { /* as above */ }
 
-// Paper shows what is folded away on the screen.
-let folded = [];
+// Paper shows what is folded away on the screen, every label's curve, and a wide table in parts below each other.
+const MEASURES_ACROSS = 4;
+function partOf(table, first) {
+  const part = table.cloneNode(true);
+  const [groups, columns] = part.tHead.rows;
+  const keep = (cells, each) => cells.forEach((cell, i) => { if (i < first * each || i >= (first + MEASURES_ACROSS) * each) cell.remove(); });
+  keep([...groups.cells].slice(1), 1);
+  keep([...columns.cells], 3);
+  for (const row of part.tBodies[0].rows) keep([...row.cells].slice(1), 3);
+  if (first) part.caption.remove();
+  return part;
+}
+let unfold = [];
 addEventListener("beforeprint", () => {
-  folded = [...document.querySelectorAll("details:not([open])")];
+  unfold.forEach((back) => back());
+  const folded = [...document.querySelectorAll("details:not([open])")];
   folded.forEach((part) => { part.open = true; });
+  unfold = [() => folded.forEach((part) => { part.open = false; })];
+  for (const table of document.querySelectorAll("table.difference")) {
+    const count = table.tHead.rows[0].cells.length - 1;
+    const parts = [...Array(Math.ceil(count / MEASURES_ACROSS)).keys()].map((i) => partOf(table, i * MEASURES_ACROSS));
+    const holder = element("div", {}, ...parts);
+    table.replaceWith(holder);
+    unfold.push(() => holder.replaceWith(table));
+  }
+  if (!at("scores").hidden && !score.all) {
+    score.all = true;
+    drawCurves();
+    unfold.push(() => { score.all = false; drawCurves(); });
+  }
 });
-addEventListener("afterprint", () => folded.forEach((part) => { part.open = false; }));
+addEventListener("afterprint", () => { unfold.forEach((back) => back()); unfold = []; });

@@ -15,6 +15,8 @@ const look = () => ({
   own: at("ends").value === "own",
 });
 const epochsOf = (split) => unique(RUNS.map((run) => (run.epochs.get(split) || []).map((each) => each.epoch))).sort((a, b) => a - b);
+// A slider's value is a place in a list; what is shown there is what a screen reader should say.
+const heard = (slider, words) => slider.setAttribute("aria-valuetext", words);
 const truthOf = (truth) => (truth === null ? "unknown" : truth ? "present" : "absent");
 
 // Everything that drawing one map needs; undefined while the case has no such map.
@@ -160,7 +162,10 @@ async function draw() {
     const { normal } = PLANES[plane];
     const column = at(`plane-${plane}`);
     column.querySelector(".place").textContent = normal < 0 ? "" : `${view.point[normal] + 1} / ${volume.size[normal]}`;
-    if (normal >= 0) column.querySelector("input").value = view.point[normal];
+    if (normal < 0) continue;
+    const slider = column.querySelector("input");
+    slider.value = view.point[normal];
+    heard(slider, `${view.point[normal] + 1} of ${volume.size[normal]}`);
   }
   legend(scenes, looks);
 }
@@ -194,6 +199,7 @@ function legend(scenes, looks) {
 function told() {
   const { split, name } = now();
   at("epoch-out").textContent = view.epoch === undefined ? "" : String(view.epoch);
+  heard(at("epoch"), view.epoch === undefined ? "no epoch" : `epoch ${view.epoch}`);
   const paper = element("span", { className: "paper" }, element("b", {}, `${name}, ${view.label}`), ` (${view.word})`);
   at("said").replaceChildren(paper, ...RUNS.flatMap((run, i) => {
     const shown = shownOf(run, split, view.epoch, name, view.label);
