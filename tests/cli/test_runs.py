@@ -145,7 +145,7 @@ def test_two_tables_of_two_monitors(write, run):
     result = run("fit", "--config", write(trainer__callbacks=callbacks), "--trainer.max_epochs=1")
     assert result.code == 0, result.err
     assert "first: val" in result.out
-    assert "second: val, maps by gradcam" in result.out
+    assert "second: val, scores and alarms of epoch 0 (the last), maps by gradcam" in result.out
 
 
 # --------------------------------------------------------------------------------------------------------- wrong input
