@@ -256,7 +256,7 @@ def test_the_panel_is_the_same_every_epoch(kit, tmp_path, monkeypatch):
     cases[7]["label"] = torch.zeros(3)  # a case without any finding
     original = _panel.PanelEntry.draw
     monkeypatch.setattr(
-        _panel.PanelEntry, "draw", lambda e, scale: drawn.append((e, dict(scale))) or original(e, scale)
+        _panel.PanelEntry, "draw", lambda e, scale, *more: drawn.append((e, dict(scale))) or original(e, scale, *more)
     )
     fit(kit, tmp_path, monitor(kit, every_n_epochs=1, panel_cases=6, labels_per_case=1), max_epochs=3, cases=cases)
     per_epoch = len(drawn) // 3
