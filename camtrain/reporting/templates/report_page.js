@@ -142,7 +142,7 @@ addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidt
 
 if (!CASES.length) for (const part of document.querySelectorAll(".needs-maps")) part.hidden = true;
 else if (typeof DecompressionStream === "undefined") at("said").textContent = "This browser is too old to show the cases: it cannot open compressed data.";
-else { fillCases(); begin(); }
+else { fillCases(); fillApart(); begin(); }
 
 // Sorting by a click or a key on a heading.
 const numberIn = (row, place) => parseFloat(row.cells[place].textContent.replace(/−/g, "-"));

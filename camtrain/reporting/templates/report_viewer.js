@@ -1,11 +1,15 @@
 // The viewer: a case and a label, three planes, an epoch; of two runs the same slices under each other.
 const SPLITS = unique(RUNS.map((run) => [...run.epochs.keys()]));
 const volumeOf = (place) => RUNS.map((run) => run.volumes.get(pair(place.split, place.name))).find(Boolean);
+const hasCase = (run, { split, name }) => (run.epochs.get(split) || []).some((epoch) => epoch.cases.has(name));
+// The cases of both runs first, then those of A alone, then those of B alone; `only` says of which.
 const casesOf = (split) => {
-  const names = RUNS.map((run) => unique((run.epochs.get(split) || []).map((epoch) => [...epoch.cases.keys()])));
-  return names[0].filter((name) => names.every((list) => list.includes(name)) && volumeOf({ split, name }));
+  const names = unique(RUNS.map((run) => (run.epochs.get(split) || []).flatMap((epoch) => [...epoch.cases.keys()])));
+  const places = names.map((name) => ({ split, name })).filter(volumeOf);
+  for (const place of places) place.only = RUNS.every((run) => hasCase(run, place)) ? -1 : RUNS.findIndex((run) => hasCase(run, place));
+  return places.sort((a, b) => a.only - b.only);
 };
-const CASES = SPLITS.sort((a, b) => (b === "val") - (a === "val") || a.localeCompare(b)).flatMap((split) => casesOf(split).map((name) => ({ split, name })));
+const CASES = SPLITS.sort((a, b) => (b === "val") - (a === "val") || a.localeCompare(b)).flatMap(casesOf);
 const view = { at: 0, label: "", word: "", epoch: Infinity, point: null, drawing: 0, canvases: [] };
 const now = () => CASES[view.at];
 const look = () => ({
@@ -39,8 +43,22 @@ const ended = (scene, looks) => ({ ...looks, end: (looks.own && scene.map ? 127 
 // Lists ------------------------------------------------------------------------------------------------------------
 function fillCases() {
   const several = SPLITS.length > 1;
-  fill(at("case"), CASES.map(({ split, name }, i) => [String(i), several ? `${split}: ${name}` : name]), String(view.at));
+  fill(at("case"), CASES.map(({ split, name, only }, i) => [String(i), `${several ? `${split}: ` : ""}${name}${only < 0 ? "" : ` (${"AB"[only]} only)`}`]), String(view.at));
   at("case-back").disabled = at("case-next").disabled = CASES.length < 2;
+}
+const NAMED = 5;
+// What of two runs cannot stand side by side, and how it could; nothing where every case can.
+function fillApart() {
+  const alone = RUNS.map((run, i) => CASES.filter(({ only }) => only === i).map(({ name }) => name));
+  const shared = CASES.filter(({ only }) => only < 0).length;
+  if (RUNS.length < 2 || !alone.flat().length) return;
+  const count = (n) => `${n} case${n === 1 ? "" : "s"}`;
+  const list = (names) => `${names.slice(0, NAMED).join(", ")}${names.length > NAMED ? ` and ${names.length - NAMED} more` : ""}`;
+  const parts = alone.map((names, i) => (names.length ? `${count(names.length)} only in ${"AB"[i]}: ${list(names)}` : "")).filter(Boolean);
+  at("apart").textContent = `${shared ? `${count(shared)} in both runs` : "The runs show no case in common, so no map stands beside that of the other run"}; ${parts.join("; ")}. \
+A case of one run has the plain image where the other's map would be. Each run chooses by what it sees and by its own errors; \
+to see the same cases in both, name them in both: AttentionMonitor(nifti_cases=["…"]) lets them join the panel.`;
+  at("apart").hidden = false;
 }
 function fillLabels() {
   const { split, name } = now();
@@ -148,7 +166,7 @@ async function draw() {
   const scenes = await Promise.all(RUNS.map((run) => sceneOf(run, place, view.label, view.word, view.epoch)));
   if (turn !== view.drawing || !scenes[0]) return;
   const volume = scenes[0].volume;
-  if (!view.point) view.point = firstPoint(scenes[scenes.length - 1]);
+  if (!view.point) view.point = firstPoint(scenes.findLast((scene) => scene.map) || scenes[0]);
   const looks = look();
   for (const { canvas, plane, run } of view.canvases) {
     const scene = scenes[run] || scenes[0];
@@ -173,8 +191,8 @@ const firstPoint = (scene) => {
   const found = scene.map && peakOf(scene.map.cells, scene.map, scene.volume);
   return found || scene.volume.size.map((n) => n >> 1);
 };
-const sentenceOf = ({ shown, about, map }) => {
-  if (!shown) return "not in this epoch";
+const sentenceOf = ({ run, shown, about, map }) => {
+  if (!shown) return hasCase(run, now()) ? "not in this epoch" : "not a case of this run";
   const score = about && !about.turned && (about.organIoU ?? null) !== null ? `, OrganIoU ${fixed(about.organIoU)}` : "";
   const where = about && about.inside !== null && !about.turned ? `, ${fixed(about.inside)} of the evidence inside` : "";
   const empty = map && !map.scale ? ", map all zero" : !map ? ", no map" : "";
@@ -190,7 +208,8 @@ function legend(scenes, looks) {
     context.fillStyle = `rgb(${[0, 1, 2].map((c) => table[i + c] + 90 * table[i + 3]).join(",")})`;
     context.fillRect(x, 0, 1, 10);
   }
-  const ends = unique(scenes.filter(Boolean).map((scene) => ended(scene, looks).end.toPrecision(3)));
+  const ends = unique(scenes.filter((scene) => scene?.map).map((scene) => ended(scene, looks).end.toPrecision(3)));
+  if (!ends.length) ends.push("1.00");
   at("legend").replaceChildren(
     element("span", {}, `against the label −${ends[0]}`), bar, element("span", {}, `+${ends[0]} for the label`),
     ...(ends.length > 1 ? [element("span", {}, `(of B: ±${ends[1]})`)] : []),
@@ -205,8 +224,8 @@ function told() {
     const shown = shownOf(run, split, view.epoch, name, view.label);
     const about = mapOf(shown, view.word);
     const used = epochOf(run, split, view.epoch)?.epoch;
-    const text = sentenceOf({ shown, about, map: about });
-    const other = used !== view.epoch && used !== undefined ? ` (its epoch ${used})` : "";
+    const text = sentenceOf({ run, shown, about, map: about });
+    const other = shown && used !== view.epoch && used !== undefined ? ` (its epoch ${used})` : "";
     return [element("span", {}, ...(RUNS.length > 1 ? [element("span", { className: `tag tag${i}` }, "AB"[i]), " "] : []), `${text}${other}`)];
   }));
 }
