@@ -110,10 +110,14 @@ PARTS = {
         "The same beside libraries that need torchvision", "at least 10 x faster",
         "maps_cost.py --peers grad-cam medcam --slow-rounds 3", python=".venv-parity/bin/python",
     ),
-    "maps_labels": Part(
-        "Maps of 1, 16 and 80 labels, every network, beside the fastest of them", "the same",
-        f"maps_cost.py --nets {FIVE} --labels 1 16 80 --peers torchcam --rounds 5",
+    "maps_nets": Part(
+        "Maps of 80 labels, every network, beside the fastest of them", "the same",
+        f"maps_cost.py --nets {FIVE} --heads affine --labels 80 --peers torchcam --rounds 15",
         1.05, None, ("| affine |", "| camtrain "),
+    ),
+    "maps_labels": Part(
+        "Maps of 1, 16 and 80 labels", "flat in the labels where the head is affine; never slower than torchcam",
+        "maps_cost.py --labels 1 16 80 --peers torchcam --rounds 15",
     ),
     "monitor": Part(
         "A validation epoch with the monitor", "at most 1.10 x a plain one (affine), 1.25 x (other heads)",
