@@ -66,7 +66,7 @@ PARTS = {
     ),
     "mlp": Part(
         "Training step, head with a hidden layer, 80 labels", "at most 1.10 x a plain step",
-        f"step_cost.py --nets {FIVE} --heads mlp --seconds 300", 1.10,
+        f"step_cost.py --nets {FIVE} --heads mlp --seconds 150", 1.10,
     ),
     "labels": Part(
         "Is the cost flat in the labels?", "affine head: the same for 1, 16 and 80 labels",
@@ -81,7 +81,7 @@ PARTS = {
         "step_cost.py --nets DenseNet121 EfficientNet-B0 --sizes 256 --batch 1 --seconds 45", 1.03, 1.05,
     ),
     "tiny": Part(
-        "Training step at 32^3: the last map that has more than one cell lies in the middle of these networks",
+        "Training step at 32^3: the last map of more than one cell lies mid-way in DenseNet121 and EfficientNet-B0",
         "no figure: a backward pass per label to that layer",
         f"step_cost.py --nets {MONAI} --sizes 32 --labels 1 16 80 --pairs 6 --seconds 10",
     ),
@@ -121,7 +121,7 @@ PARTS = {
     ),
     "monitor": Part(
         "A validation epoch with the monitor", "at most 1.10 x a plain one (affine), 1.25 x (other heads)",
-        "monitor_cost.py --pairs 4",
+        "monitor_cost.py --pairs 3",
     ),
     "monitor_labels": Part(
         "The same with 80 labels", "the same", "validation_cost.py --pairs 10",

@@ -15,7 +15,7 @@ from camtrain.reporting import write_run_report
 from camtrain.reporting.run_record import read_run
 
 CASES = "epoch,step,split,case,label,truth,probability,method,organ_iou,energy_inside,threshold,kind\n"
-CASE = "3,9,val,case 1,nodule,1,0.9,hirescam,{},0.25,0.1,positive\n"
+CASE = "1,1,val,case 1,nodule,1,0.9,hirescam,{},0.25,0.1,positive\n"
 ALARMS = "epoch,split,alarm,label,value,threshold,state,sentence\n1,val,reliance,stent,1.2,1.0,raised,Look.\n"
 
 
