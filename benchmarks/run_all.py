@@ -91,7 +91,7 @@ PARTS = {
     ),
     "mid": Part(
         "Training step, a middle layer", "no figure: a backward pass per label to that layer, twice",
-        f"step_cost.py --nets {MONAI} --layers mid --labels 1 16 80 --pairs 6 --seconds 20",
+        "step_cost.py --nets DenseNet121 EfficientNet-B0 --layers mid --labels 1 16 80 --pairs 6 --seconds 20",
     ),
     "mid_memory": Part(
         "Peak memory of maps at the earliest layer", "bounded: flat in the labels where they go in parts",
