@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from camtrain.reporting import Patience
+from camtrain.reporting import Patience, open_loggers
 
 _CALLS = ("log_metrics", "save", "after_save_checkpoint", "finalize")
 # Once, before the first step: where they fail, the scores are tried all the same.
@@ -81,3 +81,22 @@ class LoggerGuard:
             if name != "finalize":
                 vars(logger).pop(name, None)
         self._covered.clear()
+
+
+class OpensLoggers:
+    """The attribute `log` of a monitor, which Lightning sets before it opens the loggers, and tells so who trains.
+
+    No hook comes that early: where W&B's server is gone, Lightning's own opening would end the run before `setup`.
+    """
+
+    def __set__(self, monitor: Any, log: Any) -> None:
+        vars(monitor)["log"] = log
+        trainer = getattr(getattr(log, "__self__", None), "_trainer", None)
+        if trainer is not None and monitor.guard_loggers:
+            open_loggers(trainer.loggers)
+
+    def __get__(self, monitor: Any, kind: type | None = None) -> Any:
+        try:
+            return vars(monitor)["log"]
+        except (KeyError, TypeError):
+            raise AttributeError("log") from None

@@ -18,7 +18,7 @@ from camtrain.callbacks._case_scores import scored
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._engines import refuse_engine
 from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers, unnamed
-from camtrain.callbacks._logger_guard import LoggerGuard
+from camtrain.callbacks._logger_guard import LoggerGuard, OpensLoggers
 from camtrain.callbacks._lot import Counting, Lot
 from camtrain.callbacks._methods import read_methods, refuse_never
 from camtrain.callbacks._nifti import NiftiMaps
@@ -55,8 +55,7 @@ class AttentionMonitor(Callback):
     present labels of a case), sum_to_score_l1 and bias_share (of a single layer), with `organ_iou_micro` (the paper's
     mean over cases and labels) and `energy_inside_chance`; methods after the first as `<split>/<score>@<method>`, and
     `<split>/alarm/<name>`: for how many labels an alarm is raised. OrganIoU thresholds are chosen on validation every
-    epoch (of paid methods: whenever scored) and frozen for test; a checkpoint carries those of its epoch. Undefined
-    scores are left out.
+    epoch (of paid methods: whenever scored) and frozen for test, and in a checkpoint. Undefined scores are left out.
 
     Pictures go every `every_n_epochs` to every logger of the Trainer and to the run folder
     `<trainer.log_dir or default_root_dir>/camtrain/<run id>`, with `scores.csv`, `cases.csv` (docs/loggers.md) and
@@ -104,6 +103,8 @@ class AttentionMonitor(Callback):
         >>> AttentionMonitor(layer="layer4", methods=["hirescam", "gradcam"]).methods
         ['hirescam', 'gradcam']
     """
+
+    log = OpensLoggers()
 
     def __init__(
         self,
