@@ -215,6 +215,7 @@ def unwatched(tmp_path_factory):
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_wherever_memory_ends_the_training_goes_on(tmp_path, monkeypatch, caplog, unwatched, place):
     owner, name, first, words = PLACES[place]

@@ -217,6 +217,7 @@ def test_a_long_run_is_thinned_to_the_budget(tmp_path):
     assert any(f"maps of {len(epochs)} of 30 epochs" in note for note in record.notes)
 
 
+@pytest.mark.slow
 def test_curves_tables_and_rows_of_cases_are_in_the_budget(tmp_path):
     labels, cases = [f"finding {i}" for i in range(40)], [f"patient scan {i}" for i in range(4)]
     run = make_run(tmp_path, epochs=1, labels=labels, cases=cases, size=(8, 8, 8), grid=(2, 2, 2))
