@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
 import weakref
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 InitFn = Callable[[int], Any]
 
@@ -34,7 +38,7 @@ class EnduringWorkers:
         if os.name != "posix" or "process_dataloader" in vars(strategy):
             return
         self._strategy, self._number = strategy, _Number.of_this_process()
-        self._number.runs.value += 1
+        self._number.begin()
         original = strategy.process_dataloader
 
         def process_dataloader(loader: Any) -> Any:
@@ -60,7 +64,7 @@ class EnduringWorkers:
             return
         vars(self._strategy).pop("process_dataloader", None)
         self._strategy = None
-        self._number.runs.value -= 1
+        self._number.end()
         for loader in self._loaders:
             if isinstance(loader.worker_init_fn, Enduring):
                 loader.worker_init_fn = loader.worker_init_fn.own
@@ -83,6 +87,7 @@ class Enduring:
         # After torch has set its own handler, by which a worker dies.
         signal.signal(signal.SIGTERM, self._told)
         signal.siginterrupt(signal.SIGTERM, False)  # what reads a file here need not know of it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # it was born deaf: see `_start_workers`
         if self.own is not None:
             self.own(worker_id)
 
@@ -100,6 +105,7 @@ class _Number:
     """How many runs go on in one process: a child process that begins a run has a number of its own."""
 
     _known: _Number | None = None
+    _plain: Callable[[Any], Any]
 
     def __init__(self) -> None:
         self.process, self.runs = os.getpid(), RawValue(ctypes.c_int, 0)
@@ -112,9 +118,36 @@ class _Number:
             cls._known = cls()
         return cls._known
 
+    def begin(self) -> None:
+        """One run more."""
+        self.runs.value += 1
+        if DataLoader._get_iterator is not _start_workers:
+            _Number._plain = DataLoader._get_iterator
+            DataLoader._get_iterator = _start_workers  # type: ignore[method-assign]
+
+    def end(self) -> None:
+        """One run less; behind the last one loaders start their workers as they did."""
+        self.runs.value -= 1
+        if not self.runs.value and DataLoader._get_iterator is _start_workers:
+            DataLoader._get_iterator = _Number._plain  # type: ignore[assignment,method-assign]
+
     def _over(self) -> None:
         if self.process == os.getpid():
             self.runs.value = 0
+
+
+def _start_workers(loader: Any) -> Any:
+    """`DataLoader._get_iterator` while a run goes on: a worker that has just begun would still die of SIGTERM."""
+    if not isinstance(loader.worker_init_fn, Enduring):
+        return _Number._plain(loader)
+    if (loader.multiprocessing_context or multiprocessing).get_start_method() != "fork":
+        resource_tracker.ensure_running()  # its own start would let SIGTERM through again
+    # Processes that this thread starts begin deaf, and hear again once they are `Enduring`.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return _Number._plain(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _same(own: Any) -> Any:
