@@ -123,7 +123,7 @@ class _Number:
         self.runs.value += 1
         if DataLoader._get_iterator is not _start_workers:
             _Number._plain = DataLoader._get_iterator
-            DataLoader._get_iterator = _start_workers  # type: ignore[method-assign]
+            DataLoader._get_iterator = _start_workers  # type: ignore[assignment,method-assign]
 
     def end(self) -> None:
         """One run less; behind the last one loaders start their workers as they did."""
