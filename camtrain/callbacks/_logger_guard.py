@@ -92,7 +92,10 @@ class OpensLoggers:
     def __set__(self, monitor: Any, log: Any) -> None:
         vars(monitor)["log"] = log
         trainer = getattr(getattr(log, "__self__", None), "_trainer", None)
-        if trainer is not None and monitor.guard_loggers:
+        if trainer is None or not monitor.guard_loggers:
+            return
+        # Processes that were forked know their rank from the Trainer alone yet, loggers take each for the first.
+        if trainer.local_rank == trainer.node_rank == 0:
             open_loggers(trainer.loggers)
 
     def __get__(self, monitor: Any, kind: type | None = None) -> Any:

@@ -7,6 +7,8 @@ import errno
 import importlib
 import logging
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -268,3 +270,57 @@ def test_files_that_somebody_changed_are_put_aside_with_one_warning_each(kit, tm
     assert {row.epoch for row in read_cases(run)} == kept | {1, 2}
     assert {row.epoch for row in read_alarms(run.path)} == {1}
     assert {case["split"] for case in run.read_panel()["cases"]} == {"val"}
+
+
+FORKED = """
+import os, sys
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+
+import camtrain as ct
+
+
+class WandbLogger(Logger):
+    name = version = "x"
+
+    @property
+    @rank_zero_experiment
+    def experiment(self):
+        with open(sys.argv[1], "a") as file:
+            file.write(f"{os.getpid()} {os.environ.get('LOCAL_RANK')}\\n")
+
+    def log_metrics(self, *args, **kwargs): pass
+    def log_hyperparams(self, *args, **kwargs): pass
+
+
+class Lit(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = torch.nn.Conv2d(1, 2, 3), torch.nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.head(self.layer(batch["image"]).mean((2, 3))).sum()
+
+    def validation_step(self, batch, batch_idx): pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+cases = [{"image": torch.zeros(1, 8, 8), "label": torch.ones(1)}] * 2
+monitor = ct.AttentionMonitor("layer", alarms=[], report=False)
+trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", logger=WandbLogger(), callbacks=[monitor],
+                     max_steps=1, limit_val_batches=0, enable_checkpointing=False, default_root_dir=sys.argv[2])
+loader = torch.utils.data.DataLoader(cases, 1)
+trainer.fit(Lit(), loader, loader)
+"""
+
+
+@pytest.mark.slow
+def test_of_forked_processes_only_the_first_opens_a_run(tmp_path):
+    opened = tmp_path / "opened"
+    command = [sys.executable, "-c", FORKED, str(opened), str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {line.split()[1] for line in opened.read_text().splitlines()} == {"0"}
