@@ -119,7 +119,7 @@ def _without_secrets(words: Sequence[str]) -> list[str]:
     hide = False
     for word in words:
         name, equals, _ = word.partition("=")
-        hidden = name.startswith("-") and secret(name.rpartition(".")[2].lstrip("-"))
+        hidden = name.startswith("-") and any(map(secret, name.lstrip("-").split(".")))
         shown.append(HIDDEN if hide and not word.startswith("-") else f"{name}={HIDDEN}" if hidden and equals else word)
         hide = hidden and not equals
     return shown

@@ -11,9 +11,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-SECRET = re.compile(r"(api|access|private)_?keys?|key(?!s|word|point)|token|password|secret|credential", re.IGNORECASE)
-# Ours, which say a thing about labels or batches.
-_HARMLESS = frozenset({"max_label_keys", "keys"})
+_SECRET = re.compile(r"(api|access|private)_?keys?|key(?!s|word|point)|token|password|secret|credential", re.IGNORECASE)
 HIDDEN = "(not shown)"
 _LONGEST = 400
 
@@ -25,7 +23,7 @@ def secret(name: str) -> bool:
         >>> secret("wandb_api_key"), secret("max_label_keys")
         (True, False)
     """
-    return name not in _HARMLESS and bool(SECRET.search(name))
+    return bool(_SECRET.search(name))
 
 
 def plain(value: Any, depth: int = 6) -> Any:
@@ -94,7 +92,7 @@ def settings(callback: Any) -> dict[str, Any]:
         if found.get(name) is None and isinstance(now, bool | int | float | str | list | tuple):
             found[name] = plain(now)
     changed = {name: value for name, value in found.items() if name not in defaults or value != defaults[name]}
-    return {**changed, **found}
+    return dict(plain({**changed, **found}))
 
 
 def saved_config(trainer: Any, root: str | Path) -> Path | None:

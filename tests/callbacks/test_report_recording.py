@@ -143,6 +143,12 @@ def test_what_was_given_is_told_in_words(kit):
     assert next(iter(settings(again))) == "p"
     assert settings(object()) == {}
 
+    class Notifier:
+        def __init__(self, api_key, channel="training"):
+            self.api_key, self.channel = api_key, channel
+
+    assert settings(Notifier("abc")) == {"api_key": "(not shown)", "channel": "training"}
+
 
 def test_the_config_of_lightningcli_is_kept_and_named(kit, tmp_path):
     """A config file of the user's may change; the one that LightningCLI saves is that of the run."""
@@ -285,6 +291,8 @@ def test_nothing_is_written_where_nothing_should_be(kit, tmp_path):
 
 def test_secrets_stay_where_they_are():
     words = ["camtrain", "fit", "--x.api_key=abc", "--token", "abc", "--lr", "1", "--password", "--y=2"]
+    words += ["--data.credentials.user=me", "--data.secret.id", "abc", "--z.monkeys.lr=1"]
     shown = "camtrain fit --x.api_key=(not shown) --token (not shown) --lr 1 --password --y=2"
+    shown += " --data.credentials.user=(not shown) --data.secret.id (not shown) --z.monkeys.lr=1"
     assert " ".join(_without_secrets(words)) == shown
     assert plain({"a": {"wandb_token": 1}, "b": float("nan")}) == {"a": {"wandb_token": "(not shown)"}, "b": "nan"}
