@@ -68,6 +68,10 @@ class Patience:
         """Has it failed so lately that it is not tried?"""
         return time.monotonic() < self._again
 
+    def forget(self) -> None:
+        """Have the next call try, however lately it failed."""
+        self._again = 0.0
+
     def __call__(self, action: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
         """Do it, unless it failed lately.
 

@@ -197,6 +197,7 @@ class WandbSink:
         if self._background.busy:
             _log.info("camtrain: waiting up to %.0f s for W&B's server to take the last tables", END)
         if self._background.wait(END):
+            self._server.forget()
             self._ask()
             self._background.wait(max(0.0, until - time.monotonic()))
 

@@ -170,6 +170,22 @@ def test_the_end_waits_for_a_silent_server_no_longer_than_said(monkeypatch, capl
     assert sink._background.wait(20)
 
 
+def test_the_end_is_a_last_chance_however_lately_the_server_failed():
+    def lost(fields):
+        raise CommError("no answer")
+
+    logger = WandbLogger(online=True)
+    sink, logger.log, answers = WandbSink(logger), lost, logger.log
+    sink.rows("val/cases", ["case"], [["case 0"]], 1)
+    (said,) = told_while(lambda: sink.flush(1) or sink._background.wait(20))
+    assert "asking W&B's server failed" in said
+    logger.log = answers
+    sink.flush(2)
+    assert logger.entries == []  # left alone for a while
+    sink.close()
+    assert [fields["val/cases"].data for _, fields in logger.entries] == [[["case 0"]]]
+
+
 def test_offline_tables_are_written_at_once():
     logger = WandbLogger()
     sink = WandbSink(logger)
