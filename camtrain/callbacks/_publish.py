@@ -123,14 +123,15 @@ class Publisher:
 
         In a fit once in every n epochs: in the first validation of epochs 0 ... n - 1, of n ... 2 n - 1, and so on, for
         where only every second epoch is validated, multiples of n may never be. And in the last validation of all,
-        where that can be known; the other validations of its epoch make none.
+        where max_epochs says which that is; the other validations of its epoch make none, but for the first one of all,
+        for max_steps or early stopping may end the fit before.
         """
         n, epoch, last = self.every_n_epochs, int(trainer.current_epoch), self._due_at
         if not n or trainer.state.fn != "fit" or trainer.sanity_checking:
             self._due = bool(n)
             return self._due
         ends = comes_last(trainer)
-        self._due = (last is None or last // n != epoch // n) if ends is None else ends
+        self._due = (last is None or last // n != epoch // n) if ends is None or last is None else ends
         if self._due:
             self._due_at = epoch
         return self._due

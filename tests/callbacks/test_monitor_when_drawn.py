@@ -133,3 +133,12 @@ def test_an_epoch_with_several_validations_is_drawn_once_and_counted_once(kit, t
     # Patience of two epochs: the first validation of the second one raises, once.
     assert set(added.events) == {(1, 3)}
     assert len(added.state_dict()["alarms"]["board"]["history"]["val"]) == 3
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 1}, {}])
+def test_the_first_validation_of_a_fit_is_drawn_in_its_last_epoch_too(kit, tmp_path, options):
+    """`max_steps` or early stopping may end the fit before the validation that `max_epochs` has last."""
+    added = Passes(kit, 1)
+    fit(kit, tmp_path, added, max_epochs=1, val_check_interval=1, **options)
+    assert [drawn for _, drawn, _ in added.passes] == ([True] if options else [True, True])
+    assert [path.name for path in (added.publisher.run_dir.path / "epochs").iterdir()] == ["0000"]
