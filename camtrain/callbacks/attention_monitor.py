@@ -368,7 +368,7 @@ class AttentionMonitor(Callback):
         if trainer.sanity_checking:
             return output
         with torch.inference_mode(False):
-            due, alone = [asked.name for asked in self._due], trainer.world_size == 1
+            due, alone, self._limits = [asked.name for asked in self._due], trainer.world_size == 1, {}
             self.scores, counts = self.relief.summed(self._books, due, alone), dict[str, list[Score]]()
             with self.relief.sparing(SCORES, alone):
                 if "val" in self.scores:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from camtrain._errors import InputError
 
@@ -24,6 +25,22 @@ class Log(NamedTuple):
 
     columns: tuple[str, ...]
     what: str
+
+
+def finite(value: Any) -> float:
+    """A value as a finite number.
+
+    Raises:
+        ValueError: It is none, or not finite.
+
+    Example:
+        >>> finite("0.25")
+        0.25
+    """
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, got {value}")
+    return number
 
 
 def read_rows(path: Path, log: Log, make: Callable[[list[str]], Row]) -> list[Row]:

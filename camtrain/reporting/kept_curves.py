@@ -53,8 +53,12 @@ class KeptCurves:
             if _checksum(file, self._size) != self._sum:
                 self._forget()
                 file.seek(0)
-            fresh = file.read()
-        faults = self._add(fresh)
+            before, fresh = self._size, file.read()
+            faults = self._add(fresh)
+            if faults and before:  # lines are counted from the beginning
+                self._forget()
+                file.seek(0)
+                faults = self._add(fresh := file.read())
         found = self._curves, self._rows, faults
         if faults or (fresh and not fresh.endswith(b"\n")):  # nothing to build on
             self._forget()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from camtrain._errors import InputError
 from camtrain.reporting._files import file_stem, replacing
-from camtrain.reporting._logs import Ending, Log, read_rows, readable_rows, rows_in
+from camtrain.reporting._logs import Ending, Log, finite, read_rows, readable_rows, rows_in
 from camtrain.reporting._png import png
 
 MEAN = "mean"  # stands in `scores.csv` where a label would
@@ -306,10 +306,7 @@ _LOG = Log(Score._fields, "scores")
 
 
 def _row(c: list[str]) -> Score:
-    value = float(c[6])
-    if not math.isfinite(value):
-        raise ValueError(f"expected a finite value, got {c[6]}")
-    return Score(int(c[0]), int(c[1]), c[2], c[3], c[4], c[5], value)
+    return Score(int(c[0]), int(c[1]), c[2], c[3], c[4], c[5], finite(c[6]))
 
 
 def _new_folder(parent: Path) -> Path:

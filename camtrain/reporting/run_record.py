@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from camtrain._errors import InputError
+from camtrain.reporting._logs import finite
 from camtrain.reporting.kept_curves import KeptCurves
 from camtrain.reporting.panel_files import LAYOUT
 from camtrain.reporting.report_blocks import VOLUME_VOXELS, Piece, PieceStore, script_json, thinned
@@ -208,22 +208,6 @@ def _scale(folder: Path, notes: list[str]) -> dict[str, float]:
     if not isinstance(scale, dict) or len(found) < len(scale):
         notes.append("panel.json: scale holds what is no number: left out, the pictures' colours end at what they show")
     return found
-
-
-def finite(value: Any) -> float:
-    """A value as a finite number.
-
-    Raises:
-        ValueError: It is none, or not finite.
-
-    Example:
-        >>> finite("0.25")
-        0.25
-    """
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"expected a finite number, got {value}")
-    return number
 
 
 def _curves(folder: Path, kept: KeptCurves, notes: list[str]) -> Curves:

@@ -34,7 +34,7 @@ class SlowToArrive(Dataset):
         return torch.tensor([float(index)])
 
     def __setstate__(self, state):
-        time.sleep(1.0)
+        time.sleep(0.5)
 
 
 def trainer():
@@ -48,7 +48,9 @@ def slow_start():
     SLOW_START["seconds"] = 0.0
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize(
+    "context", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("spawn", "forkserver"))]
+)
 def test_workers_hit_in_the_moment_of_their_start(context, slow_start):
     plain = DataLoader._get_iterator
     run = trainer()

@@ -132,6 +132,18 @@ def test_a_panel_shows_as_many_cases_and_labels_as_are_asked_for(given_split):
             assert any(index in found for found in shown.values())
 
 
+def test_of_labels_that_were_shown_equally_often_the_rarest_comes_first():
+    choice = Choice(cases=7, labels_per_case=1)
+    for name, truth in (("a", [1.0, 0.0]), ("b", [1.0, 1.0]), ("c", [1.0, 1.0])):
+        choice.see(name, truth, [0.5, 0.5])
+    # Label 0 was met three times, label 1 twice; each is shown once before the last case comes.
+    assert {case: index for (case, index), kind in kinds(choice).items() if kind != "negative"} == {
+        "a": 0,
+        "b": 1,
+        "c": 1,
+    }
+
+
 def test_a_panel_of_cases_that_have_all_labels_shows_all_pairs():
     """`panel_cases=12, labels_per_case=8` once gave 4 cases and 11 pairs."""
     choice = Choice(cases=12, labels_per_case=8)

@@ -76,6 +76,18 @@ def test_a_damaged_file_is_read_whole_every_time(tmp_path):
     assert kept.read(run.scores_path)[0].last("val", "cam", "organ_iou", "nodule") == 0.75
 
 
+def test_the_line_of_a_fault_is_counted_from_the_beginning(tmp_path):
+    run, kept = RunDir(tmp_path), KeptCurves()
+    run.write_scores(rows(0, 1))
+    kept.read(run.scores_path)
+    before = run.scores_path.read_text()
+    with run.scores_path.open("a") as file:
+        file.write("1,x\n")
+    curves, count, (fault,) = kept.read(run.scores_path)
+    assert (len(curves), count) == (3, 6)
+    assert f"line {before.count(chr(10)) + 1}: not a row of scores" in fault
+
+
 def test_a_report_keeps_its_curves(tmp_path, parsed):
     run = RunDir(tmp_path)
     report = RunReport(run.path)
