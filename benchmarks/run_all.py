@@ -54,6 +54,7 @@ class Part(NamedTuple):
 
 MONAI = "DenseNet121 EfficientNet-B0 ResNet18 ResNet50"
 FIVE = f"{MONAI} AxialNet"
+MAPS = "maps_cost.py --peers torchcam"
 PARTS = {
     "step": Part(
         "Training step, affine head, 80 labels",
@@ -95,11 +96,15 @@ PARTS = {
     ),
     "mid_memory": Part(
         "Peak memory of maps at the earliest layer", "bounded: flat in the labels where they go in parts",
-        "mid_layer_memory.py",
+        "mid_layer_memory.py --size 64 --processes 2",
     ),
     "memory": Part(
         "Peak memory of a training step", "at most 1.03 x that of a plain one (the first figure: what lives together)",
         f"step_cost.py --memory --nets {FIVE}", 1.03,
+    ),
+    "memory_more": Part(
+        "Peak memory: other heads, labels and sizes", "at most 1.03 x that of a plain one",
+        "step_cost.py --memory --nets DenseNet121 --heads affine mlp --labels 1 80 --sizes 64 128 --processes 2", 1.03,
     ),
     "maps": Part(
         "Maps of all labels, beside other libraries",
@@ -119,14 +124,26 @@ PARTS = {
         "Maps of 1, 16 and 80 labels", "flat in the labels where the head is affine; never slower than torchcam",
         "maps_cost.py --labels 1 16 80 --peers torchcam --rounds 15",
     ),
+    "maps_sizes": Part(
+        "Maps of 80 labels at other sizes (at 32^3 DenseNet121's last map of several cells lies mid-way)",
+        "at most 1.05 x a forward where the layer is the last one; never slower than torchcam",
+        f"{MAPS} --nets DenseNet121 ResNet18 --heads affine --labels 80 --sizes 32 128 --rounds 8",
+        1.05, None, ("| affine |", "| camtrain ", "| 128^3 |"),
+    ),
+    "maps_mid": Part(
+        "Maps at a middle layer", "never slower than torchcam",
+        "maps_cost.py --layers mid --labels 1 16 80 --peers torchcam --rounds 4",
+    ),
     "monitor": Part(
         "A validation epoch with the monitor (its alarms apart)",
         "at most 1.10 x a plain one (affine), 1.25 x (other heads); pictures of 12 cases x 8 labels at most 1 s",
         "monitor_cost.py --pairs 3",
     ),
     "monitor_labels": Part(
-        "The same with 80 labels", "the same", "validation_cost.py --pairs 10",
+        "The same with 80 labels", "the same", "validation_cost.py --pairs 6 --cases 32",
     ),
+    "monitor_32": Part("The same at 32^3", "the same", "validation_cost.py --size 32 --pairs 6 --cases 100"),
+    "monitor_128": Part("The same at 128^3", "the same", "validation_cost.py --size 128 --pairs 4 --cases 4"),
     "monitor_memory": Part(
         "Peak memory of a validation epoch with the monitor", "at most 1.05 x that of a plain one",
         "monitor_memory.py --cases 200",
