@@ -75,7 +75,7 @@ PARTS = {
     ),
     "sizes": Part(
         "Training step at 128^3", "at most 1.03 x a plain step",
-        "step_cost.py --nets DenseNet121 EfficientNet-B0 --sizes 128 --seconds 130", 1.03, 1.05,
+        "step_cost.py --nets DenseNet121 EfficientNet-B0 --sizes 128", 1.03, 1.05,
     ),
     "large": Part(
         "Training step at 256^3, one case (two do not fit into 24 GB)", "at most 1.03 x a plain step",
@@ -132,7 +132,7 @@ PARTS = {
     ),
     "maps_mid": Part(
         "Maps at a middle layer", "never slower than torchcam",
-        "maps_cost.py --layers mid --labels 1 16 80 --peers torchcam --rounds 4",
+        "maps_cost.py --layers mid --labels 1 16 80 --peers torchcam --rounds 12",
     ),
     "monitor": Part(
         "A validation epoch with the monitor (its alarms apart)",
