@@ -29,12 +29,18 @@ class NiftiMaps:
         self.number = cases if isinstance(cases, int) else 0
         self.named = [] if isinstance(cases, int) else [cases] if isinstance(cases, str) else [str(c) for c in cases]
         self.epochs = None if epochs is None else frozenset(int(epoch) for epoch in epochs)
+        self._met: set[str] = set()
         if self.number < 0:
             raise InputError(f"nifti_cases= expects a number of cases or their names, got {cases}")
 
     def due(self, epoch: int) -> bool:
         """Is this an epoch to write?"""
         return bool(self.number or self.named) and (self.epochs is None or epoch in self.epochs)
+
+    def unmet(self, entries: Iterable[PanelEntry]) -> list[str]:
+        """Names that no case of any pass has had up to this one."""
+        self._met.update(entry.case for entry in entries)
+        return [name for name in self.named if name not in self._met]
 
     def write(self, folder: Path, entries: Iterable[PanelEntry]) -> list[str]:
         """Write the maps of one pass.

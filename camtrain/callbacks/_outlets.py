@@ -66,7 +66,7 @@ class Outlets:
             logger = getattr(sink, "logger", None)  # none: the folder
             self._sinks.append(PatientSink(sink, self.files if logger is None else patience_with(logger)))
         self._defined: set[str] = set()
-        self._told_nifti = False
+        self._told_nifti = self._told_unmet = False
 
     def send(self, name: str, *args: Any, **kwargs: Any) -> None:
         """Call a method of every sink that has it."""
@@ -84,7 +84,7 @@ class Outlets:
             self.send("define", fresh)
 
     def nifti(self, maps: NiftiMaps, entries: Mapping[str, Sequence[PanelEntry]], epoch: int) -> None:
-        """Write maps of the chosen cases, and tell once of which the geometry is unknown."""
+        """Write maps of the chosen cases, and tell once of which the geometry is unknown, and which there are not."""
 
         def write() -> None:
             for split, listed in entries.items():
@@ -97,6 +97,14 @@ class Outlets:
                         stacklevel=2,
                     )
 
+        unmet = maps.unmet(entry for listed in entries.values() for entry in listed)
+        if unmet and not self._told_unmet:
+            self._told_unmet = True
+            warnings.warn(
+                f"camtrain: nifti_cases= names {', '.join(unmet)}, but {' and '.join(entries)} has no case of that id "
+                "with a known label (in this process), or the panel was chosen before it was named: no NIfTI map of it",
+                stacklevel=2,
+            )
         self.files(write)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,8 @@ def _places(trainer: Any, monitors: Iterable[AttentionMonitor], command: str) ->
                 yield f"pictures: {run.path / 'epochs'}"
     yield from describe_loggers(trainer.loggers)
     if command == "fit" and best and config is not None:
-        yield f"next: camtrain test --config {config} --ckpt_path {best}"
-        yield f"      camtrain explain --ckpt_path {best} --image CT.nii.gz --out maps"
+        yield f"next: camtrain test --config {shlex.quote(str(config))} --ckpt_path {shlex.quote(best)}"
+        yield f"      camtrain explain --ckpt_path {shlex.quote(best)} --image CT.nii.gz --out maps"
 
 
 def _best_path(trainer: Any) -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 import warnings
-from pathlib import Path
-from urllib.parse import urlsplit
 
 # Said by Lightning or torch about themselves; nothing that a user could act on.
 _NOISE = (
@@ -34,21 +31,12 @@ def prepare() -> None:
     """W&B offline unless the user is logged in or says otherwise; never reports errors to anybody."""
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    if not logged_in_to_wandb():
-        os.environ.setdefault("WANDB_MODE", "offline")
+    # Here, not above: commands that need no surroundings start faster without.
+    from camtrain.reporting.wandb_login import logged_in_to_wandb, wandb_mode
+
+    if wandb_mode() is None and not logged_in_to_wandb():
+        os.environ["WANDB_MODE"] = "offline"
     for name in _TALKERS:
         logging.getLogger(name).addFilter(_NO_ADVERTS)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-
-
-def logged_in_to_wandb() -> bool:
-    """Would W&B find an API key: in the environment or in the netrc file that `wandb login` writes?"""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    try:
-        return netrc.netrc(str(file)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

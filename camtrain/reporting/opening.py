@@ -7,12 +7,16 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from camtrain.reporting.wandb_login import logged_in_to_wandb, wandb_mode
+
 
 def open_loggers(loggers: Iterable[Any], checkpoint: Mapping[str, Any] | None = None) -> None:
-    """Open the runs of W&B loggers now, offline where the server does not take them.
+    """Open the runs of W&B loggers now, offline where nobody is logged in or the server does not take them.
 
-    Lightning opens them when `fit` begins, before any callback is asked, and lets a failure end the training. Other
-    loggers are left alone. W&B tries for `WANDB_INIT_TIMEOUT` seconds (90) before it gives up.
+    Lightning opens them when `fit` begins, before any callback is asked, and lets a failure end the training; without
+    a login W&B asks for one, and waits at a terminal for an answer. A mode or settings that the user has given, to the
+    logger or to W&B, are left as they are, and so are other loggers. W&B tries for `WANDB_INIT_TIMEOUT` seconds (90)
+    before it gives up.
 
     Args:
         loggers: `trainer.loggers`.
@@ -29,6 +33,8 @@ def open_loggers(loggers: Iterable[Any], checkpoint: Mapping[str, Any] | None = 
         # Lightning's logger says resume="allow" by itself.
         logger._wandb_init["id"] = logger._wandb_init.get("id") or run
     for logger in found:
+        if _would_ask(logger):
+            _go_offline(logger, "there is no login (`wandb login`, WANDB_API_KEY)")
         try:
             _ = logger.experiment
         except Exception as error:
@@ -36,7 +42,8 @@ def open_loggers(loggers: Iterable[Any], checkpoint: Mapping[str, Any] | None = 
             # network; offline nothing is lost, and `wandb sync` tells.
             if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] != "wandb":
                 raise
-            _open_offline(logger, error)
+            _go_offline(logger, " ".join(f"{type(error).__name__}: {error}".split()))
+            _ = logger.experiment
 
 
 def wandb_runs(loggers: Iterable[Any]) -> list[str]:
@@ -59,12 +66,24 @@ def _runs_of(checkpoint: Mapping[str, Any]) -> list[str]:
     return next((list(runs) for runs in kept if runs), [])
 
 
-def _open_offline(logger: Any, error: Exception) -> None:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+def _would_ask(logger: Any) -> bool:
+    """Is this a run that W&B would open online, and has nobody logged in?"""
+    if getattr(logger, "_experiment", None) is not None or getattr(logger, "_offline", False):
+        return False
+    if {"mode", "settings"} & set(logger._wandb_init) or wandb_mode() is not None or logged_in_to_wandb():
+        return False
+    import wandb
+    from pytorch_lightning.utilities import rank_zero_only
+
+    # Other processes open no run. A key that `wandb.login` was given in this one need not be in any file.
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    return first and wandb.run is None and not getattr(wandb.setup().settings, "api_key", None)
+
+
+def _go_offline(logger: Any, reason: str) -> None:
     warnings.warn(
         f"camtrain: W&B cannot be opened online ({reason}). This run is written offline; `wandb sync` uploads it later",
         stacklevel=4,
     )
     os.environ["WANDB_MODE"] = "offline"
     logger._wandb_init["mode"] = "offline"
-    _ = logger.experiment

@@ -7,6 +7,7 @@ different classes of the same names, and no logger's package is imported here.
 from __future__ import annotations
 
 import inspect
+import shlex
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -243,7 +244,8 @@ def describe_loggers(loggers: Iterable[Any]) -> list[str]:
             lines.append(_describe_wandb(logger.experiment))
         elif names & {"TensorBoardLogger", "CSVLogger"}:
             kind = "TensorBoard" if "TensorBoardLogger" in names else "CSV"
-            how = f"; look with: tensorboard --logdir {logger.log_dir}" if kind == "TensorBoard" else ""
+            look = shlex.join(["tensorboard", "--logdir", str(logger.log_dir)])
+            how = f"; look with: {look}" if kind == "TensorBoard" else ""
             lines.append(f"{kind}: {logger.log_dir}{how}")
     return lines
 
@@ -252,7 +254,8 @@ def _describe_wandb(run: Any) -> str:
     # `run.dir` is the run's folder `files`; wandb sync takes the folder above it.
     folder = Path(str(run.dir)).parent
     if getattr(run, "offline", False):
-        return f"W&B (offline): {folder}; look with: wandb leet {folder}; upload with: wandb sync {folder}"
+        word = shlex.quote(str(folder))  # for a shell, as it stands
+        return f"W&B (offline): {folder}; look with: wandb leet {word}; upload with: wandb sync {word}"
     return f"W&B: {getattr(run, 'url', None) or folder}"
 
 

@@ -98,6 +98,16 @@ def test_unknown_geometry_is_told_once_and_nothing_is_written(kit, tmp_path):
     assert not folder.exists()
 
 
+def test_a_name_that_no_case_has_is_told_once(kit, tmp_path):
+    cases = kit.make_cases()
+    for case in cases:
+        case["affine"] = torch.eye(4)
+    with pytest.warns(UserWarning, match=r"nifti_cases= names case0I, but val has no case of that id") as seen:
+        _, folder = run(kit, tmp_path, cases, nifti_cases=["case0I", "case01"], labels_per_case=1)
+    assert sum("nifti_cases=" in str(w.message) for w in seen) == 1
+    assert len(files_in(folder)) == 3
+
+
 def test_any_names_and_every_epoch(kit, tmp_path):
     cases = kit.make_cases()
     for case in cases:

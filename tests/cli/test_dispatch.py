@@ -119,14 +119,18 @@ def test_innermost_reason_of_a_tree():
 
 
 def test_wandb_is_offline_without_a_login(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_ERROR_REPORTING"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("API_KEY", "IDENTITY_TOKEN_FILE", "MODE", "BASE_URL", "ERROR_REPORTING"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert not surroundings.logged_in_to_wandb()
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password none\n")
-    assert surroundings.logged_in_to_wandb()
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not surroundings.logged_in_to_wandb()
+    surroundings.prepare()
+    assert "WANDB_MODE" not in surroundings.os.environ
+    (tmp_path / "settings").write_text("[default]\nmode = disabled\n")
+    (tmp_path / "netrc").unlink()
+    surroundings.prepare()
+    assert "WANDB_MODE" not in surroundings.os.environ  # W&B reads there what `wandb disabled` has written
+    (tmp_path / "settings").unlink()
     surroundings.prepare()
     assert surroundings.os.environ["WANDB_MODE"] == "offline"
     monkeypatch.setenv("WANDB_MODE", "disabled")

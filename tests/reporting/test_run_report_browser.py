@@ -27,6 +27,14 @@ EPOCH = "return document.getElementById('epoch-out').textContent"
 PLACE = "return document.querySelector('#plane-axial .place').textContent"
 PIXELS = "return document.querySelector('#plane-axial canvas').toDataURL('image/png')"
 CASES = ["case 1", EVIL, "case 3"]
+SHADES = """
+const colour = (of) => getComputedStyle(of).backgroundColor.match(/[0-9]+/g).slice(0, 3).map(Number);
+const cell = document.createElement('td');
+document.body.append(cell);
+const shades = ['h1', 'h2', 'h3', 'h4'].map((name) => { cell.className = name; return colour(cell); });
+cell.remove();
+return [colour(document.body), ...shades];
+"""
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +293,12 @@ def test_light_dark_narrow_and_paper(run, browser, tmp_path):
         path = tmp_path / f"{look}.png"
         browser.screenshot(path)
         brightness[look] = np.asarray(Image.open(path).convert("L"))[:, :20].mean()
+        # In the dark what is bad is bright: the words must hold for both.
+        ground, *shades = browser.run(SHADES)
+        away = [np.abs(np.subtract(shade, ground)).sum() for shade in shades]
+        assert away == sorted(set(away))
+    caption = browser.run("return document.querySelector('.heat caption').textContent")
+    assert caption.endswith("the stronger the colour, the worse.")
     assert brightness["light"] > 240
     assert brightness["dark"] < 40
     open_page(browser, run.report_path)
