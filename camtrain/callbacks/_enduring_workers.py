@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -84,13 +85,19 @@ class Enduring:
         self.own, self._runs, self._parent = own, runs, 0
 
     def __call__(self, worker_id: int) -> None:
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # MONAI's ThreadDataLoader can have threads as workers
+            self._endure()
+        if self.own is not None:
+            self.own(worker_id)
+
+    def _endure(self) -> None:
         self._parent = os.getppid()
         # After torch has set its own handler, by which a worker dies.
         signal.signal(signal.SIGTERM, self._told)
         signal.siginterrupt(signal.SIGTERM, False)  # what reads a file here need not know of it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # it was born deaf: see `_start_workers`
-        if self.own is not None:
-            self.own(worker_id)
 
     def _told(self, *_: Any) -> None:
         # At the end of the process Python ends its workers by SIGTERM, and waits for them: that has to work.

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from monai.data import ThreadDataLoader
 from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader, Dataset
 
@@ -112,6 +113,18 @@ def test_a_fork_server_outlasts_it_and_processes_of_the_user_do_not(started_befo
         assert own.exitcode == -signal.SIGTERM
     finally:
         own.kill()
+
+
+def test_workers_that_are_threads():
+    handler, run, began = signal.getsignal(signal.SIGTERM), trainer(), []
+    enduring = EnduringWorkers(run)
+    loader = run.strategy.process_dataloader(
+        ThreadDataLoader(Parents(), num_workers=2, use_thread_workers=True, worker_init_fn=began.append)
+    )
+    assert [parent.item() for parent in loader] == [os.getppid()] * 2
+    assert sorted(began) == [0, 1]
+    assert signal.getsignal(signal.SIGTERM) is handler
+    enduring.undo()
 
 
 def test_several_runs_leave_the_loaders_as_they_were():
