@@ -107,13 +107,13 @@ def one(args: argparse.Namespace) -> dict[str, float]:
 
 def work_of(args: argparse.Namespace) -> tuple[float, float]:
     """Operations (two per multiply-add) of a plain training step, and GiB that it must at least move."""
-    moved = 0
+    moved, width = 0, 2 if args.precision == "bf16" else 4  # under autocast the weights stay wide
 
     def count(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal moved
         # Forward reads and writes once; backward reads the input and the gradient behind, and writes the one before.
         weights = sum(p.numel() for p in module.parameters(recurse=False))
-        moved += 4 * (given[0].numel() * 3 + out.numel() * 2 + weights * 5)
+        moved += width * (given[0].numel() * 3 + out.numel() * 2) + 4 * weights * 5
 
     with torch.device("meta"):
         net = make_net(args.labels, args.size, saving=False)
@@ -126,8 +126,13 @@ def work_of(args: argparse.Namespace) -> tuple[float, float]:
     return float(counter.get_total_flops()), moved / 2**30
 
 
-def roofs(device: str) -> tuple[float, float]:
-    """What the machine can do: GFLOP/s of a large product of matrices, GB/s of a large copy; the best of five."""
+def roofs(device: str, precision: str) -> tuple[float, float]:
+    """What the machine can do: GFLOP/s of a large product of matrices, GB/s of a large copy; the best of five.
+
+    The product in the numbers that the step's convolutions take.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
 
     def best(piece: Callable[[], object]) -> float:
@@ -142,7 +147,7 @@ def roofs(device: str) -> tuple[float, float]:
         return min(seconds)
 
     edge = 3072
-    matrix, long = torch.rand(edge, edge, device=device), torch.rand(2**27, device=device)
+    matrix, long = torch.rand(edge, edge, device=device).to(dtype), torch.rand(2**27, device=device)
     target = torch.empty_like(long)
     return 2 * edge**3 / best(lambda: matrix @ matrix) / 1e9, 8 * long.numel() / best(lambda: target.copy_(long)) / 1e9
 
@@ -162,7 +167,7 @@ def main() -> None:
         print(json.dumps(one(args)))
         return
     operations, moved = work_of(args)
-    product, copy = roofs(args.device)
+    product, copy = roofs(args.device, args.precision)
     roof = min(product, operations / moved / 2**30 * copy)
     print("| AxialNet, full variant | peak GiB | seconds | |\n|---|---|---|---|", flush=True)
     for row in args.rows:

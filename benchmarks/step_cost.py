@@ -172,7 +172,7 @@ def main() -> None:
         first = f"| {net} | {head} | {layer} | {labels} | {NETWORKS[net].volume(size)} |"
         if args.memory:
             words = ["--nets", net, "--heads", head, "--layers", layer, "--labels", str(labels), "--sizes", str(size)]
-            words += ["--batch", str(args.batch)]
+            words += ["--batch", str(args.batch), "--threads", str(args.threads)]
             exact, usual = peaks(words, 3, _MAPPED), peaks(words, args.processes, {})
             print(f"{first} {exact} | {usual} |", flush=True)
             continue

@@ -8,9 +8,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import weakref
-from collections.abc import Callable
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
@@ -83,13 +85,19 @@ class Enduring:
         self.own, self._runs, self._parent = own, runs, 0
 
     def __call__(self, worker_id: int) -> None:
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # MONAI's ThreadDataLoader can have threads as workers
+            self._endure()
+        if self.own is not None:
+            self.own(worker_id)
+
+    def _endure(self) -> None:
         self._parent = os.getppid()
         # After torch has set its own handler, by which a worker dies.
         signal.signal(signal.SIGTERM, self._told)
         signal.siginterrupt(signal.SIGTERM, False)  # what reads a file here need not know of it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # it was born deaf: see `_start_workers`
-        if self.own is not None:
-            self.own(worker_id)
 
     def _told(self, *_: Any) -> None:
         # At the end of the process Python ends its workers by SIGTERM, and waits for them: that has to work.
@@ -109,6 +117,7 @@ class _Number:
 
     def __init__(self) -> None:
         self.process, self.runs = os.getpid(), RawValue(ctypes.c_int, 0)
+        self._server: forkserver.ForkServer | None = None
         # Registered after multiprocessing's own, so called before it: whatever has happened, nothing waits for ever.
         atexit.register(self._over)
 
@@ -131,6 +140,23 @@ class _Number:
         if not self.runs.value and DataLoader._get_iterator is _start_workers:
             DataLoader._get_iterator = _Number._plain  # type: ignore[assignment,method-assign]
 
+    @contextmanager
+    def own_fork_server(self) -> Iterator[None]:
+        """A fork server that begins deaf, for workers only: they live as long as it, and begin as deaf as it is.
+
+        Processes of the user come of the usual server, and those must hear: `Process.terminate()` is SIGTERM.
+        """
+        if self._server is None:
+            usual: Any = forkserver._forkserver
+            self._server = forkserver.ForkServer()
+            self._server.set_forkserver_preload(list(usual._preload_modules))
+        plain = forkserver.connect_to_new_process
+        forkserver.connect_to_new_process = self._server.connect_to_new_process
+        try:
+            yield
+        finally:
+            forkserver.connect_to_new_process = plain
+
     def _over(self) -> None:
         if self.process == os.getpid():
             self.runs.value = 0
@@ -140,14 +166,16 @@ def _start_workers(loader: Any) -> Any:
     """`DataLoader._get_iterator` while a run goes on: a worker that has just begun would still die of SIGTERM."""
     if not isinstance(loader.worker_init_fn, Enduring):
         return _Number._plain(loader)
-    if (loader.multiprocessing_context or multiprocessing).get_start_method() != "fork":
+    method = (loader.multiprocessing_context or multiprocessing).get_start_method()
+    if method != "fork":
         resource_tracker.ensure_running()  # its own start would let SIGTERM through again
     # Processes that this thread starts begin deaf, and hear again once they are `Enduring`.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
+    with ExitStack() as stack:
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        if method == "forkserver":
+            stack.enter_context(_Number.of_this_process().own_fork_server())
         return _Number._plain(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _same(own: Any) -> Any:

@@ -104,11 +104,11 @@ class LayerCapture:
         self.begin = begin
         self.outputs: list[Tensor] = []
         self._handle: torch.utils.hooks.RemovableHandle | None = None
-        self._level = 0
+        self.level = 0
 
     def attach(self, module: nn.Module) -> None:
         """Put the hook on the layer."""
-        self._level = level()
+        self.level = level()
         self._handle = module.register_forward_hook(eager(self._hook))
 
     def detach(self) -> None:
@@ -119,7 +119,7 @@ class LayerCapture:
         self.outputs.clear()
 
     def _hook(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
-        if level() != self._level:
+        if level() != self.level:
             return None
         if not isinstance(output, Tensor) or not output.is_floating_point():
             raise InputError(

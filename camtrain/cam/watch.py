@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from camtrain._errors import InputError
 from camtrain.cam.call import Call
 from camtrain.cam.capture import LayerCapture, eager, last_run, level, recomputing
-from camtrain.cam.layer_lookup import LayerSpec, around, find_layer, plain_name
+from camtrain.cam.layer_lookup import LayerSpec, around, find_layer, plain_name, untouched
 from camtrain.cam.logits import PickLogits, find_logits, pick_logits
 from camtrain.cam.question import WantedLayer
 from camtrain.cam.rerun import Rerun
@@ -94,6 +94,7 @@ class ModuleWatch:
         self._entered: list[_Entered] = []
         self._giver: nn.Module | None = None
         self._holds_modes = False
+        self._level = 0
 
     @property
     def name(self) -> str:
@@ -169,7 +170,7 @@ class ModuleWatch:
                 logits do not depend on one of several layers.
         """
         self._restore()
-        self._check_runs()
+        self._ask_again()
         sources = {
             key: chosen_call(capture.outputs, call, plain_name(capture.name))
             for key, capture, call in zip(self.keys, self._captures, self._calls(), strict=True)
@@ -204,13 +205,40 @@ class ModuleWatch:
         last = -1 if self.call is None and len(self._entered) == 1 else self.call
         return [last if found else self.call for found in self._found]
 
-    def _check_runs(self) -> None:
+    def _ask_again(self) -> None:
+        """Where a layer ran less often than in the forward that found it, no graph began: the network runs once more.
+
+        From then on the graph begins at the first run. Other watches of the step see nothing of it.
+        """
+        if not any(
+            self.cut and call == -1 and 0 < len(capture.outputs) <= capture.begin
+            for capture, call in zip(self._captures, self._calls(), strict=True)
+        ):
+            return
+        entered = self._entered[-1]
+        needed, inside = {*self._layers, self._head} - {None}, set(entered.module.modules())
+        if not needed <= inside:
+            ran = ", ".join(f"{plain_name(c.name)!r} {len(c.outputs)} time(s)" for c in self._captures)
+            raise InputError(
+                f"what was found for layer=None ran less often in this step than when it was found ({ran}), and the "
+                "step calls the parts of the network one after another: name a layer, with layer= and call="
+            )
+        self.forget()
+        tensors = [leaf for leaf in tree_leaves((entered.args, entered.kwargs)) if isinstance(leaf, Tensor)]
+        with untouched(entered.module, {tensor.device for tensor in tensors}), torch.no_grad():
+            for capture in self._captures:
+                capture.begin = 0
+            self._listen(level())
+            try:
+                entered.module(*entered.args, **entered.kwargs)
+            finally:
+                self._listen(0)
+                self._restore()
+
+    def _listen(self, to: int) -> None:
+        self._level = to
         for capture in self._captures:
-            if self.cut and 0 < len(capture.outputs) <= capture.begin:
-                raise InputError(
-                    f"layer {plain_name(capture.name)!r}, found for layer=None, ran {len(capture.outputs)} time(s), "
-                    f"and {capture.begin + 1} times in the forward that found it: name a layer, with layer= and call="
-                )
+            capture.level = to
 
     def _logits(self, source: Tensor, outputs: int | None, wanted: int | None) -> Tensor:
         batch = self._batch(source)
@@ -273,7 +301,7 @@ class ModuleWatch:
     # What the hooks do ------------------------------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if recomputing() or level():
+        if recomputing() or level() != self._level:
             return None
         first = not self._open
         self._open.append(module)
@@ -288,7 +316,7 @@ class ModuleWatch:
         return tree_map(_normal, args), tree_map(_normal, kwargs)
 
     def _leave(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
-        if recomputing() or level() or module not in self._open:
+        if recomputing() or level() != self._level or module not in self._open:
             return None
         while self._open and self._open.pop() is not module:
             pass

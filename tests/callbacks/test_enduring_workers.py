@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from monai.data import ThreadDataLoader
 from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,6 +36,16 @@ class SlowToArrive(Dataset):
 
     def __setstate__(self, state):
         time.sleep(0.5)
+
+
+class Parents(Dataset):
+    """Whose child the worker is."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.tensor(os.getppid())
 
 
 def trainer():
@@ -73,6 +84,47 @@ def test_workers_hit_in_the_moment_of_their_start(context, slow_start):
     workers[0].join(10)
     assert workers[0].exitcode == 0
     loader._iterator._shutdown_workers()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("started_before", [False, True])
+def test_a_fork_server_outlasts_it_and_processes_of_the_user_do_not(started_before):
+    context, run = multiprocessing.get_context("forkserver"), trainer()
+    if started_before:
+        own = context.Process(target=int)
+        own.start()
+        own.join(20)
+    enduring = EnduringWorkers(run)
+    loader = run.strategy.process_dataloader(
+        DataLoader(Parents(), num_workers=1, multiprocessing_context=context, persistent_workers=True)
+    )
+    server = next(iter(loader)).item()
+    for process in (server, *(worker.pid for worker in multiprocessing.active_children())):
+        os.kill(process, signal.SIGTERM)
+    time.sleep(0.2)
+    assert [parent.item() for parent in loader] == [server, server]
+    enduring.undo()
+    loader._iterator._shutdown_workers()
+    own = context.Process(target=time.sleep, args=(60,), daemon=True)
+    own.start()
+    own.terminate()
+    own.join(10)
+    try:
+        assert own.exitcode == -signal.SIGTERM
+    finally:
+        own.kill()
+
+
+def test_workers_that_are_threads():
+    handler, run, began = signal.getsignal(signal.SIGTERM), trainer(), []
+    enduring = EnduringWorkers(run)
+    loader = run.strategy.process_dataloader(
+        ThreadDataLoader(Parents(), num_workers=2, use_thread_workers=True, worker_init_fn=began.append)
+    )
+    assert [parent.item() for parent in loader] == [os.getppid()] * 2
+    assert sorted(began) == [0, 1]
+    assert signal.getsignal(signal.SIGTERM) is handler
+    enduring.undo()
 
 
 def test_several_runs_leave_the_loaders_as_they_were():

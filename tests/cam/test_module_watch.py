@@ -326,36 +326,61 @@ def test_two_views_in_one_step(mode):
     watch.stop()
 
 
-def test_a_layer_that_was_found_is_recorded_from_its_last_run_on():
-    class Often(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.act, self.fc = nn.Conv2d(2, 2, 3, padding=1), nn.SiLU(), nn.Linear(2, 3)
-            self.runs, self.needed = 3, []
+class Often(nn.Module):
+    """Its activation runs as often as it is told."""
 
-        def forward(self, image):
-            for _ in range(self.runs):
-                image = self.act(self.conv(image))
-                self.needed.append(image.requires_grad)
-            return self.fc(image.mean((2, 3)))
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.fc = nn.Conv2d(2, 2, 3, padding=1), nn.SiLU(), nn.Linear(2, 3)
+        self.runs, self.needed = 3, []
 
+    def features(self, image):
+        for _ in range(self.runs):
+            image = self.act(self.conv(image))
+            self.needed.append(image.requires_grad)
+        return image
+
+    def forward(self, image):
+        return self.fc(self.features(image).mean((2, 3)))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_layer_that_was_found_is_recorded_from_its_last_run_on(mode):
     model, x = Often().eval(), torch.rand(2, 2, 5, 6)
     name, _ = default_layer(model, x)
-    watch = ModuleWatch(model, name, cut=True, found=[True])
-    for runs in (3, 5, 2):
+    watch, other = (ModuleWatch(model, name, cut=True, found=[True]) for _ in range(2))
+    for runs, asked_again in ((3, False), (5, False), (2, True), (4, False)):
         model.runs = runs
         model.needed.clear()
-        with torch.no_grad():
+        with mode():
+            other.start()
             watch.start()
-            model(x)
-            if runs == 2:
-                with pytest.raises(ct.InputError, match=r"'act'.* ran 2 time.* and 3 times"):
-                    watch.take()
-                continue
+            logits = model(x)
+            state = torch.random.get_rng_state()
             maps = attention_maps(*watch.take(), create_graph=False)
-            watch.stop()
-        assert model.needed == [number >= 2 for number in range(runs)]
-        torch.testing.assert_close(maps.sum((2, 3)) + model.fc.bias, model(x))
+            assert len(model.needed) == runs * (1 + asked_again)
+            beside = attention_maps(*other.take(), create_graph=False)
+            for each in (watch, other):
+                each.stop()
+        assert state.equal(torch.random.get_rng_state())
+        assert not logits.requires_grad
+        assert maps.equal(beside)
+        if runs in (3, 5):
+            assert model.needed == [number >= 2 for number in range(runs)]
+        torch.testing.assert_close(maps.sum((2, 3)) + model.fc.bias, logits)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_parts_that_run_it_less_often_than_the_forward_that_found_it():
+    model, x = Often().eval(), torch.rand(2, 2, 5, 6)
+    name, _ = default_layer(model, x)
+    watch = ModuleWatch(model, name, cut=True, found=[True], logits="fc")
+    model.runs = 1
+    with torch.no_grad():
+        watch.start()
+        model.fc(model.features(x).mean((2, 3)))
+        with pytest.raises(ct.InputError, match=r"'act' 1 time.*parts.*name a layer"):
+            watch.take()
     watch.stop()
 
 
