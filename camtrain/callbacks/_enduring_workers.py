@@ -85,9 +85,8 @@ class Enduring:
         self.own, self._runs, self._parent = own, runs, 0
 
     def __call__(self, worker_id: int) -> None:
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # MONAI's ThreadDataLoader can have threads as workers
+        # The workers of MONAI's ThreadDataLoader can be threads, which get no signals.
+        if threading.current_thread() is threading.main_thread():
             self._endure()
         if self.own is not None:
             self.own(worker_id)
