@@ -265,6 +265,7 @@ def test_totalsegmentator_tables_know_all_117_ids():
     assert len(abdomen.rules["vertebral_fracture"].organs) == 25
 
 
+@pytest.mark.slow
 @needs_abdomen
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_every_organ_of_a_real_abdomen_keeps_a_cell(stride):

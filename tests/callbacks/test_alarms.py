@@ -153,6 +153,7 @@ def test_pulls_by_hand_with_two_images_per_case(kit, tmp_path, replacement):
         assert trainer.callback_metrics[f"val/outside_share/{name}"].item() == pytest.approx(share, abs=5e-3)
 
 
+@pytest.mark.slow
 def test_a_window_of_checks_is_pooled_and_outlives_a_checkpoint(kit, tmp_path):
     cases = kit.make_cases(9)
     modules = [reactive(kit, cases) for _ in range(2)]
@@ -185,6 +186,7 @@ class Normed(nn.Module):
         return self.head(self.features(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["features.2", "features.4"])
 def test_training_goes_on_as_if_nobody_had_asked(kit, tmp_path, layer):
     weights, hooks = [], []
@@ -244,6 +246,7 @@ def test_outside_swap_is_judged_by_what_it_does_not_train_with(kit, tmp_path, ca
     assert "judges with" not in caplog.text
 
 
+@pytest.mark.slow
 def test_stop_on_ends_the_training(kit, tmp_path):
     added = monitor(kit, ALWAYS, stop_on=["energy_below_chance"])
     trainer = fit(kit, tmp_path, added, epochs=9)
@@ -256,6 +259,7 @@ def test_stop_on_ends_the_training(kit, tmp_path):
         monitor(kit, ALWAYS, stop_on=["depth"])
 
 
+@pytest.mark.slow
 def test_resume_goes_on_with_cases_counters_and_checks(kit, tmp_path):
     slow = [{**ALWAYS, "patience": 3}, reliance(every_n_epochs=2, cases=6, threshold=0.0, outside=-9.0, patience=2)]
     cases = kit.make_cases()

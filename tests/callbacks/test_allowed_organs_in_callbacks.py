@@ -65,6 +65,7 @@ def test_the_mask_loss_forbids_the_other_lung(kit, tmp_path):
     assert not torch.allclose(nets[0].features[2].weight, nets[2].features[2].weight, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_of_the_monitor_and_of_an_evaluation(kit, tmp_path):
     net, cases = kit.make_net(), told_cases(kit)
     (whole,) = kit.loader(cases, 6)

@@ -103,6 +103,7 @@ def awkward_cases(kit):
     return cases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["flatten", "mlp"])
 def test_scores_equal_an_evaluation_of_the_whole_set(kit, tmp_path, head):
     net, cases = kit.make_net(head), awkward_cases(kit)
@@ -195,6 +196,7 @@ def test_two_forwards_in_a_step(kit, tmp_path):
     assert logged(trainer) == pytest.approx(expected(kit, net, kit.make_cases(), ["hirescam"]), abs=2e-6)
 
 
+@pytest.mark.slow
 def test_layer_none_takes_the_last_run_of_a_shared_activation(kit, tmp_path):
     """Methods of the graph, and one with forwards of its own, which runs the network again."""
 

@@ -44,6 +44,7 @@ def runs_in(folder):
     return sorted((Path(folder) / "camtrain").glob("*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", ["pytorch_lightning", pytest.param(LP, marks=pytest.mark.slow)])
 def test_one_object_through_all_stages(kit, tmp_path, namespace):
     added = monitor(kit, every_n_epochs=1, methods=["hirescam", "gradcam"], panel_cases=1)
@@ -104,6 +105,7 @@ def test_limit_val_batches(kit, tmp_path):
     fit(kit, tmp_path, monitor(kit), limit_val_batches=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_monitor_keys_are_fresh_every_epoch(kit, tmp_path, namespace):
     callbacks = importlib.import_module(f"{namespace}.callbacks")
@@ -150,6 +152,7 @@ def test_thresholds_of_the_last_validation_are_frozen_for_test(kit, tmp_path):
     assert trainer.callback_metrics["test/organ_iou"].item() < swept
 
 
+@pytest.mark.slow
 def test_several_loaders(kit, tmp_path):
     pl = importlib.import_module("pytorch_lightning")
     sets = [kit.loader(kit.make_cases(6, seed=seed)) for seed in range(3)]
@@ -249,6 +252,7 @@ def test_more_than_twenty_labels_go_to_one_table(kit, tmp_path):
     assert not any(rows[-1][1:])
 
 
+@pytest.mark.slow
 def test_the_panel_is_the_same_every_epoch(kit, tmp_path, monkeypatch):
     from camtrain.callbacks import _panel
 
@@ -284,6 +288,7 @@ def test_the_panel_is_the_same_every_epoch(kit, tmp_path, monkeypatch):
     assert sorted(["epochs/0002/overview.png", *(f"epochs/0002/{c}_{label}.png" for c, label, _ in epochs[0])]) == names
 
 
+@pytest.mark.slow
 def test_what_only_the_panel_shows_is_not_scored(kit, tmp_path):
     """Scores with pictures, whose panel asks for maps of absent labels too, equal scores without."""
     both = []
@@ -296,6 +301,7 @@ def test_what_only_the_panel_shows_is_not_scored(kit, tmp_path):
     assert any(not case["present"] for case in shown)
 
 
+@pytest.mark.slow
 def test_a_shuffled_validation_set_keeps_its_panel(kit, tmp_path):
     trainer = kit.make_trainer(tmp_path, monitor(kit, every_n_epochs=1), max_epochs=2)
     data = torch.utils.data.DataLoader(kit.make_cases(), batch_size=3, shuffle=True)
@@ -304,6 +310,7 @@ def test_a_shuffled_validation_set_keeps_its_panel(kit, tmp_path):
     assert [n for e, n in names if e == "0000"] == [n for e, n in names if e == "0001"]
 
 
+@pytest.mark.slow
 def test_resume_keeps_run_folder_panel_and_scale(kit, tmp_path):
     first = monitor(kit, every_n_epochs=1, panel_cases=2)
     trainer = fit(kit, tmp_path, first, max_epochs=2)

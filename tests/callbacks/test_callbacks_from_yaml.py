@@ -58,6 +58,7 @@ def callbacks_of(found):
     return [c for c in found.trainer.callbacks if isinstance(c, kinds)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["path", "shipped name", "mapping", "data module"])
 def test_a_table_of_every_kind(tmp_path, kind):
     path = tmp_path / "own.yaml"
@@ -74,6 +75,7 @@ def test_a_table_of_every_kind(tmp_path, kind):
     assert "val/auroc" in found.trainer.callback_metrics
 
 
+@pytest.mark.slow
 def test_several_layers_and_methods_with_options(tmp_path):
     methods = ["hirescam", {"name": "scorecam", "channels": 1}, {"name": "lrp", "rules": "epsilon", "box": [-1, 1]}]
     found = cli(tmp_path, "phantom", layer=["features.1", "features"], methods=methods)
@@ -87,6 +89,7 @@ def test_several_layers_and_methods_with_options(tmp_path):
     assert {"val/energy_inside", "val/energy_inside@scorecam", "val/energy_inside@lrp"} <= set(metrics)
 
 
+@pytest.mark.slow
 def test_alarms_with_options(tmp_path):
     watched = {
         "alarms": ["drifting", {"name": "reliance", "threshold": 0.6, "replacement": "blur", "every_n_epochs": 1}],

@@ -88,6 +88,7 @@ def only_what_is_new():
     gc.unfreeze()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 @pytest.mark.parametrize("setting", ["last layer", "mid layer", pytest.param("all of it", marks=pytest.mark.slow)])
 def test_nothing_is_left_of_an_epoch(kit, tmp_path, setting):

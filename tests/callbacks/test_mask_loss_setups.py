@@ -337,6 +337,7 @@ class Data(pl.LightningDataModule):
     val_dataloader = test_dataloader = train_dataloader
 
 
+@pytest.mark.slow
 def test_where_names_and_table_come_from(kit, tmp_path):
     turned = {**kit.TABLE, "labels": dict(reversed(kit.TABLE["labels"].items()))}
     others = ["a", "b", "c"]

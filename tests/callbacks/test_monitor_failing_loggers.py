@@ -48,6 +48,7 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["log_metrics", "save", "finalize"])
 @pytest.mark.parametrize("namespace", ["pytorch_lightning", pytest.param(LP, marks=pytest.mark.slow)])
 def test_a_logger_on_a_full_disk(kit, tmp_path, namespace, broken):
@@ -66,6 +67,7 @@ def test_a_logger_on_a_full_disk(kit, tmp_path, namespace, broken):
     assert not set(vars(logger)) & {*_FIRST, *_CALLS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "broken"),
     [("CSVLogger", "log_hyperparams"), ("CSVLogger", "log_graph"), ("TensorBoardLogger", "log_hyperparams")],
@@ -105,6 +107,7 @@ def plain_logger(name, **methods):
     return type(name, (base,), {**usual, **methods})()
 
 
+@pytest.mark.slow
 def test_any_failure_of_our_own_calls_is_caught_but_only_what_is_a_failure_of_lightnings(kit, tmp_path):
     csv_logger = loggers_of().CSVLogger
     mlflow = plain_logger("MLFlowLogger", experiment=DeadClient(), run_id="r")
@@ -173,6 +176,7 @@ def test_a_broken_logger_is_left_alone_for_a_while():
         patience.Patience("it", "")(lambda: (_ for _ in ()).throw(KeyboardInterrupt()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["epoch 1", "all"])
 def test_our_own_folder_on_a_full_disk(kit, tmp_path, monkeypatch, where):
     """Scores of the epochs in which the disk was full are written as soon as it takes them."""
@@ -238,6 +242,7 @@ CHANGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", CHANGED)
 def test_files_that_somebody_changed_are_put_aside_with_one_warning_each(kit, tmp_path, how):
     """What can be read of them is kept, nothing of theirs is lost, and the run goes on."""

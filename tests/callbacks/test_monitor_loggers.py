@@ -23,6 +23,7 @@ def run(kit, folder, logger, namespace="pytorch_lightning", module=None, **optio
     return added
 
 
+@pytest.mark.slow
 def test_csv(kit, tmp_path):
     logger = importlib.import_module("pytorch_lightning.loggers").CSVLogger(tmp_path)
     added = run(kit, tmp_path, logger)

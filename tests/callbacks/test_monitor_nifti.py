@@ -37,6 +37,7 @@ def files_in(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.nii.gz"))
 
 
+@pytest.mark.slow
 def test_affine_axes_and_values_of_an_oblique_anisotropic_lps_volume(kit, tmp_path):
     affine, cases = oblique_lps(), kit.make_cases()
     for case in cases:
@@ -65,6 +66,7 @@ def test_affine_axes_and_values_of_an_oblique_anisotropic_lps_volume(kit, tmp_pa
             assert method in str(image.header["descrip"])
 
 
+@pytest.mark.slow
 def test_the_grid_of_the_scan_before_the_transforms(kit, tmp_path):
     """The network saw a turned and flipped copy; the file is in the order of the scan."""
     affine, cases = oblique_lps(), kit.make_cases()
@@ -91,6 +93,7 @@ def test_the_grid_of_the_scan_before_the_transforms(kit, tmp_path):
     np.testing.assert_allclose(np.asarray(image.dataobj), expected, atol=1e-4 * float(np.abs(expected).max()))
 
 
+@pytest.mark.slow
 def test_unknown_geometry_is_told_once_and_nothing_is_written(kit, tmp_path):
     with pytest.warns(UserWarning, match="no NIfTI map of case00: the batch has no affine") as seen:
         _, folder = run(kit, tmp_path, kit.make_cases(), nifti_cases=["case00"])
@@ -108,6 +111,7 @@ def test_a_name_that_no_case_has_is_told_once(kit, tmp_path):
     assert len(files_in(folder)) == 3
 
 
+@pytest.mark.slow
 def test_any_names_and_every_epoch(kit, tmp_path):
     cases = kit.make_cases()
     for case in cases:

@@ -44,6 +44,7 @@ def fit(tmp_path, head="flatten", net=None, **options):
     return scores, said, torch.cat([p.detach().flatten() for p in module.parameters()]), monitor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["flatten", "mlp"])
 def test_one_by_one_the_scores_and_pictures_are_the_same(tmp_path, monkeypatch, head):
     options = {"methods": ["hirescam", "gradcam", {"name": "scorecam", "channels": 3}], "epochs": 1}
@@ -73,6 +74,7 @@ def test_one_by_one_the_scores_and_pictures_are_the_same(tmp_path, monkeypatch, 
     assert monitor.relief.level == 1
 
 
+@pytest.mark.slow
 def test_what_was_half_counted_is_not_counted_twice(tmp_path, monkeypatch):
     update, calls, fatal = RelevanceRank.update_pairs, [], []
 
@@ -92,6 +94,7 @@ def test_what_was_half_counted_is_not_counted_twice(tmp_path, monkeypatch):
     assert scores == pytest.approx(plain, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_at_last_no_maps_but_the_scores_of_logits_and_the_same_training(tmp_path, monkeypatch):
     plain, _, weights, _ = fit(tmp_path / "plain")
     asked = []
@@ -115,6 +118,7 @@ def test_at_last_no_maps_but_the_scores_of_logits_and_the_same_training(tmp_path
     assert monitor.relief.level == 0
 
 
+@pytest.mark.slow
 def test_fewer_cases_are_scored_where_a_batch_has_a_large_one(tmp_path, monkeypatch):
     def make(self, present, shown, recorded=False, rows=None):
         if rows is None or recorded or len(self.asked) > 1:
@@ -145,6 +149,7 @@ class Hungry(torch.nn.Module):
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 5])
 def test_where_the_watch_itself_is_too_much_the_step_runs_without(tmp_path, at):
     plain, _, weights, _ = fit(tmp_path / "plain")
@@ -176,6 +181,7 @@ def test_the_users_own_end_of_memory_stays_an_error(tmp_path):
         trainer.fit(module, loader(make_cases()), loader(make_cases(7, seed=5)))
 
 
+@pytest.mark.slow
 def test_an_alarm_without_memory_is_off(tmp_path, monkeypatch, caplog):
     def measure_pulls(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")

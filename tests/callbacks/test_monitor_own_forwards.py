@@ -37,6 +37,7 @@ def wanted(kit, net, method, measure, cases=None, layer=None, image=None, fuse=N
     return measure(maps, allowed, batch["label"], batch["organs"].flatten(1).any(1)).nanmean(0).nanmean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_scores_are_those_of_explain(kit, tmp_path, stage):
     net = kit.make_net()
@@ -59,6 +60,7 @@ def test_scores_are_those_of_explain(kit, tmp_path, stage):
     assert len(list(tmp_path.rglob("case*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_of_several_layers_the_mean_on_the_finest_grid(kit, tmp_path):
     net, layers = kit.make_net("mlp"), ["features.3", "features.1"]
     added = ct.AttentionMonitor(layers, kit.TABLE, methods=["hirescam", "lrp", "guided_backprop"])
@@ -73,6 +75,7 @@ def _relu(net):
     return net
 
 
+@pytest.mark.slow
 def test_gradient_methods_alone_add_no_forward(kit, tmp_path):
     net = kit.make_net("mlp")
     run(kit, tmp_path, kit.make_lit(net), monitor(kit, "gradcam", "layercam"))
@@ -81,6 +84,7 @@ def test_gradient_methods_alone_add_no_forward(kit, tmp_path):
     assert net.calls == 3 + 6
 
 
+@pytest.mark.slow
 def test_only_epochs_with_pictures_pay(kit, tmp_path):
     net, seen, calls = kit.make_net(), [], []
 
@@ -108,6 +112,7 @@ def test_only_epochs_with_pictures_pay(kit, tmp_path):
     assert torch.load(tmp_path / "state.pt", weights_only=True)["thresholds"].keys() == {"hirescam", "lrp"}
 
 
+@pytest.mark.slow
 def test_thresholds_of_paid_methods_outlive_an_epoch_without_them(kit, tmp_path):
     added, module = monitor(kit, "lrp", every_n_epochs=2), kit.make_lit(kit.make_net())
     data = kit.loader(kit.make_cases())
@@ -125,6 +130,7 @@ def test_thresholds_of_paid_methods_outlive_an_epoch_without_them(kit, tmp_path)
         kit.make_trainer(tmp_path, again).test(module, data, verbose=False)
 
 
+@pytest.mark.slow
 def test_cases_without_a_present_label_cost_nothing(kit, tmp_path):
     cases, net = kit.make_cases(), kit.make_net()
     for row, case in enumerate(cases):
@@ -154,6 +160,7 @@ class Clinical(nn.Module):
         return {"scores": logits, "other": logits.sigmoid()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logits", ["net.net.head", None])
 def test_a_step_with_arguments_of_its_own(kit, tmp_path, logits):
     cases = [{**case, "age": torch.tensor(0.1 * row)} for row, case in enumerate(kit.make_cases())]
@@ -170,6 +177,7 @@ def test_a_step_with_arguments_of_its_own(kit, tmp_path, logits):
     assert found["val/energy_inside@relevancecam"] == pytest.approx(value, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_users_step_and_its_modes_are_undisturbed(kit, tmp_path):
     states, outputs = [], []
 
@@ -195,6 +203,7 @@ def test_the_users_step_and_its_modes_are_undisturbed(kit, tmp_path):
     assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_bf16(kit, tmp_path):
     net = kit.make_net()
     added = monitor(kit, "lrp", "scorecam", panel_cases=1)
@@ -225,6 +234,7 @@ def test_wrong_methods(kit):
         ct.AttentionMonitor(methods={"name": "scorecam"})
 
 
+@pytest.mark.slow
 def test_a_network_that_the_step_calls_in_parts(kit, tmp_path):
     def validation_step(self, batch, batch_idx):
         self.net.head(self.net.features(batch["image"]))
@@ -239,6 +249,7 @@ def test_a_network_that_the_step_calls_in_parts(kit, tmp_path):
     assert not torch.is_inference_mode_enabled()
 
 
+@pytest.mark.slow
 def test_what_the_method_itself_refuses_shows_in_the_sanity_check(kit, tmp_path):
     net, trained = kit.make_net("mlp"), []
 
@@ -268,6 +279,7 @@ def test_maps_are_enlarged_linearly_only_to_be_fused(kit):
     torch.testing.assert_close(fused([maps, torch.zeros(2, 3, 8, 9)]), large / 2)
 
 
+@pytest.mark.slow
 def test_paid_methods_are_scored_where_only_every_second_epoch_is_validated(kit, tmp_path):
     """Epochs 1, 3, 5 are no multiples of 2; the first validation of every two epochs is what counts."""
     seen = []

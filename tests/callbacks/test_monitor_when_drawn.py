@@ -135,6 +135,7 @@ def test_an_epoch_with_several_validations_is_drawn_once_and_counted_once(kit, t
     assert len(added.state_dict()["alarms"]["board"]["history"]["val"]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"max_steps": 1}, {}])
 def test_the_first_validation_of_a_fit_is_drawn_in_its_last_epoch_too(kit, tmp_path, options):
     """`max_steps` or early stopping may end the fit before the validation that `max_epochs` has last."""

@@ -170,6 +170,7 @@ def test_all_but_one_without_organs(kit, tmp_path):
     assert changed.tolist() == [True, False, False, False]
 
 
+@pytest.mark.slow
 def test_one_label_of_shape_b(kit, tmp_path):
     cases = kit.make_cases(6, labels=1)
     for case in cases:
@@ -223,6 +224,7 @@ def test_other_ways_to_train(kit, tmp_path, options):
     assert 0 < trainer.callback_metrics["train/swapped_cases"] < 1
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone(kit, tmp_path):
     net = kit.make_net()
     net.features = torch.compile(net.features, backend="eager")

@@ -38,6 +38,7 @@ def stored(added, epoch=0, split="val"):
     return about, {(m.case, m.label, m.method, m.layer): m for m in maps}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["flatten", "mlp"])
 def test_maps_are_those_of_explain_for_every_label(kit, tmp_path, head):
     cases, net = kit.make_cases(), kit.make_net(head)
@@ -67,6 +68,7 @@ def test_maps_are_those_of_explain_for_every_label(kit, tmp_path, head):
                 assert each.inside == (None if np.isnan(inside[index]) else pytest.approx(inside[index], abs=1e-4))
 
 
+@pytest.mark.slow
 def test_volumes_have_the_case_and_its_regions(kit, tmp_path):
     affine = torch.diag(torch.tensor([-2.0, -2.0, 3.0, 1.0]))
     cases = [{**case, "affine": affine} for case in kit.make_cases()]
@@ -83,6 +85,7 @@ def test_volumes_have_the_case_and_its_regions(kit, tmp_path):
         np.testing.assert_array_equal(volume.regions[volume.region_of[label]], allowed[index])
 
 
+@pytest.mark.slow
 def test_the_report_is_there_every_epoch_and_the_run_is_told(kit, tmp_path):
     loss = ct.MaskLossCallback(kit.LAYER, kit.TABLE, weight=0.5)
     options = {"epochs": 3, "every_n_epochs": 2, "methods": ["hirescam", "gradcam"], "callbacks": [loss]}
@@ -106,6 +109,7 @@ def test_the_report_is_there_every_epoch_and_the_run_is_told(kit, tmp_path):
     assert "The whole config of this run" not in text
 
 
+@pytest.mark.slow
 def test_all_settings_are_told_those_that_are_no_defaults_first(kit, tmp_path):
     alarms = [{"name": "reliance", "threshold": 0.4, "every_n_epochs": 3}, "empty_maps"]
     options = {"alarms": alarms, "stop_on": ["empty_maps"], "every_n_epochs": 2, "panel_cases": 3, "mode": "any"}
@@ -185,6 +189,7 @@ def test_layers_one_by_one(kit, tmp_path):
     assert maps[case["id"], "stent", "hirescam", ""].cells.shape == (6, 8, 10)
 
 
+@pytest.mark.slow
 def test_paid_methods_are_not_asked_again(kit, tmp_path):
     net = kit.make_net()
     plain, _ = fit(kit, tmp_path / "a", net, report=False, methods=["hirescam", {"name": "scorecam", "channels": 2}])
@@ -200,6 +205,7 @@ def test_paid_methods_are_not_asked_again(kit, tmp_path):
     assert not list(plain.publisher.run_dir.path.rglob("*.npz"))
 
 
+@pytest.mark.slow
 def test_nothing_changes_for_the_training(kit, tmp_path):
     states, draws, scores = [], [], []
     for report in (True, False):
@@ -217,6 +223,7 @@ def test_nothing_changes_for_the_training(kit, tmp_path):
     assert all(torch.equal(scores[0][key], scores[1][key]) for key in scores[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["validate", "test"])
 def test_under_inference_mode_and_beside_an_earlier_fit(kit, tmp_path, method):
     added, trainer = fit(kit, tmp_path, kit.make_net())
@@ -230,6 +237,7 @@ def test_under_inference_mode_and_beside_an_earlier_fit(kit, tmp_path, method):
     assert added.publisher.run_dir.report_path.read_text().count('class="maps"') == 2
 
 
+@pytest.mark.slow
 def test_many_labels_keep_the_present_and_the_likeliest(kit, tmp_path):
     labels = [f"l{i}" for i in range(11)]
     cases = kit.make_cases(labels=11)
@@ -261,6 +269,7 @@ def test_without_organs_and_without_ids(kit, tmp_path):
     assert "The run has no organ table" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "says"),
     [

@@ -54,6 +54,7 @@ def test_the_seen_share_with_other_inputs_than_an_image(kit, tmp_path, caplog, s
     assert "OutsideSwap" in shares_said(caplog)[0]
 
 
+@pytest.mark.slow
 def test_the_seen_share_of_a_monai_resnet(kit, tmp_path, caplog):
     from monai.networks.nets import ResNet
 

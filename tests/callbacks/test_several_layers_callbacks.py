@@ -47,6 +47,7 @@ def by_hand(kit, net, loss_fn, epochs=1, method="hirescam", cases=None):
 # The loss ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["flatten", "mlp"])
 @pytest.mark.parametrize("options", [{}, {"form": "l2_normalised"}, {"labels": "present", "scale": "sum"}])
 def test_training_equals_a_loop_with_the_mean_of_two_losses(kit, tmp_path, head, options):

@@ -70,6 +70,7 @@ def slow(rules, cases, plan, targets, cover, b):
     return row, unit, label, torch.tensor(left_out), covered, [i for u in laid for i in unit_ids[u]]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(SIZES), st.sampled_from(["label", "organs", "union"]),
        st.sampled_from(["kept", "follow"]), st.booleans(), st.integers(0, 2))  # fmt: skip

@@ -94,6 +94,7 @@ def test_cam_takes_the_weight_behind_global_average_pooling(grid):
     torch.testing.assert_close(cam(activations, gradients), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("formula", [*FORMULAS, cam])
 def test_can_be_differentiated_twice(formula, grid):

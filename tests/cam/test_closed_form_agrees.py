@@ -102,6 +102,7 @@ def count_passes(call):
 METHODS = ["hirescam", "gradcam", "gradcam++", "layercam", "respondcam"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_closed_form_equals_autograd_in_maps_and_parameter_gradients(name):
     make, layer = NETS[name]

@@ -54,6 +54,7 @@ def test_what_is_compiled(make, layer, wanted):
     assert list(net.state_dict()) == keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["layer4", "layer2"])
 def test_a_step_with_a_loss_on_maps_is_the_same(layer):
     torch._dynamo.reset()
@@ -67,6 +68,7 @@ def test_a_step_with_a_loss_on_maps_is_the_same(layer):
     torch.testing.assert_close(ct.explain(net, IMAGE, layer=layer), ct.explain(plain, IMAGE, layer=layer))
 
 
+@pytest.mark.slow
 def test_a_densenet_is_compiled_up_to_its_layer():
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -108,6 +110,7 @@ def test_the_model_is_left_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+@pytest.mark.slow
 def test_an_axial_net_and_a_lightning_module(tmp_path):
     torch._dynamo.reset()
     torch.manual_seed(0)

@@ -145,6 +145,7 @@ def test_a_relu_on_parameters_is_left_alone():
 # MONAI ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet", "se-resnet"])
 def test_residual_nets_with_re_used_and_gated_parts(name):
     torch.manual_seed(0)
@@ -164,6 +165,7 @@ def test_residual_nets_with_re_used_and_gated_parts(name):
     torch.testing.assert_close(both, maps * up)
 
 
+@pytest.mark.slow
 def test_efficientnet_is_refused_or_approximated():
     torch.manual_seed(0)
     model = EfficientNetBN("efficientnet-b0", spatial_dims=3, in_channels=C, num_classes=L).eval()

@@ -271,6 +271,7 @@ def test_hooks_are_gone_afterwards():
         assert count() == 0
 
 
+@pytest.mark.slow
 def test_nothing_leaks_over_50_steps():
     model = Net("mlp")
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

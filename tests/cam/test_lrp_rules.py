@@ -177,6 +177,7 @@ def test_rounding_noise_is_no_evidence():
         torch.testing.assert_close(got, torch.tensor([[2.0, 6, 0]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [ZPlus(), AlphaBeta(2.0, 1.0), AlphaBeta(3.0, 2.0), Box(-2.0, 2.0)], ids=repr)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())

@@ -85,6 +85,7 @@ def test_scripted_and_traced_models_are_refused(method):
         explain(holder, method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("part", ["whole", "inner", "in place"])
 def test_compiled_models_run_eagerly(method, part):

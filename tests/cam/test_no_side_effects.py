@@ -183,6 +183,7 @@ def live_tensors():
     return len(found), sum(t.numel() * t.element_size() for t in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_fifty_repetitions_hold_no_memory(method):
     model = in_training()

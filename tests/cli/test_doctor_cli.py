@@ -49,6 +49,7 @@ def config_of(manifest: Path, **changes) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_sound_manifest(run, files, tmp_path):
     before = everything(tmp_path)
     result = run("doctor", "--manifest", files, "--table", "phantom", "--workers", 2, "--out", "page.html")
@@ -73,6 +74,7 @@ def test_headers_only(run, files):
     assert "<code>sides</code>" not in asked  # three cases say nothing of all
 
 
+@pytest.mark.slow
 def test_a_config_and_its_network(run, files, tmp_path):
     config = config_of(files)
     before = everything(tmp_path)
@@ -108,6 +110,7 @@ def test_faults_of_data_and_config_at_once(run, files):
     assert result.err == ""
 
 
+@pytest.mark.slow
 def test_a_callback_whose_layer_is_not_there(run, files):
     config = config_of(files)
     config.write_text(config.read_text().replace("net.relu", "net.rely"))
@@ -116,6 +119,7 @@ def test_a_callback_whose_layer_is_not_there(run, files):
     assert "no map can be taken of layer 'net.rely'" in result.out
 
 
+@pytest.mark.slow
 def test_a_network_of_another_size(run, files):
     result = run("doctor", "--config", config_of(files, size=[32, 24, 30]))
     assert result.code == 2
@@ -131,6 +135,7 @@ def test_a_config_with_a_misspelt_key(run, files):
     assert "spacin" in result.out
 
 
+@pytest.mark.slow
 def test_a_phantom_config_with_options_behind_it(run, write):
     result = run("doctor", "--config", write(), "--data.cases", 8, "--cases", 4, "--out", "page.html")
     assert result.code == 0, result.err
@@ -181,6 +186,7 @@ def test_a_real_ct_and_its_segmentation(run, tmp_path, monkeypatch):
     assert json.dumps(str(CT))[1:-1] not in result.out
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_gives_what_the_page_says(run, tmp_path, monkeypatch):
     """docs/doctor.md: its Python makes the study, its command finds the six faults and no others."""
     monkeypatch.chdir(tmp_path)

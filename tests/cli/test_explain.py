@@ -30,6 +30,7 @@ def organs(trained, name="test-00000"):
     return trained.manifest.parent / f"{name}_organs.nii.gz"
 
 
+@pytest.mark.slow
 def test_checkpoint_alone(trained, run, tmp_path):
     result = run("explain", "--ckpt_path", trained.checkpoint, "--image", scan(trained), "--out", tmp_path / "maps")
     assert result.code == 0, result.err
@@ -76,6 +77,7 @@ def test_labels_layer_method_and_organs(trained, run, tmp_path):
     assert b"layercam nodule" in bytes(nib.load(tmp_path / "a" / "b" / "nodule.nii.gz").header["descrip"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", ["LPS", "SRA", "PIL"])
 def test_same_map_in_any_orientation(trained, run, tmp_path, axes):
     """A scan that is stored in another order gets the same map, stored in that order."""
@@ -236,6 +238,7 @@ def foreign_net() -> dict:
     return {"class_path": "monai.networks.nets.DenseNet", "init_args": arguments}
 
 
+@pytest.mark.slow
 def test_foreign_classes_need_config_or_trust(write, run, refused, trained, tmp_path):
     config = write(model__init_args__net=foreign_net(), trainer__callbacks=[])
     assert run("fit", "--config", config, "--trainer.max_steps=1").code == 0
@@ -260,6 +263,7 @@ def test_a_name_inside_camtrain_that_leads_elsewhere_is_foreign():
     assert not rebuild.is_own_class("FlattenNet")
 
 
+@pytest.mark.slow
 def test_checkpoint_made_in_python(run, refused, trained, tmp_path, monkeypatch):
     """Without the command line: camtrain's own nets and modules are known, others need a config."""
     import pytorch_lightning as pl
@@ -289,6 +293,7 @@ def test_checkpoint_made_in_python(run, refused, trained, tmp_path, monkeypatch)
 # -------------------------------------------------------------------------------------------------------------- layers
 
 
+@pytest.mark.slow
 def test_layers_of_a_config_and_of_a_checkpoint(trained, run):
     for words in (["--config", trained.config], ["--ckpt_path", trained.checkpoint]):
         shown = run("layers", *words)
@@ -300,6 +305,7 @@ def test_layers_of_a_config_and_of_a_checkpoint(trained, run):
         assert "%" in default
 
 
+@pytest.mark.slow
 def test_layers_takes_other_options_and_depth(trained, run, refused):
     words = ("layers", "--config", trained.config, "--no_seen")
     assert "2 x 4 x 3 x 5" in run(*words, "--model.net.widths=[2,2,2,2]").out
@@ -330,6 +336,7 @@ def test_options_of_a_method_and_several_layers(trained, run, tmp_path):
     assert sums["paper"] != sums["others"]
 
 
+@pytest.mark.slow
 def test_rest_is_told_only_where_maps_add_up(trained, run, tmp_path):
     arguments = ["--ckpt_path", trained.checkpoint, "--image", scan(trained), "--labels", "nodule"]
 

@@ -58,6 +58,7 @@ def test_mask_is_the_enlarged_map_above_its_own_level(trained, explained):
         assert "dice" not in row
 
 
+@pytest.mark.slow
 def test_dice_against_lesions(trained, explained, tmp_path):
     _, out = explained("--segment", "mean+std", out="first")
     (effusion,) = masks(out, "effusion")
@@ -74,6 +75,7 @@ def test_dice_against_lesions(trained, explained, tmp_path):
     assert told(out)["effusion"]["segment"]["dice"] == pytest.approx(2 * part / (whole + part))
 
 
+@pytest.mark.slow
 def test_nothing_is_marked_where_the_network_saw_nothing(explained, tmp_path):
     """A wide scan; the network sees its middle, and levels may be negative."""
     affine = np.diag([7.0, 5.0, 9.0, 1.0])

@@ -105,6 +105,7 @@ def test_ambiguous_names_are_all_in_the_message(folder, run):
     assert not (folder / "study").exists()
 
 
+@pytest.mark.slow
 def test_the_other_sources(tmp_path, run):
     root = make_rad_chestct_tree(tmp_path / "rad", train=1, val=1, test=0, size=(20, 24, 24))
     result = run("import", "rad_chestct", "--root", root, "--out", tmp_path / "one", "--label_set", "plain")

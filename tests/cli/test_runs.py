@@ -25,6 +25,7 @@ def mask_loss(**arguments) -> dict:
     return {"class_path": "camtrain.callbacks.MaskLossCallback", "init_args": arguments}
 
 
+@pytest.mark.slow
 def test_fit_shows_the_scores_of_the_best_epoch_and_every_place(write, run, tmp_path):
     result = run("fit", "--config", write(), "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs")
     assert result.code == 0, result.err
@@ -62,6 +63,7 @@ def test_labels_are_linked_and_the_seed_is_set(trained):
     assert str(config) in (facts.parent / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_saved_config_scores_the_checkpoint(trained, run, command):
     (config,) = trained.folder.rglob("run/config.yaml")
@@ -73,6 +75,7 @@ def test_saved_config_scores_the_checkpoint(trained, run, command):
     assert len(list(trained.folder.rglob("config*.yaml"))) == 1
 
 
+@pytest.mark.slow
 def test_second_fit_in_the_same_folder_keeps_the_first_config(write, run, tmp_path):
     config = write(trainer__callbacks=[])
     for rate in ("0.5", "0.25"):
@@ -83,6 +86,7 @@ def test_second_fit_in_the_same_folder_keeps_the_first_config(write, run, tmp_pa
     assert [saved["model"]["init_args"]["lr"] for saved in rates] == [0.5, 0.25]
 
 
+@pytest.mark.slow
 def test_resume_goes_on_with_the_rate_of_the_command_line(trained, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(
@@ -140,6 +144,7 @@ def test_module_without_labels_and_without_data(write, run):
     assert result.code == 0, result.err
 
 
+@pytest.mark.slow
 def test_two_tables_of_two_monitors(write, run):
     callbacks = [monitor(name="first", layer="net.relu"), monitor(name="second", layer="net.relu", methods=["gradcam"])]
     result = run("fit", "--config", write(trainer__callbacks=callbacks), "--trainer.max_epochs=1")
@@ -168,11 +173,13 @@ def test_wrong_layer(write, refused, callback, tmp_path):
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_layer_without_spatial_axes(write, refused):
     line = refused("fit", "--config", write(trainer__callbacks=[mask_loss(layer="net.head")]))
     assert "(B, K, *S) with spatial axes" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -235,6 +242,7 @@ def manifest_config(write, file, **arguments) -> Path:
     return write(data=data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_nan_in_an_image_also_in_a_worker(trained, write, refused, tmp_path, workers):
     rows = trained.manifest.read_text().replace("train-00001_ct", str(tmp_path / "nan")).splitlines()
@@ -256,6 +264,7 @@ def test_nan_in_an_image_also_in_a_worker(trained, write, refused, tmp_path, wor
     assert "NaN" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "arguments", "expected"),
     [
@@ -278,6 +287,7 @@ def test_wrong_manifest(trained, write, refused, tmp_path, change, arguments, ex
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_model(trained, write, refused):
     config = write()
     words = ("test", "--config", config, "--ckpt_path", trained.checkpoint)
@@ -288,6 +298,7 @@ def test_checkpoint_of_another_model(trained, write, refused):
     assert "PoolNet" in line
 
 
+@pytest.mark.slow
 def test_checkpoint_of_other_labels(trained, write, refused):
     line = refused(
         "test", "--config", write(data__init_args__labels=["nodule", "effusion"]), "--ckpt_path", trained.checkpoint
@@ -295,6 +306,7 @@ def test_checkpoint_of_other_labels(trained, write, refused):
     assert "trained on 2 labels (effusion, nodule)" in line
 
 
+@pytest.mark.slow
 def test_missing_and_damaged_checkpoints(trained, write, refused, tmp_path):
     config = write()
     near = trained.checkpoint.with_name("bets.ckpt")

@@ -137,6 +137,7 @@ def missing(text, whole, expected):
     return lost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["fit"], ["doctor", "--out", "page.html"]], ids=["fit", "doctor"])
 def test_all_bad_inputs_at_once(made, words, monkeypatch, capsys, tmp_path):
     root, whole, expected = made

@@ -138,6 +138,7 @@ def test_first_reconstructions_only(tree, caplog):
     assert "9 are second reconstructions; 1 are not there; 1 show no chest" in caplog.text
 
 
+@pytest.mark.slow
 def test_headers_that_were_published_wrong_give_the_same_images(tree, raw):
     right, wrong = module(tree, organs=tree / ORGANS), module(raw, organs=raw / ORGANS)
     for data in (right, wrong):
@@ -194,6 +195,7 @@ def test_organs_in_every_place_that_people_have_them(tmp_path, place):
     assert OrganFinder(None).find("train_fixed", volume) is None
 
 
+@pytest.mark.slow
 def test_share_of_organs_in_every_batch(tree):
     data = module(tree, organs=tree / ORGANS, batch_size=2, organ_share=0.5, val_share=0.2)
     data.setup("fit")
@@ -202,6 +204,7 @@ def test_share_of_organs_in_every_batch(tree):
         assert all(batch["has_organs"].sum() == 1 for batch in loader if len(batch["id"]) == 2)
 
 
+@pytest.mark.slow
 def test_other_modules_take_the_share_too(tmp_path):
     manifest = export_phantom(tmp_path / "files", {"train": 6, "val": 2}, size=(16, 16, 16))
     rows = list(csv.reader(manifest.open()))

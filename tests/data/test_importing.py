@@ -331,6 +331,7 @@ def test_a_real_scan_and_the_names_in_its_segmentation(tmp_path):
 # RAD-ChestCT and VOC -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rad_chestct(tmp_path):
     pytest.importorskip("camtrain.data.volume_numpy", reason="manifests read no npz yet")
     root = make_rad_chestct_tree(tmp_path / "rad", train=2, val=2, test=1, size=(20, 24, 24))
@@ -343,6 +344,7 @@ def test_rad_chestct(tmp_path):
     assert next(iter(data.train_dataloader()))["label"].shape == (2, 84)
 
 
+@pytest.mark.slow
 def test_rad_chestct_with_lungs_of_the_partition(tmp_path):
     root = make_rad_chestct_tree(tmp_path / "rad", train=2, val=1, test=0, size=(20, 24, 24))
     (tmp_path / "lungs").mkdir()

@@ -148,6 +148,7 @@ def test_another_split_column(write):
         read_manifest(path, split_column="fold1")
 
 
+@pytest.mark.slow
 def test_a_large_manifest_is_checked_in_seconds(tmp_path):
     names = [f"finding_{i}" for i in range(83)]
     rows = [

@@ -218,6 +218,7 @@ def test_augmentation_follows_from_seed_epoch_and_case(study, monkeypatch):
     assert torch.equal(*made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lightning", [pl, lp])
 def test_trainer_fits_and_checkpoint_rebuilds(study, lightning):
     class Net(lightning.LightningModule):
@@ -421,6 +422,7 @@ def test_real_ct_with_organs_by_totalsegmentator(tmp_path):
     assert regions.shape == (1, 1, 128, 96, 32)
 
 
+@pytest.mark.slow
 @needs_ct
 def test_real_organs_as_a_folder_give_the_same_ids(tmp_path):
     table = OrganTable.load("totalsegmentator_abdomen")

@@ -65,6 +65,7 @@ def by_id(batch):
     return {key: [value[i] for i in order] for key, value in batch.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mirror", [0.0, 1.0])
 @pytest.mark.parametrize(("cache", "kind"), [("lazy", LazyDataset), ("disk", DiskDataset), (False, CaseDataset)])
 def test_every_cache_gives_the_same_batches(study, cache, kind, mirror):

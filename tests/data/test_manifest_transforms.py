@@ -156,6 +156,7 @@ def test_a_header_without_orientation_is_told(tmp_path, caplog):
 # ---- the way back -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     axes=st.permutations([1, 2, 3]),

@@ -68,6 +68,7 @@ def test_a_label_that_organs_predict_is_found_among_many():
     assert report.told[0].auroc == pytest.approx((1 + report.told[0].difference) / 2)
 
 
+@pytest.mark.slow
 def test_chance_is_rarely_taken_for_more():
     # 200 reports of 20 labels without any dependence: Holm's promise is at most one false alarm in 20 reports.
     rng = np.random.default_rng(1)

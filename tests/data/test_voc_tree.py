@@ -20,6 +20,7 @@ def tree(tmp_path_factory):
     return make_voc_tree(tmp_path_factory.mktemp("voc") / "tree", train=24, val=8, test=4, size=(48, 64), masks=0.7)
 
 
+@pytest.mark.slow
 def test_a_data_module_reads_it(tree):
     data = PascalVOCDataModule(tree, size=48, image_set="Main", batch_size=24, test_splits=["val", "test"])
     assert data.labels == [name for name in CLASSES if name in OBJECTS]

@@ -39,6 +39,7 @@ def test_intensities_of_which_the_window_leaves_nothing(study):
     assert len(finding.places) == 12
 
 
+@pytest.mark.slow
 def test_organ_ids_unknown_to_the_table(study):
     ids = study.organs()
     ids[0, 0, :4] = 9
@@ -83,6 +84,7 @@ def test_empty_regions_outside_the_crop(study):
     assert "lung_left in 12 of 12 cases" in found.of("crop", "warning").got
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", [None, 2.0, (3.0, 2.5, 2.0)])
 @pytest.mark.parametrize("size", [(8, 12, 10), (24, 6, 5), (40, 40, 40)])
 def test_what_the_crop_keeps_is_what_training_keeps(study, spacing, size):

@@ -198,6 +198,7 @@ def test_duplicates_by_content_in_files_of_another_kind(study):
     assert set(study.examine().ids("duplicates")) == {"c1", "c9"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extent", [HEADERS, Extent()], ids=["headers", "full"])
 def test_organs_as_several_files(study, extent):
     """Grid, values and coverage of every file, in a manifest that the data module takes and in one that it refuses."""

@@ -56,6 +56,7 @@ def test_columns_missing_or_twice(study):
     assert "2 times" in study.examine().of("columns", "error").title
 
 
+@pytest.mark.slow
 def test_ids_twice_or_empty(study):
     study.rows[3][0] = "c1"
     assert study.examine().of("ids", "error").places[0].got == "as in row 3 (train)"

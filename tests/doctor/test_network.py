@@ -139,6 +139,7 @@ def test_pictures_and_particles(tmp_path):
     assert not examine(data=particles).fails
 
 
+@pytest.mark.slow
 def test_rad_chestct_and_the_organs_that_are_still_to_be_made(tmp_path):
     root = make_rad_chestct_tree(tmp_path / "rad", train=3, val=2, test=1, size=(20, 24, 24))
     data = RadChestCTDataModule(root, organs=tmp_path / "lungs", make_organs=True, size=(18, 26, 26))

@@ -80,6 +80,7 @@ def value(found, measure, label="macro", **where):
     return math.nan if mean is None else mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["features.1", "features.4"])
 def test_means_equal_the_metrics_on_the_whole_batch(layer):
     model, batches = make_net(), make_batches()

@@ -306,6 +306,7 @@ def test_unknown_patients_are_no_patient():
     assert [r.patient for r in found.records["test"]] == [None, None, "p", "p", None, "q"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_models_in_other_precisions(dtype):
     found = ask(make_model().to(dtype), make_cases(), measures="all", steps=3, methods=["hirescam", "gradcam"])

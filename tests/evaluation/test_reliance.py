@@ -147,6 +147,7 @@ def data(request):
 every_replacement = pytest.mark.parametrize("replacement", REPLACEMENTS)
 
 
+@pytest.mark.slow
 @every_replacement
 def test_a_net_that_reads_the_marker_and_shows_the_organ_is_flagged(data, replacement):
     assert (data.energy(data.marker) > 0.9).all()  # its maps look right

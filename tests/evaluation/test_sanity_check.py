@@ -87,6 +87,7 @@ def table(trained):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_gradient_methods_pass_and_controls_fail_on_a_trained_net(table):
     verdicts = {v.method: v for v in table.verdicts()}
     for method in ("hirescam", "gradcam", "respondcam", "relevancecam"):

@@ -55,6 +55,7 @@ def as_published(net: AxialNet, image: Tensor) -> Tensor:
     return torch.stack(scores).mean(dim=0)
 
 
+@pytest.mark.slow
 def test_parameter_counts_are_the_papers():
     assert parameters(AxialNet(labels=80)) == 11_543_056
     assert parameters(AxialNet(labels=83)) == 11_544_787
@@ -64,6 +65,7 @@ def test_parameter_counts_are_the_papers():
     assert parameters(BodyCAM(labels=80)) == 11_176_512 + 320_384 + 16 * 80 + 80
 
 
+@pytest.mark.slow
 def test_full_variant_has_the_published_grid():
     net = AxialNet(labels=80).eval()
     with torch.no_grad():
@@ -240,6 +242,7 @@ def torchvision_state() -> dict[str, Tensor]:
     return {name: torch.rand(shape, generator=generator) for name, shape in torchvision_resnet18_shapes().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [AxialNet, BodyCAM])
 def test_every_torchvision_weight_arrives(build, torchvision_state):
     assert len(torchvision_state) == 122

@@ -327,6 +327,7 @@ def run_cli(tmp_path: Path, model: dict, command: str = "fit", **extra) -> Light
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["FlattenNet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ResNet", "DenseNet121"))]
 )
@@ -348,6 +349,7 @@ def test_cli_checkpoint_rebuilds_any_net_alone(name, tmp_path):
     same_outputs(again, LitClassifier.load_from_checkpoint(tmp_path / "second.ckpt"), image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "argument"), [("ResNet", "num_classes=3"), ("DenseNet121", "out_channels=3")])
 def test_cli_names_the_argument_of_a_wrong_number_of_outputs(name, argument, tmp_path):
     wrong = {**NETS[name]["init_args"], argument.split("=")[0]: 7}

@@ -160,6 +160,7 @@ def test_medicalnet_into_the_other_shortcut(tmp_path):
     torch.testing.assert_close(net.eval()(image), plain.eval()(image))
 
 
+@pytest.mark.slow
 def test_bundles_of_the_model_zoo(tmp_path):
     """`models/model.pt` is a flat state dict; a classifier's fits its network, a detector holds half a ResNet."""
 

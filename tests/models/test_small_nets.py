@@ -195,6 +195,7 @@ def test_flatten_net_refuses_another_size():
         FlattenNet(size=12)(torch.zeros(1, 1, 12, 12, 13))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "rate"), [(FlattenNet, 2e-3), (PoolNet, 5e-3)])
 def test_small_nets_learn_a_blob(build, rate):
     torch.manual_seed(0)

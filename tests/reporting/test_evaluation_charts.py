@@ -105,6 +105,7 @@ def test_summary_shows_the_winner_in_bold():
     assert "<b>0.80</b> <i>[0.70, 0.90]</i>" in html_of(rows)
 
 
+@pytest.mark.slow
 def test_very_many_comparisons_are_cut_with_a_sentence():
     row = ComparisonRow("t", "", "", "x", "auroc", 9, 0.5, 0.6, 0.1, 0.0, 0.2, 0.5, 1.0)
     rows = [replace(row, label=str(i), p_holm=0.01 if i == 7 else 1.0) for i in range(1500)] + [

@@ -220,6 +220,7 @@ def test_same_input_same_bytes(text):
     assert evaluation_html(full_page()) == text
 
 
+@pytest.mark.slow
 def test_threads_and_user_settings_do_not_matter():
     page = full_page(labels=("a",), methods=("gradcam",))
     whole = evaluation_html(page)
@@ -244,6 +245,7 @@ def test_threads_and_user_settings_do_not_matter():
         assert evaluation_html(page) == whole
 
 
+@pytest.mark.slow
 def test_write_replaces_the_file(tmp_path):
     path = tmp_path / "new" / "evaluation.html"
     assert write_evaluation(minimal(), path) == path
@@ -292,6 +294,7 @@ def test_sections_without_rows_are_absent():
     assert {a["href"] for a in page.all("a")} == {"#main", "#labels", "#tables", "#again"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("drop", "gone"),
     [

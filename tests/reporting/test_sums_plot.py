@@ -17,6 +17,7 @@ def painted(pixels, colour):
     return np.argwhere(np.abs(pixels.astype(int) - colour).sum(2) < 150)
 
 
+@pytest.mark.slow
 def test_size_grid_and_both_methods():
     panels = {f"net {i}": {"Grad-CAM": (SCORES, -SCORES), "Respond-CAM": (SCORES, SCORES)} for i in range(3)}
     pixels = plot_sums(panels, size=(300, 260), title="sums")
