@@ -22,7 +22,7 @@ from camtrain.reporting.alarm_log import AlarmEvent
 from camtrain.reporting.opening import wandb_runs
 from camtrain.reporting.run_dir import MEAN
 
-# Measures whose curves per label are worth a chart each; the others are logged too, and can be put into any chart.
+# Measures whose curves per label are worth a chart each, for the first method; the others are logged too, and can be put into any chart.
 _CHARTED = ("auroc", "organ_iou", "energy_inside")
 # Measures that are not of attention and that `LitClassifier(scores=...)` and many modules log themselves, per patient
 # or with bins of their own: theirs is the logged one then, ours stands in the run folder only.
@@ -177,7 +177,7 @@ class Publisher:
             for key, score in zip(keys, scores, strict=True)
             if score.label is None or labels <= self.max_label_keys
         ]
-        outlets.define({key: score.label is None or score.measure in _CHARTED for key, score in shown})
+        outlets.define({key: score.label is None or self._charted(score) for key, score in shown})
         if trainer.state.fn != "fit":
             return
         for key, score in shown:
@@ -185,6 +185,10 @@ class Publisher:
                 best = self._best.get(key, score.value)
                 self._best[key] = max(best, score.value) if more else min(best, score.value)
         outlets.send("summary", {f"best/{key}": self._best[key] for key, _ in shown if key in self._best})
+
+    def _charted(self, score: Score) -> bool:
+        """Of one label: a chart of its own, or one among the many that can be asked for?"""
+        return score.measure in _CHARTED and score.heading(self.first_method) == score.measure
 
     def _opened(self, trainer: Any) -> Outlets | None:
         """Folder and sinks, made when they are first needed; None where nothing may be written."""

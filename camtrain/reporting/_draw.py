@@ -1,10 +1,11 @@
-"""Text, strips and sheets on dark ground, drawn with Pillow and its built-in font."""
+"""Text, strips and sheets on dark ground, drawn with Pillow: its built-in font, and DejaVu for what that lacks."""
 
 from __future__ import annotations
 
 import functools
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,40 +18,68 @@ Pixels = npt.NDArray[np.uint8]
 GROUND = 15  # one grey for all channels: filling a sheet with it is forty times as fast as with a colour
 INK = (232, 232, 228)
 FAINT = (150, 152, 156)
-_PLAIN = str.maketrans({"–": "-", "—": "-", "−": "-", "×": "x", "→": ">", "≤": "<=", "≥": ">=", "µ": "u", "ß": "ss"})
+_PLAIN = str.maketrans({"–": "-", "—": "-", "−": "-", "×": "x", "→": ">", "≤": "<=", "≥": ">=", "µ": "u"})
+_OWN = "·±°…"  # what the built-in font has besides ASCII
 
 
 @functools.lru_cache(maxsize=32)
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's built-in font at a size in pixels."""
-    return ImageFont.load_default(size=size)
+def font(size: int, wide: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's built-in font at a size in pixels; `wide`: DejaVu Sans, which comes with matplotlib."""
+    return ImageFont.truetype(_dejavu(), size) if wide else ImageFont.load_default(size=size)
+
+
+def _face(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return font(size, wide=not _built_in(text))
+
+
+def _built_in(text: str) -> bool:
+    return (text if text.isascii() else text.translate(_NOTHING)).isascii() and text.isprintable()
+
+
+_NOTHING = dict.fromkeys(map(ord, _OWN))
+
+
+def _dejavu() -> str:
+    # Most names are ASCII: this import is for those that are not.
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+
+
+@functools.cache
+def _drawable() -> frozenset[str]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(c for c in map(chr, FT2Font(_dejavu()).get_charmap()) if c.isprintable())
 
 
 def plain(text: str) -> str:
-    """Text in the characters that the built-in font has.
+    """Text in the characters that the two fonts have: European, Greek, Cyrillic, signs; `?` for others, as Chinese.
 
     Example:
-        >>> plain("Gefäß 3–5")
-        'Gefass 3-5'
+        >>> plain("Gefäß 3–5"), plain("3–5 mm"), plain("肺 λ")
+        ('Gefäß 3–5', '3-5 mm', '? λ')
     """
     if text.isascii() and text.isprintable():
         return text
-    flat = unicodedata.normalize("NFKD", text.translate(_PLAIN).replace("\n", " "))
-    return "".join(
-        c if (c.isascii() and c.isprintable()) or c in "·±°…" else "?" for c in flat if not unicodedata.combining(c)
-    )
+    text = unicodedata.normalize("NFC", text.replace("\n", " "))
+    if _built_in(simple := text.translate(_PLAIN)):
+        return simple
+    return "".join(c if c in _drawable() else "?" for c in text)
 
 
 @functools.lru_cache(maxsize=1024)
 def text_width(text: str, size: int) -> int:
     """Width in pixels."""
-    return round(font(size).getlength(text))
+    return round(_face(text, size).getlength(text))
 
 
 @functools.lru_cache(maxsize=32)
-def _widest(size: int) -> float:
+def _widest(size: int, wide: bool) -> float:
     """Pixels that one letter more or less can make at most: the widest one, and as much for the gap beside it."""
-    return 1.5 * max(font(size).getlength(chr(code)) for code in (*range(32, 127), *map(ord, "·±°…")))
+    if wide:  # the widest of 5,767 letters: 1.75 times the size
+        return 3.0 * size
+    return 1.5 * max(map(font(size).getlength, (*map(chr, range(32, 127)), *_OWN)))
 
 
 def fitted(text: str, size: int, width: int, middle: bool = False) -> str:
@@ -69,10 +98,10 @@ def fitted(text: str, size: int, width: int, middle: bool = False) -> str:
     text = plain(text)
     if text_width(text, size) <= width:
         return text
-    keep = len(text)
+    keep, widest = len(text), _widest(size, not _built_in(text))
     while keep and (over := text_width(_cut(text, keep, middle), size) - width) > 0:
         # So many letters less cannot be enough; measured one by one, captions were most of what text costs.
-        keep -= max(1, min(keep, int((over - 2) / _widest(size))))
+        keep -= max(1, min(keep, int((over - 2) / widest)))
     return _cut(text, keep, middle) if keep else ""
 
 
@@ -127,7 +156,7 @@ def _words(text: str, size: int) -> list[tuple[str, int]]:
 
 @functools.lru_cache(maxsize=1024)
 def _advance(text: str, size: int) -> float:
-    return font(size).getlength(text)
+    return _face(text, size).getlength(text)
 
 
 _WORD = 40
@@ -140,7 +169,8 @@ def _stamp(text: str, anchor: str, size: int, rimmed: bool) -> Stamp:
 
     Rendering is most of what a picture costs, and nearly all words are those of the picture before.
     """
-    box = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=font(size), anchor=anchor, stroke_width=1)
+    face = _face(text, size)
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=face, anchor=anchor, stroke_width=1)
     left, top = int(box[0]) - 1, int(box[1]) - 1
     shape = max(1, int(box[2]) - left + 1), max(1, int(box[3]) - top + 1)
     cover = []
@@ -148,7 +178,7 @@ def _stamp(text: str, anchor: str, size: int, rimmed: bool) -> Stamp:
     for stroke in (1, 0) if rimmed else (0,):
         picture = Image.new("L", shape)
         draw = ImageDraw.Draw(picture)
-        draw.text((-left, -top), text, fill=255, font=font(size), anchor=anchor, stroke_width=stroke)
+        draw.text((-left, -top), text, fill=255, font=face, anchor=anchor, stroke_width=stroke)
         cover.append(np.asarray(picture)[..., None])
     return left, top, cover[0] if len(cover) == 2 else None, cover[-1]
 

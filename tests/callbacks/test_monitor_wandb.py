@@ -139,7 +139,9 @@ def test_charts_config_and_artifact(kit, watched):
     assert not hidden["val/auprc"]
     assert hidden["val/auprc/nodule"]
     assert hidden["val/calibration_error/nodule"]
-    assert not hidden["val/energy_inside@gradcam/nodule"]
+    assert not hidden["val/energy_inside/nodule"]
+    assert hidden["val/energy_inside@gradcam/nodule"]
+    assert not hidden["val/energy_inside@gradcam"]
     assert hidden["val/relevance_rank/nodule"]
     assert all(m.step_metric == "trainer/global_step" for name, m in read.metrics.items() if name.startswith("val/"))
     config = read.config["camtrain"]
