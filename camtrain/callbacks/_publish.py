@@ -22,7 +22,8 @@ from camtrain.reporting.alarm_log import AlarmEvent
 from camtrain.reporting.opening import wandb_runs
 from camtrain.reporting.run_dir import MEAN
 
-# Measures whose curves per label are worth a chart each, for the first method; the others are logged too, and can be put into any chart.
+# Measures whose curves per label, of the first method, are worth a chart each; the others are logged too, and can be
+# put into any chart.
 _CHARTED = ("auroc", "organ_iou", "energy_inside")
 # Measures that are not of attention and that `LitClassifier(scores=...)` and many modules log themselves, per patient
 # or with bins of their own: theirs is the logged one then, ours stands in the run folder only.

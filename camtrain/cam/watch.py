@@ -20,6 +20,7 @@ from camtrain.cam.capture import LayerCapture, eager, last_run, level, recomputi
 from camtrain.cam.layer_lookup import LayerSpec, around, find_layer, plain_name, untouched
 from camtrain.cam.logits import PickLogits, find_logits, pick_logits
 from camtrain.cam.question import WantedLayer
+from camtrain.cam.recordable import recordable
 from camtrain.cam.rerun import Rerun
 from camtrain.cam.several import Layers, find_layers, key_of, listed, unreached
 from camtrain.cam.tap import chosen_call
@@ -191,7 +192,7 @@ class ModuleWatch:
         counts = [len(capture.outputs) for capture in self._captures]
         calls = [None if call is None else call % count for call, count in zip(self._calls(), counts, strict=True)]
         made = [entered for entered in self._entered if entered.before[0] <= (calls[0] or 0)]
-        call = Call.of(made[-1].module, tree_map(_normal, made[-1].args), tree_map(_normal, made[-1].kwargs))
+        call = Call.of(made[-1].module, recordable(made[-1].args), recordable(made[-1].kwargs))
         if call is None:
             raise InputError("the network was called without an image (B, C, *S): methods with forwards need one")
         own = [None if at is None else at - before for at, before in zip(calls, made[-1].before, strict=True)]
@@ -313,7 +314,7 @@ class ModuleWatch:
         if not self._holds_modes and (torch.is_inference_mode_enabled() or not torch.is_grad_enabled()):
             self._holds_modes = True
             _MODES.leave()
-        return tree_map(_normal, args), tree_map(_normal, kwargs)
+        return recordable(args), recordable(kwargs)
 
     def _leave(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
         if recomputing() or level() != self._level or module not in self._open:
@@ -380,10 +381,6 @@ def _refuse_other_branches(sources: dict[str, Tensor], logits: Tensor) -> None:
             f"the logits do not depend on layer {key!r}: it lies in another branch, or behind detach or torch.no_grad; "
             "leave it out of layer=, or give it a callback of its own with logits="
         )
-
-
-def _normal(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _copied(value: Any) -> Any:
