@@ -52,6 +52,13 @@ def case(request):
     return name, model.double().eval(), image.double(), last, early
 
 
+@pytest.fixture(scope="module")
+def part(case):
+    """Enough of the image for the earlier layer: EfficientNet's last map needs far more than that one."""
+    name, _, image, _, _ = case
+    return image[..., :36, :, :] if name == "EfficientNet-B0" and image.ndim == 5 else image
+
+
 def sums(maps):
     return maps.flatten(2).sum(2)
 
@@ -68,18 +75,18 @@ def test_pool_and_fc_make_the_gradient_family_agree(case):
 
 
 @pytest.fixture(scope="module")
-def account(case):
+def account(case, part):
     """Of the earlier layer."""
-    _, model, image, _, early = case
-    return ct.account(model, image, early)
+    _, model, _, _, early = case
+    return ct.account(model, part, early)
 
 
-def test_respond_and_hires_have_one_sum(case, account):
+def test_respond_and_hires_have_one_sum(case, part, account):
     """I1, also for a signed layer, which is warned of, wherever no channel needs the safe denominator."""
-    name, model, image, _, early = case
+    name, model, _, _, early = case
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        hires, respond = (sums(ct.explain(model, image, m, early)) for m in ("hirescam", "respondcam"))
+        hires, respond = (sums(ct.explain(model, part, m, early)) for m in ("hirescam", "respondcam"))
     signed = name == "EfficientNet-B0"
     assert [f"layer {early!r} gives negative values" in str(w.message) for w in said] == [True] * signed
     whole = account.respond_clipped == 0
@@ -87,7 +94,7 @@ def test_respond_and_hires_have_one_sum(case, account):
     assert (hires - respond)[whole].abs().max() < 1e-8 * hires.abs().max()
 
 
-def test_the_account_is_exact_or_says_why_not(case, account):
+def test_the_account_is_exact_or_says_why_not(case, part, account):
     """I3: cells and every bias behind the layer add up to the logit, unless something is not piecewise linear."""
     name, model, image, last, _ = case
     exact = ct.account(model, image, last)
@@ -99,22 +106,23 @@ def test_the_account_is_exact_or_says_why_not(case, account):
     else:
         assert account.why
     total = account.cells.flatten(2).sum(2) + account.bias + account.residual
-    torch.testing.assert_close(total, model(image).detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(total, model(part).detach(), rtol=1e-9, atol=1e-12)
 
 
-def test_linear_in_the_score(case):
+def test_linear_in_the_score(case, part):
     """I7."""
-    _, model, image, _, early = case
+    _, model, _, _, early = case
     for method in ("hirescam", "lrp"):
-        each = ct.explain(model, image, method, early, labels=[2, 0])
-        both = ct.explain(model, image, method, early, target=lambda y: y[:, 2] - 2 * y[:, 0])
+        each = ct.explain(model, part, method, early, labels=[2, 0])
+        both = ct.explain(model, part, method, early, target=lambda y: y[:, 2] - 2 * y[:, 0])
         assert (both[:, 0] - each[:, 0] + 2 * each[:, 1]).abs().max() < 1e-8 * each.abs().max()
 
 
 @pytest.mark.parametrize("method", [row.name for row in ct.methods() if row.name != "cam"])
-def test_one_sample_alone_is_the_same_as_in_a_batch(case, method):
+def test_one_sample_alone_is_the_same_as_in_a_batch(case, part, method):
     """I8, for every method at an early layer."""
-    name, model, image, _, early = case
+    name, model, _, _, early = case
+    image = part
     options = {"scorecam": {"channels": 3, "progress": False}}.get(method, {})
     if method.startswith("guided") and name == "EfficientNet-B0":
         with pytest.raises(ct.InputError, match="approximate=True"):
