@@ -70,7 +70,9 @@ def _would_ask(logger: Any) -> bool:
     """Is this a run that W&B would open online, and has nobody logged in?"""
     if getattr(logger, "_experiment", None) is not None or getattr(logger, "_offline", False):
         return False
-    if {"mode", "settings"} & set(logger._wandb_init) or wandb_mode() is not None or logged_in_to_wandb():
+    # A private name of Lightning's: a logger without it is left to W&B.
+    given = getattr(logger, "_wandb_init", None)
+    if given is None or {"mode", "settings"} & set(given) or wandb_mode() is not None or logged_in_to_wandb():
         return False
     import wandb
     from pytorch_lightning.utilities import rank_zero_only
@@ -86,4 +88,4 @@ def _go_offline(logger: Any, reason: str) -> None:
         stacklevel=4,
     )
     os.environ["WANDB_MODE"] = "offline"
-    logger._wandb_init["mode"] = "offline"
+    getattr(logger, "_wandb_init", {})["mode"] = "offline"
