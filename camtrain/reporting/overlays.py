@@ -15,13 +15,16 @@ Bools = npt.NDArray[np.bool_]
 
 OUTLINE = (70, 240, 110)
 _HALF = 255  # entries of the colour table on either side of zero
+HOUNSFIELD = (-1000.0, 400.0)
+_AIR_BELOW = -700.0  # no other unit of images goes there
 _STRONGEST = 0.85  # opacity at the end of the scale: the anatomy stays visible under the strongest attention
 
 
 def window_of(image: npt.NDArray[np.generic]) -> tuple[float, float]:
     """Grey window that shows an image of any range: all of it but the outermost 0.1 % at either end.
 
-    A fifth of the range is left free above it, so that soft tissue is a middle grey on which colours are seen.
+    A fifth of the range is left free above it, so that soft tissue is a middle grey on which colours are seen. Values
+    below -700 are Hounsfield units: air to soft bone (-1000 to 400 HU) then, whatever metal or padding there is.
 
     Args:
         image: Any shape and range; a large volume is sampled on a regular grid.
@@ -39,6 +42,8 @@ def window_of(image: npt.NDArray[np.generic]) -> tuple[float, float]:
     if not sample.size:
         return 0.0, 1.0
     low, high = (round(float(q), 6) for q in np.quantile(sample, (0.001, 0.999)))
+    if low < _AIR_BELOW < high:
+        return HOUNSFIELD
     top = round(high + 0.2 * (high - low), 6)
     if high - low < 1e-6:  # constant but for a few voxels, or constant
         low, high = float(sample.min()), float(sample.max())
