@@ -6,7 +6,6 @@ Every case follows from (seed, split, index) alone, so cases can be made in any 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from camtrain.data.phantom_body import Scene, draw_anatomy, paint_body
 from camtrain.data.phantom_findings import FINDINGS, PAINTING_ORDER, paint_finding
 from camtrain.data.phantom_frame import Bools, Frame, affine_of
 from camtrain.data.phantom_shortcuts import PLACES, paint_marker
+from camtrain.data.phantom_streams import stream
 
 LABELS = tuple(FINDINGS)
 DEFAULT_SIZE = (48, 36, 48)
@@ -65,7 +65,7 @@ def to_image(hu: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = WINDOW
     image: NDArray[np.float32] = hu - np.float32(low)
     image /= np.float32(high - low)
-    np.clip(image, 0, 1, out=image)
+    np.minimum(np.maximum(image, 0, out=image), 1, out=image)
     return image
 
 
@@ -162,7 +162,7 @@ class Phantom:
         noise = np.empty(self.size, np.float32)
         _blur(scene.hu, noise)
         self._rng(people, index, "noise").standard_normal(dtype=np.float32, out=noise)
-        noise *= 22
+        noise *= np.float32(22)
         scene.hu += noise
         for name in self.labels:
             if marks[name]:
@@ -201,12 +201,9 @@ class Phantom:
             affine=affine_of(self.size),
         )
 
-    def _rng(self, split: str, index: int, stream: str) -> np.random.Generator:
+    def _rng(self, split: str, index: int, part: str) -> np.random.Generator:
         """Own randomness for each part of a case, so that adding a finding leaves all else as it was."""
-        words = [self.seed, zlib.crc32(split.encode()), index, zlib.crc32(stream.encode())]
-        # Numbers of 32 bits are taken as they are, an array of them twice as fast as a list.
-        seed = np.array(words, np.uint32) if max(words) < 2**32 else words
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+        return np.random.Generator(stream(self.seed, split, index, part))
 
     def _draw_label(self, split: str, index: int) -> dict[str, bool]:
         """Gaussian copula: one common cause and one own cause per finding."""

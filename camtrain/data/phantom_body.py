@@ -102,10 +102,13 @@ _MEASURES: dict[str, tuple[float, float]] = {
     **{"arch_top": (40, 52), "aorta_back": (-36, -30), "aorta_left": (-24, -16), "aorta_radius": (11.5, 14)},
 }
 
+_LOW, _HIGH = np.array(list(_MEASURES.values())).T
+_RANGE = _HIGH - _LOW
+
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     """One patient from the population: pose, proportions, fat, density of the lungs, course of the aorta."""
-    m = {name: rng.uniform(low, high) for name, (low, high) in _MEASURES.items()}
+    m = dict(zip(_MEASURES, (_LOW + _RANGE * rng.random(len(_LOW))).tolist(), strict=True))
     return Anatomy(
         pose=Pose(
             shift=(m["shift_x"], m["shift_y"], m["shift_z"]),
@@ -142,15 +145,15 @@ def _heart_frame(right: float, front: float, up: float) -> Floats:
 
 
 _TURN = np.linspace(0, np.pi, 6)
+_ALONG, _RISE = (1 - np.cos(_TURN)) / 2, 18 * np.sin(_TURN)
 
 
 def _aorta(top: float, back: float, left: float) -> Floats:
     line = np.empty((9, 3))
-    t = (1 - np.cos(_TURN)) / 2
     line[0] = -2.0, 14.0, -8.0
-    line[1:7, 0] = 12.0 + t * (left - 12.0)
-    line[1:7, 1] = 16.0 + t * (back - 16.0)
-    line[1:7, 2] = top + 18 * np.sin(_TURN)
+    line[1:7, 0] = 12.0 + _ALONG * (left - 12.0)
+    line[1:7, 1] = 16.0 + _ALONG * (back - 16.0)
+    line[1:7, 2] = top + _RISE
     line[7] = left, back - 3, -40.0
     line[8] = left + 10, back - 2, -190.0
     return line
