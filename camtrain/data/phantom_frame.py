@@ -21,6 +21,8 @@ Box = tuple[slice, slice, slice]
 Point = Sequence[float] | Floats
 Patch = tuple[Box, Bools]
 """A box, and which of its voxels."""
+Places = NDArray[np.intp]
+"""Places in the flat volume."""
 
 FIELD_OF_VIEW = (320.0, 240.0, 300.0)
 """Physical size of every phantom scan in mm, whatever its number of voxels."""
@@ -157,39 +159,55 @@ class Frame:
             (voxels,) place of each in the flat volume, and (voxels,) number of its tube.
         """
         a, b = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
-        r = [np.float32(max(radius, self.thin)) for radius in radii]
-        reach = np.array(r)[:, None]
+        sizes = {radius: np.float32(max(radius, self.thin)) for radius in set(radii)}
+        reach = np.array([sizes[radius] for radius in radii])[:, None]
         cells = _Cells(self, np.minimum(a, b) - reach, np.maximum(a, b) + reach)
-        lines = b - a
-        length = np.array([max(float(line @ line), 1e-6) for line in lines], np.float32)
-        (ax, ay, az), (p, q, s) = a.T[:, cells.solid], lines.T[:, cells.solid]
-        x, y = self.x[cells.i, cells.j, 0] - ax, self.y[cells.i, cells.j, 0] - ay
-        column, flat = cells.column, x * p + y * q
-        z = self.z[0, 0][cells.k] - az[column]
-        along = z * s[column]
-        np.add(flat[column], along, out=along)
-        along /= length[cells.solid][column]
+        lines, squares = b - a, {radius: size**2 for radius, size in sizes.items()}
+        solids = np.empty((8, len(a)), np.float32)
+        solids[:3], solids[3:6] = a.T, lines.T
+        solids[6] = [max(float(line @ line), 1e-6) for line in lines]
+        solids[7] = [squares[radius] for radius in radii]
+        columns = np.empty((9, len(cells.solid)), np.float32)
+        solids.take(cells.solid, axis=1, out=columns[1:], mode="clip")
+        x, y, p, q = self.x.reshape(-1)[cells.place], self.y.reshape(-1)[cells.place], columns[4], columns[5]
+        x -= columns[1]
+        y -= columns[2]
+        columns[0], columns[1], columns[2] = x * p + y * q, x, y
+        along, x, y, z0, p, q, s, length, square = columns.take(cells.column, axis=1)
+        z = self.z[0, 0].take(cells.k)
+        z -= z0
+        along += z * s
+        along /= length
         np.minimum(np.maximum(along, 0, out=along), 1, out=along)
-        field = np.zeros_like(along)
-        for axis, step in ((x[column], p), (y[column], q), (z, s)):
-            axis -= along * step[column]
+        for axis, step in ((x, p), (y, q), (z, s)):
+            step *= along
+            axis -= step
             axis *= axis
-            field += axis
-        field /= np.array([one**2 for one in r])[cells.solid][column]
-        return cells.where(field < 1)
+        x += y
+        x += z
+        # As x / square < 1: rounding never lifts a quotient of two different numbers to 1.
+        return cells.where(x < square)
 
     def balls(self, centers: Floats, radii: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Voxels inside ellipsoids, as `ellipsoid` has them, of all at once; `centers` and `radii` (n, 3)."""
         c, r = np.asarray(centers, np.float32), np.maximum(np.asarray(radii, np.float32), self.thin)
         cells = _Cells(self, c - r, c + r)
-        (cx, cy, cz), (rx, ry, rz) = c.T[:, cells.solid], r.T[:, cells.solid]
-        flat = ((self.x[cells.i, cells.j, 0] - cx) / rx) ** 2 + ((self.y[cells.i, cells.j, 0] - cy) / ry) ** 2
-        z = ((self.z[0, 0][cells.k] - cz[cells.column]) / rz[cells.column]) ** 2
-        return cells.where(flat[cells.column] + z < 1)
+        cx, cy, cz, rx, ry, rz = np.concatenate([c, r], axis=1).T.take(cells.solid, axis=1)
+        x, y = self.x.reshape(-1)[cells.place], self.y.reshape(-1)[cells.place]
+        flat = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
+        flat, cz, rz = np.stack([flat, cz, rz]).take(cells.column, axis=1)
+        z = self.z[0, 0].take(cells.k)
+        z -= cz
+        z /= rz
+        z *= z
+        z += flat
+        return cells.where(z < 1)
 
 
 class _Cells:
     """The voxels of many boxes in one list, column by column: numpy takes longer for a call than for a small box.
+
+    Only voxels whose middle lies in a box, or so close beside it that rounding decides.
 
     Args:
         frame: Coordinates.
@@ -198,8 +216,7 @@ class _Cells:
 
     Attributes:
         solid: (columns,) whose box.
-        i: (columns,) index along the first axis.
-        j: (columns,) along the second.
+        place: (columns,) place in the flat plane of the first two axes.
         column: (voxels,) which column.
         k: (voxels,) index along the third axis.
     """
@@ -207,18 +224,21 @@ class _Cells:
     def __init__(self, frame: Frame, low: Floats, high: Floats) -> None:
         self._size = frame.size
         first, count = _boxes(frame, low.astype(np.float64), high.astype(np.float64))
-        self.solid, place = _ragged(count[:, 0] * count[:, 1])
-        i, j = np.divmod(place, count[self.solid, 1])
-        self.i, self.j = i + first[self.solid, 0], j + first[self.solid, 1]
-        self.column, k = _ragged(count[self.solid, 2])
-        self.k = k + first[self.solid, 2][self.column]
+        self.solid, place = _ragged(count[0] * count[1])
+        i0, j0, k0, across, up = np.concatenate([first, count[1:]]).take(self.solid, axis=1)
+        i, j = np.divmod(place, across)
+        self.place = (i + i0) * frame.size[1] + (j + j0)
+        self.column, k = _ragged(up)
+        k += k0.take(self.column)
+        self.k = k
 
     def where(self, inside: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Places in the flat volume, and whose box they are of."""
         found = np.flatnonzero(inside)
-        column = self.column[found]
-        places = (self.i * self._size[1] + self.j)[column] * self._size[2] + self.k[found]
-        return places, self.solid[column]
+        column = self.column.take(found)
+        places = (self.place * self._size[2]).take(column)
+        places += self.k.take(found)
+        return places, self.solid.take(column)
 
 
 def _ragged(counts: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -229,23 +249,31 @@ def _ragged(counts: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp
         [[0, 0, 1], [0, 1, 0]]
     """
     ends = counts.cumsum()
-    whose = np.repeat(np.arange(len(counts)), counts)
-    return whose, np.arange(len(whose)) - (ends - counts)[whose]
+    whose = np.arange(len(counts)).repeat(counts)
+    numbers = np.arange(len(whose))
+    numbers -= (ends - counts).take(whose)
+    return whose, numbers
 
 
 def _boxes(frame: Frame, low: Floats, high: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """First voxel and number of voxels, (n, 3) each, of boxes as `Frame.box` makes them."""
-    scale, size = np.array(frame.pose.scale), np.array(frame.size)
+    """First voxel and number of voxels, (3, n) each, of those whose middle lies in boxes, or a hundredth of one off."""
     cos, sin = math.cos(frame.pose.roll), math.sin(frame.pose.roll)
-    turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]]) * (scale / 2)[:, None]
-    center = (low + high) @ turn + [
-        shift + extent / 2 for shift, extent in zip(frame.pose.shift, FIELD_OF_VIEW, strict=True)
+    (right, front, up), (wide, deep, high_) = frame.pose.scale, frame.spacing.tolist()
+    turn = np.array(
+        [
+            [cos * right / wide / 2, -sin * front / wide / 2, 0.0],
+            [sin * right / deep / 2, cos * front / deep / 2, 0.0],
+            [0.0, 0.0, up / high_ / 2],
+        ]
+    )
+    shift = [
+        [shift / step + n / 2 - 0.5]
+        for shift, step, n in zip(frame.pose.shift, (wide, deep, high_), frame.size, strict=True)
     ]
-    reach = (high - low) @ np.abs(turn)
-    first = np.floor((center - reach) / frame.spacing).astype(np.intp) - 1
-    last = np.floor((center + reach) / frame.spacing).astype(np.intp) + 2
-    first = np.minimum(np.maximum(first, 0), size - 1)
-    return first, np.maximum(np.minimum(last, size) - first, 1)
+    center, reach = turn @ (low + high).T + shift, np.abs(turn) @ (high - low).T + 0.01
+    first = np.ceil(np.maximum(center - reach, 0)).astype(np.intp)
+    last = np.minimum(np.floor(center + reach), np.array(frame.size)[:, None] - 1).astype(np.intp)
+    return first, np.maximum(last - first + 1, 0)
 
 
 @functools.lru_cache(maxsize=16)
