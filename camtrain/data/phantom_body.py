@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from camtrain.data.phantom_frame import Bools, Box, Floats, Frame, Patch, Pose, inside
+from camtrain.data.phantom_frame import FIELD_OF_VIEW, Bools, Box, Floats, Frame, Patch, Pose, inside
 
 ORGANS = {"lung_left": 1, "lung_right": 2, "heart": 3, "great_vessels": 4, "mediastinum": 5, "spine": 6}
 LUNG_LEFT, LUNG_RIGHT, HEART, VESSELS, MEDIASTINUM, SPINE = ORGANS.values()
@@ -329,11 +329,17 @@ def paint_heart(scene: Scene, outer: float, inner: float) -> Patch:
     """
     box = heart_box(scene, outer)
     long, short, third = heart_coordinates(scene, box)
-    size = np.sqrt(long**2 + (short**2 + third**2) * (1 + 0.22 * long / outer))
+    size = 0.22 * long
+    size /= outer
+    size += 1
+    size *= short**2 + third**2
+    size += long**2
+    np.sqrt(size, out=size)
     where = (scene.organs[box] != VESSELS) & (scene.organs[box] != SPINE) & scene.in_cavity(box)
     heart = inside(size / outer, where)
     rim = heart & (size >= inner)
-    u, v, w = (c[heart] / inner for c in (long, short, third))
+    voxels = np.flatnonzero(heart)
+    u, v, w = (c.reshape(-1).take(voxels) / inner for c in (long, short, third))
     left = ((u - 0.12) / 0.62) ** 2 + ((v + 0.38) / 0.36) ** 2 + (w / 0.5) ** 2 < 1
     right = ((u - 0.05) / 0.6) ** 2 + ((v - 0.48) / 0.33) ** 2 + (w / 0.55) ** 2 < 1
     atria = ((u + 0.62) / 0.3) ** 2 + (v / 0.6) ** 2 + (w / 0.6) ** 2 < 1
@@ -348,8 +354,8 @@ def heart_coordinates(scene: Scene, box: Box) -> tuple[Floats, Floats, Floats]:
     """Coordinates along the heart's own axes, in units of the average patient's half-axes."""
     a = scene.anatomy
     x, y, z = (v - c for v, c in zip(scene.frame.at(box), a.heart, strict=True))
-    rows = a.heart_frame / a.heart_axes[:, None]
-    first, second, third = (r[0] * x + r[1] * y + r[2] * z for r in rows)
+    right, front, up = (a.heart_frame / a.heart_axes[:, None]).T[:, :, None, None, None]
+    first, second, third = (right * x + front * y) + up * z
     return first, second, third
 
 
@@ -367,36 +373,41 @@ _VESSELS = np.array(
     [[(30, 8, -5), (26, 4, 95)], [(-14, 22, -5), _TRUNK], [_TRUNK, (32, -2, 14)], [_TRUNK, (-42, -6, 18)]]
 )
 _AIRWAY_RADII, _VESSEL_RADII = (8.5, 6.5, 6.0), (9.0, 13.0, 9.5, 9.5)
-_ROOTS = {LUNG_LEFT: (-40, -8, 12), LUNG_RIGHT: (36, -6, 10)}
+_ROOTS = {LUNG_LEFT: np.array([[[-40]], [[-8]], [[12]]]), LUNG_RIGHT: np.array([[[36]], [[-6]], [[10]]])}
 
 
 def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) -> None:
     """Small vessels run from the two roots of the lung to random places in it and thin out on the way."""
     f = scene.frame
-    steps, bow, value = _way(max(f.size), float(f.spacing.max()))
+    steps, bow, value = _way(f.size)
     chest, (x, y, z) = scene.organs[scene.chest], f.at(scene.chest)
-    paths, lungs = [], []
+    roots, ways, bends, lungs = [], [], [], []
     for organ, root in _ROOTS.items():
         voxels = np.flatnonzero(chest == organ)
-        bends = rng.normal(0, 9, (branches, 1, 3)).astype(np.float32)
+        bend = rng.standard_normal((branches, 3))
         picks = rng.random(branches)
         if not len(voxels):
             continue
-        i, j, k = np.unravel_index(voxels[(picks * len(voxels)).astype(np.intp)], chest.shape)
-        ends = np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]])[:, :, None] - np.array(root)[:, None, None]
-        paths.append(np.array(root)[:, None, None] + steps * ends + bow * bends.transpose(2, 0, 1))
+        column, k = np.divmod(voxels[(picks * len(voxels)).astype(np.intp)], chest.shape[2])
+        i, j = np.divmod(column, chest.shape[1])
+        roots.append(np.broadcast_to(root, (3, branches, 1)))
+        ways.append(np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]])[:, :, None] - root)
+        bends.append((9 * bend).astype(np.float32).T[:, :, None])
         lungs.append(organ)
     if not lungs:
         return
-    at = f.index(np.moveaxis(np.concatenate(paths, axis=1), 0, -1))
-    places = (at[..., 0] * f.size[1] + at[..., 1]) * f.size[2] + at[..., 2]
-    own = scene.organs.reshape(-1)[places] == np.repeat(lungs, branches)[:, None]
-    places, values, hu = places[own], np.broadcast_to(value, own.shape)[own], scene.hu.reshape(-1)
+    paths = steps * np.concatenate(ways, axis=1)
+    paths += np.concatenate(roots, axis=1)
+    paths += bow * np.concatenate(bends, axis=1)
+    places = f.places(paths)
+    own = np.flatnonzero(scene.organs.reshape(-1)[places] == np.repeat(lungs, branches)[:, None])
+    places, values, hu = places.reshape(-1)[own], value[own % len(value)], scene.hu.reshape(-1)
     hu[places] = np.maximum(hu[places], values)
 
 
 @functools.lru_cache(maxsize=16)
-def _way(longest: int, spacing: float) -> tuple[Floats, Floats, Floats]:
+def _way(size: tuple[int, int, int]) -> tuple[Floats, Floats, Floats]:
     """Steps from 0 to 1, so many that a line leaves no gap; how far a bent line strays there; HU of a vessel there."""
-    steps = np.linspace(0, 1, 2 * longest // 3, dtype=np.float32)
-    return steps, 4 * steps * (1 - steps), -300 - 380 * steps / np.clip(6.7 / np.float64(spacing), 0.2, 1)
+    steps = np.linspace(0, 1, 2 * max(size) // 3, dtype=np.float32)
+    spacing = (np.array(FIELD_OF_VIEW) / np.array(size)).max()
+    return steps, 4 * steps * (1 - steps), -300 - 380 * steps / np.clip(6.7 / spacing, 0.2, 1)

@@ -103,7 +103,8 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[
     reach = 1.1 * scene.heart_outer * float(scene.anatomy.heart_axes.max())
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
     heart = scene.organs[box] == HEART
-    at = [c[heart] / scene.heart_inner for c in heart_coordinates(scene, box)]
+    voxels = np.flatnonzero(heart)
+    at = [c.reshape(-1).take(voxels) / scene.heart_inner for c in heart_coordinates(scene, box)]
     size = max(7.5, 1.15 * scene.frame.thin) / 46
     outward = at[0] ** 2 + at[1] ** 2 + at[2] ** 2 > 0.3
     # Angle around the long axis: the groove between the ventricles in front, then the two that run beside the atria.

@@ -26,6 +26,7 @@ Places = NDArray[np.intp]
 
 FIELD_OF_VIEW = (320.0, 240.0, 300.0)
 """Physical size of every phantom scan in mm, whatever its number of voxels."""
+_HALF = tuple(extent / 2 for extent in FIELD_OF_VIEW)
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,30 @@ class Frame:
         self.y = ((cos * front[None, :] - sin * right[:, None]) / np.float32(pose.scale[1]))[:, :, None]
         self.z = (up / np.float32(pose.scale[2]))[None, None, :]
 
-    def index(self, points: Floats) -> NDArray[np.intp]:
-        """Voxel that holds each body point, (..., 3), clipped to the scan."""
+    def places(self, points: Floats) -> Places:
+        """Voxel that holds each body point, clipped to the scan: (3, ...) mm to (...) places in the flat volume."""
+        scale, shift, extent, spacing, last = (
+            np.reshape(three, (3, *[1] * (points.ndim - 1)))
+            for three in (self.pose.scale, self.pose.shift, _HALF, self.spacing, np.array(self.size) - 1)
+        )
         cos, sin = np.cos(self.pose.roll), np.sin(self.pose.roll)
-        x, y, z = (points[..., axis] * scale for axis, scale in enumerate(self.pose.scale))
-        voxels = np.empty((3, *points.shape[:-1]), np.intp)
-        for axis, place in enumerate((cos * x - sin * y, sin * x + cos * y, z)):
-            place += self.pose.shift[axis]
-            place += FIELD_OF_VIEW[axis] / 2
-            place /= self.spacing[axis]
-            np.minimum(np.maximum(place, 0, out=place), self.size[axis] - 1, out=place)
-            voxels[axis] = place
-        return np.moveaxis(voxels, 0, -1)
+        world = points * scale
+        x, y = world[:2].copy()
+        world[0] *= cos
+        world[0] -= sin * y
+        world[1] *= cos
+        x *= sin
+        world[1] += x
+        world += shift
+        world += extent
+        world /= spacing
+        np.minimum(np.maximum(world, 0, out=world), last, out=world)
+        i, j, k = world.astype(np.intp)
+        i *= self.size[1]
+        i += j
+        i *= self.size[2]
+        i += k
+        return i
 
     def box(self, low: Point, high: Point) -> Box:
         """Voxels that cover the body block from `low` to `high` (mm), one voxel of margin, never empty."""
