@@ -6,6 +6,7 @@ Hounsfield units of a contrast-enhanced CT. They give the layout and the proport
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ ORGANS = {"lung_left": 1, "lung_right": 2, "heart": 3, "great_vessels": 4, "medi
 LUNG_LEFT, LUNG_RIGHT, HEART, VESSELS, MEDIASTINUM, SPINE = ORGANS.values()
 
 AIR, FAT, SKIN, MUSCLE, BONE = -1000.0, -100.0, 20.0, 55.0, 480.0
+_RIB = BONE * 0.75
 BLOOD, MYOCARDIUM, FLUID, LIVER = 290.0, 150.0, 4.0, 110.0
 
 
@@ -81,7 +83,7 @@ class Scene:
         half_width, half_depth = self.anatomy.cavity
         x, y, z = self.frame.x, self.frame.y, self.frame.z
         self._round: Floats = np.abs(x / half_width) ** 2.3 + np.abs(y / half_depth) ** 2.3
-        self._roof: Floats = 1 - np.clip((z - 10) / 108, 0, None) ** 2
+        self._roof: Floats = 1 - np.maximum((z - 10) / 108, 0) ** 2
         within = self._round[:, :, 0] < self._roof.max()
         self.chest = span(within.any(1)), span(within.any(0)), span(self._roof[0, 0] > self._round.min())
 
@@ -184,6 +186,9 @@ def paint_body(anatomy: Anatomy, size: tuple[int, int, int], rng: np.random.Gene
     return scene
 
 
+_NECK = 75.0  # mm; from here upwards the trunk tapers
+
+
 def shell(anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> Floats:
     """(X, Y, Z) distance from the long axis of the trunk, 1 on the skin; the trunk tapers to the neck."""
     radius = np.sqrt((x / anatomy.width) ** 2 + (y / anatomy.depth) ** 2)
@@ -192,7 +197,7 @@ def shell(anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> Floats:
 
 
 def _taper(z: Floats) -> Floats:
-    taper: Floats = 1 - 0.3 * (np.clip(z - 75, 0, None) / 75) ** 2
+    taper: Floats = 1 - 0.3 * (np.maximum(z - _NECK, 0) / 75) ** 2
     return taper
 
 
@@ -204,47 +209,53 @@ def span(where: Bools) -> slice:
 
 def _table(scene: Scene) -> None:
     """A curved plastic slab that the patient lies on: in every scan, so it means nothing."""
-    x, y, a = scene.frame.x[:, :, 0], scene.frame.y[:, :, 0], scene.anatomy
-    top = -a.depth - 4 + 0.0012 * np.maximum(np.abs(x) - 30, 0) ** 2
-    slab = (y < top) & (y > top - max(7.0, 1.2 * scene.frame.spacing[1])) & (np.abs(x) < 128)
+    aside, y, a = np.abs(scene.frame.x[:, :, 0]), scene.frame.y[:, :, 0], scene.anatomy
+    top = -a.depth - 4 + 0.0012 * np.maximum(aside - 30, 0) ** 2
+    slab = (y < top) & (y > top - max(7.0, 1.2 * scene.frame.spacing[1])) & (aside < 128)
     scene.hu[slab] = -150
     scene.hu[(y < top - 3) & (y > top - 5) & slab] = -600
 
 
-_STEPS = np.arange(256) / 200
+_STEPS = (np.arange(256) / 200).tolist()
+
+
+def _levels(shells: Floats) -> NDArray[np.intp]:
+    """Distances from the axis in steps of 1/200."""
+    levels: NDArray[np.intp] = np.minimum(shells * 200, 255).astype(np.intp)
+    return levels
 
 
 def _trunk(scene: Scene) -> None:
     a, f = scene.anatomy, scene.frame
     mean = (a.width + a.depth) / 2
-    # Layers from the axis outwards, by one look-up on the distance in steps of 1/200.
-    muscle, fat, skin = (int(np.searchsorted(_STEPS, 1 - depth / mean)) for depth in (a.fat, 3, 0))
+    # Layers from the axis outwards, by one look-up on the distance.
+    muscle, fat, skin = (bisect.bisect_left(_STEPS, 1 - depth / mean) for depth in (a.fat, 3, 0))
     values = np.full(len(_STEPS), AIR, np.float32)
     values[:skin], values[:fat], values[:muscle] = SKIN, FAT, MUSCLE
-    bone_from = int(np.searchsorted(_STEPS, 1 - (a.fat + a.wall - 3) / mean, side="right"))
-    bone_to = int(np.searchsorted(_STEPS, 1 - (a.fat + 5) / mean))
-    scene.hu.fill(AIR)
-    x, y, z = f.x[:, :, 0], f.y[:, :, 0], f.z[0]
-    i, j = np.nonzero(shell(a, x, y, z[:, :1]) < 1)  # the trunk is widest below
-    # Below the neck one plane is as the other: their levels are the first column.
-    neck = int(np.append(_taper(z[0]) == 1, False).argmin())
-    levels = np.minimum(shell(a, x[i, j, None], y[i, j, None], z[:, neck - 1 :]) * 200, 255).astype(np.uint8)
-    columns, bony = np.empty((len(i), f.size[2]), np.float32), (levels >= bone_from) & (levels < bone_to)
-    columns[:, :neck], columns[:, neck:] = values[levels[:, :1]], values[levels[:, 1:]]
+    bone_from = bisect.bisect_right(_STEPS, 1 - (a.fat + a.wall - 3) / mean)
+    bone_to = bisect.bisect_left(_STEPS, 1 - (a.fat + 5) / mean)
+    # Below the neck one plane is as the other.
+    neck = bisect.bisect_right(f.z[0, 0].tolist(), _NECK)
+    plane, above = _levels(shell(a, f.x, f.y, f.z[:, :, :1]))[:, :, 0], _levels(shell(a, f.x, f.y, f.z[:, :, neck:]))
+    below = values.take(plane)
+    scene.hu[:, :, :neck] = below[:, :, None]
+    scene.hu[:, :, neck:] = values.take(above)
     # Ribs run down towards the front, one every 26 mm.
-    near = np.flatnonzero(bony.any(axis=1))
-    turns: Floats = z / 26 + ((0.4 * y + a.rib_phase) / 26)[i[near], j[near], None]
-    turns -= np.floor(turns)
-    ribs, bony = (turns < 0.42) & (z > -110), bony[near]
-    ribs[:, :neck] &= bony[:, :1]
-    ribs[:, neck:] &= bony[:, 1:]
-    row, k = np.nonzero(ribs)
-    columns[near[row], k] = np.float32(BONE * 0.75)
-    scene.hu[i, j] = columns
+    i, j = np.nonzero((plane >= bone_from) & (plane < bone_to))
+    phase, turns = (0.4 * f.y + a.rib_phase) / 26, f.z / 26
+    ribs = _in_rib(turns[0, :, :neck] + phase[i, j]) & (f.z[0, :, :neck] > -110)
+    scene.hu[i, j, :neck] = np.where(ribs, np.float32(_RIB), below[i, j, None])
+    ribs = _in_rib(turns[:, :, neck:] + phase) & (above >= bone_from) & (above < bone_to)
+    np.copyto(scene.hu[:, :, neck:], _RIB, where=ribs)
     box = f.box((-17, a.depth - a.fat - 20, -40), (17, a.depth - a.fat - 8, 85))
     right, front, up = f.at(box)
     flat = (np.abs(right) < 17) & (np.abs(front - a.depth + a.fat + 12) < max(5.5, f.thin))
     np.copyto(scene.hu[box], BONE * 0.6, where=flat & (np.abs(up - 22) < 62))  # the breastbone
+
+
+def _in_rib(turns: Floats) -> Bools:
+    found: Bools = turns - np.floor(turns) < 0.42
+    return found
 
 
 def _cavity(scene: Scene) -> None:
@@ -259,7 +270,7 @@ def _cavity(scene: Scene) -> None:
     gap = 9 + 17 * np.exp(-(((y + 8) / 30) ** 2))
     right, left = x > gap, x < -gap - 2
     organ = np.where(right, np.uint8(LUNG_RIGHT), np.where(left, np.uint8(LUNG_LEFT), np.uint8(MEDIASTINUM)))
-    np.copyto(scene.organs[scene.chest], organ, where=lung)
+    np.multiply(organ, lung.view(np.uint8), out=scene.organs[scene.chest])  # nothing else has an organ yet
     air = a.lung_hu - a.lung_gradient * y + 14 * np.sin(x / 23 + a.rib_phase)
     np.copyto(scene.hu[scene.chest], np.where(right | left, air, np.float32(-25)), where=lung)
     soft = np.where(x > -18 - 0.25 * y, LIVER, np.where(y < 0, LIVER + 15, 35)).astype(np.float32)
@@ -381,8 +392,8 @@ def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) ->
     f = scene.frame
     steps, bow, value = _way(f.size)
     chest, (x, y, z) = scene.organs[scene.chest], f.at(scene.chest)
-    roots, ways, bends, lungs = [], [], [], []
-    for organ, root in _ROOTS.items():
+    ways, bends, lungs = [], [], []
+    for organ in _ROOTS:
         voxels = np.flatnonzero(chest == organ)
         bend = rng.standard_normal((branches, 3))
         picks = rng.random(branches)
@@ -390,14 +401,16 @@ def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) ->
             continue
         column, k = np.divmod(voxels[(picks * len(voxels)).astype(np.intp)], chest.shape[2])
         i, j = np.divmod(column, chest.shape[1])
-        roots.append(np.broadcast_to(root, (3, branches, 1)))
-        ways.append(np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]])[:, :, None] - root)
+        way = np.empty((3, branches, 1))
+        way[:, :, 0] = x[i, j, 0], y[i, j, 0], z[0, 0, k]
+        ways.append(way - _ROOTS[organ])
         bends.append((9 * bend).astype(np.float32).T[:, :, None])
         lungs.append(organ)
     if not lungs:
         return
     paths = steps * np.concatenate(ways, axis=1)
-    paths += np.concatenate(roots, axis=1)
+    for n, organ in enumerate(lungs):
+        paths[:, n * branches : (n + 1) * branches] += _ROOTS[organ]
     paths += bow * np.concatenate(bends, axis=1)
     places = f.places(paths)
     own = np.flatnonzero(scene.organs.reshape(-1)[places] == np.repeat(lungs, branches)[:, None])

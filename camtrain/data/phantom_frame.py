@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ Places = NDArray[np.intp]
 
 FIELD_OF_VIEW = (320.0, 240.0, 300.0)
 """Physical size of every phantom scan in mm, whatever its number of voxels."""
-_HALF = tuple(extent / 2 for extent in FIELD_OF_VIEW)
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ class Frame:
     def __init__(self, size: tuple[int, int, int], pose: Pose) -> None:
         self.size = size
         self.pose = pose
-        self.spacing, world = _grid(size)
-        self.thin = 0.62 * float(self.spacing.max())
+        self.spacing, self.thin, self._bounds, world = _grid(size)
         self._cos, self._sin = math.cos(pose.roll), math.sin(pose.roll)
         cos, sin = np.float32(np.cos(pose.roll)), np.float32(np.sin(pose.roll))
         right, front, up = (w - np.float32(c) for w, c in zip(world, pose.shift, strict=True))
@@ -86,11 +84,9 @@ class Frame:
         self.z = (up / np.float32(pose.scale[2]))[None, None, :]
 
     def places(self, points: Floats) -> Places:
-        """Voxel that holds each body point, clipped to the scan: (3, ...) mm to (...) places in the flat volume."""
-        scale, shift, extent, spacing, last = (
-            np.reshape(three, (3, *[1] * (points.ndim - 1)))
-            for three in (self.pose.scale, self.pose.shift, _HALF, self.spacing, np.array(self.size) - 1)
-        )
+        """Voxel that holds each body point, clipped to the scan: (3, n, m) mm to (n, m) places in the flat volume."""
+        scale, shift = np.array([self.pose.scale, self.pose.shift])[:, :, None, None]
+        extent, spacing, last = self._bounds
         cos, sin = np.cos(self.pose.roll), np.sin(self.pose.roll)
         world = points * scale
         x, y = world[:2].copy()
@@ -289,17 +285,33 @@ def _boxes(frame: Frame, low: Floats, high: Floats) -> tuple[NDArray[np.intp], N
     return first, np.maximum(last - first + 1, 0)
 
 
+class _Grid(NamedTuple):
+    """What all scans of one size share.
+
+    Attributes:
+        spacing: (3,) voxel size, mm.
+        thin: See `Frame`.
+        bounds: (3, 3, 1, 1) half the field of view, voxel size, and the last voxel, along each axis.
+        world: World coordinate of every voxel along each axis, mm.
+    """
+
+    spacing: NDArray[np.float64]
+    thin: float
+    bounds: NDArray[np.float64]
+    world: tuple[NDArray[np.float32], ...]
+
+
 @functools.lru_cache(maxsize=16)
-def _grid(size: tuple[int, int, int]) -> tuple[NDArray[np.float64], tuple[NDArray[np.float32], ...]]:
-    """Voxel size, and the world coordinate of every voxel along each axis, mm."""
+def _grid(size: tuple[int, int, int]) -> _Grid:
     spacing = np.array(FIELD_OF_VIEW) / np.array(size)
     world = tuple(
         ((np.arange(n) + 0.5) * s - f / 2).astype(np.float32)
         for n, s, f in zip(size, spacing, FIELD_OF_VIEW, strict=True)
     )
-    for array in (spacing, *world):
-        array.setflags(write=False)  # all scans of this size share them
-    return spacing, world
+    bounds = np.array([np.array(FIELD_OF_VIEW) / 2, spacing, np.array(size) - 1])[:, :, None, None]
+    for array in (spacing, bounds, *world):
+        array.setflags(write=False)
+    return _Grid(spacing, 0.62 * float(spacing.max()), bounds, world)
 
 
 def _three(point: Point) -> Sequence[float]:
