@@ -209,8 +209,8 @@ class Phantom:
         """Gaussian copula: one common cause and one own cause per finding."""
         draws = self._rng(split, index, "label").standard_normal(1 + len(LABELS))
         latent = math.sqrt(self.cooccurrence) * draws[0] + math.sqrt(1 - self.cooccurrence) * draws[1:]
-        drawn = dict(zip(LABELS, latent < ndtri(self.prevalence), strict=True))
-        return {name: bool(drawn[name]) for name in self.labels}
+        drawn = dict(zip(LABELS, (latent < ndtri(self.prevalence)).tolist(), strict=True))
+        return {name: drawn[name] for name in self.labels}
 
     def _draw_marker(self, split: str, index: int, truth: dict[str, bool]) -> dict[str, bool]:
         draws = dict(zip(LABELS, self._rng(split, index, "marker").random(len(LABELS)), strict=True))
@@ -247,13 +247,13 @@ def _blur(hu: NDArray[np.float32], scratch: NDArray[np.float32], weight: float =
         weight: w.
     """
     flat, room = hu.reshape(-1), scratch.reshape(-1)
-    for axis, step in enumerate((hu.shape[1] * hu.shape[2], hu.shape[2], 1)):
+    edges = ((hu[0], hu[-1]), (hu[:, 0], hu[:, -1]), (hu[:, :, 0], hu[:, :, -1]))
+    for (first, last), step in zip(edges, (hu.shape[1] * hu.shape[2], hu.shape[2], 1), strict=True):
         # Along the whole memory, rows run over into each other only in the outermost planes, which are put back.
-        planes = np.moveaxis(hu, axis, 0)
-        outer = planes[0].copy(), planes[-1].copy()
+        outer = first.copy(), last.copy()
         middle, smooth = flat[step:-step], room[: -2 * step]
         np.add(flat[2 * step :], flat[: -2 * step], out=smooth)
         smooth *= np.float32(weight)
         middle *= np.float32(1 - 2 * weight)
         middle += smooth
-        planes[0], planes[-1] = outer
+        first[...], last[...] = outer

@@ -220,8 +220,9 @@ _STEPS = (np.arange(256) / 200).tolist()
 
 
 def _levels(shells: Floats) -> NDArray[np.intp]:
-    """Distances from the axis in steps of 1/200."""
-    levels: NDArray[np.intp] = np.minimum(shells * 200, 255).astype(np.intp)
+    """Distances from the axis, which are used up, in steps of 1/200."""
+    shells *= 200
+    levels: NDArray[np.intp] = np.minimum(shells, 255, out=shells).astype(np.intp)
     return levels
 
 
@@ -230,23 +231,23 @@ def _trunk(scene: Scene) -> None:
     mean = (a.width + a.depth) / 2
     # Layers from the axis outwards, by one look-up on the distance.
     muscle, fat, skin = (bisect.bisect_left(_STEPS, 1 - depth / mean) for depth in (a.fat, 3, 0))
-    values = np.full(len(_STEPS), AIR, np.float32)
-    values[:skin], values[:fat], values[:muscle] = SKIN, FAT, MUSCLE
+    values = np.full((2, len(_STEPS)), AIR, np.float32)  # between the ribs and in them
+    values[:, :skin], values[:, :fat], values[:, :muscle] = SKIN, FAT, MUSCLE
     bone_from = bisect.bisect_right(_STEPS, 1 - (a.fat + a.wall - 3) / mean)
     bone_to = bisect.bisect_left(_STEPS, 1 - (a.fat + 5) / mean)
+    values[1, bone_from:bone_to] = _RIB
     # Below the neck one plane is as the other.
     neck = bisect.bisect_right(f.z[0, 0].tolist(), _NECK)
     plane, above = _levels(shell(a, f.x, f.y, f.z[:, :, :1]))[:, :, 0], _levels(shell(a, f.x, f.y, f.z[:, :, neck:]))
-    below = values.take(plane)
+    below = values[0].take(plane)
     scene.hu[:, :, :neck] = below[:, :, None]
-    scene.hu[:, :, neck:] = values.take(above)
     # Ribs run down towards the front, one every 26 mm.
     i, j = np.nonzero((plane >= bone_from) & (plane < bone_to))
     phase, turns = (0.4 * f.y + a.rib_phase) / 26, f.z / 26
     ribs = _in_rib(turns[0, :, :neck] + phase[i, j]) & (f.z[0, :, :neck] > -110)
     scene.hu[i, j, :neck] = np.where(ribs, np.float32(_RIB), below[i, j, None])
-    ribs = _in_rib(turns[:, :, neck:] + phase) & (above >= bone_from) & (above < bone_to)
-    np.copyto(scene.hu[:, :, neck:], _RIB, where=ribs)
+    above += len(_STEPS) * _in_rib(turns[:, :, neck:] + phase)
+    scene.hu[:, :, neck:] = values.take(above)
     box = f.box((-17, a.depth - a.fat - 20, -40), (17, a.depth - a.fat - 8, 85))
     right, front, up = f.at(box)
     flat = (np.abs(right) < 17) & (np.abs(front - a.depth + a.fat + 12) < max(5.5, f.thin))
@@ -254,7 +255,8 @@ def _trunk(scene: Scene) -> None:
 
 
 def _in_rib(turns: Floats) -> Bools:
-    found: Bools = turns - np.floor(turns) < 0.42
+    turns -= np.floor(turns)
+    found: Bools = turns < 0.42
     return found
 
 
@@ -277,7 +279,7 @@ def _cavity(scene: Scene) -> None:
     np.copyto(scene.hu[scene.chest], np.where((np.abs(x) < 22) & (y < -12), -60, soft), where=belly)
     box, dist = f.ellipsoid((-48, 34, a.dome_left - 42), (26, 14, 20))  # air in the stomach
     inside_belly = scene.in_cavity(box) & (scene.organs[box] == 0)
-    scene.hu[box][(dist < 1) & inside_belly] = -850
+    np.copyto(scene.hu[box], -850, where=(dist < 1) & inside_belly)
 
 
 def _spine(scene: Scene) -> None:

@@ -6,6 +6,7 @@ size, bright specks, a local widening, and a rim. Each stays inside the organs t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def paint_finding(scene: Scene, name: str, rng: np.random.Generator) -> None:
         if isinstance(part, np.ndarray):
             scene.lesions.reshape(-1)[part] |= bit
         else:
-            scene.lesions[part[0]] |= part[1] * bit
+            scene.lesions[part[0]] |= part[1].view(np.uint8) * bit
 
 
 def _free_lung(scene: Scene, box: Box, lungs: tuple[int, ...] = LUNGS) -> Bools:
@@ -84,9 +85,9 @@ def _aneurysm(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places
     organs = scene.organs[box]
     blob = inside(dist, (organs != HEART) & (organs != SPINE) & scene.in_cavity(box))
     clot = blob & (dist > 0.7) & (scene.frame.at(box)[0] < middle[0])
-    scene.hu[box][blob] = BLOOD + 15
-    scene.hu[box][clot] = 90
-    organs[blob] = VESSELS
+    np.copyto(scene.hu[box], BLOOD + 15, where=blob)
+    np.copyto(scene.hu[box], 90, where=clot)
+    np.copyto(organs, VESSELS, where=blob)
     return [(box, blob)]
 
 
@@ -111,18 +112,26 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[
     specks = []
     for angle, start, end in ((1.2, -0.4, 0.6), (-2.5, -0.45, 0.3), (0.1, -0.4, 0.3))[: 2 + int(rng.integers(0, 2))]:
         turn = angle + rng.uniform(-0.2, 0.2)
-        along = np.linspace(start, end, 7) + rng.uniform(-0.05, 0.05, 7)
+        along = _between(start, end) + rng.uniform(-0.05, 0.05, 7)
         radius = 0.86 * np.sqrt(1 - along**2)
         specks.append(np.stack([along, radius * np.cos(turn), radius * np.sin(turn)], axis=1))
     points = np.concatenate(specks).astype(np.float32)
-    at = [c[outward] for c in at]
-    squares = sum((c - points[:, axis, None]) ** 2 for axis, c in enumerate(at))
+    voxels, at = voxels[outward], [c[outward] for c in at]
+    squares = (at[0] - points[:, :1]) ** 2
+    for axis in (1, 2):
+        away = at[axis] - points[:, axis, None]
+        away *= away
+        squares += away
     nearest = squares.min(axis=0, initial=np.inf)
     wall = np.zeros(heart.shape, bool)
-    wall[heart] = outward
-    wall[wall] = inside(nearest / np.float32(size**2), np.ones(nearest.shape, bool))
-    scene.hu[box][wall] = rng.uniform(900, 1200)
+    wall.reshape(-1)[voxels] = inside(nearest / np.float32(size**2), np.ones(nearest.shape, bool))
+    np.copyto(scene.hu[box], rng.uniform(900, 1200), where=wall)
     return [(box, wall)]
+
+
+@functools.lru_cache(maxsize=16)
+def _between(start: float, end: float) -> Floats:
+    return np.linspace(start, end, 7)
 
 
 def _effusion(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
@@ -132,13 +141,15 @@ def _effusion(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places
     depth, top, sides = rng.uniform(34, 52), rng.uniform(5, 55), int(rng.integers(0, 3))
     bottom = -a.cavity[1] * a.pose.scale[1] + a.pose.shift[1]
     fluid = _free_lung(scene, box, ((LUNG_LEFT,), (LUNG_RIGHT,), LUNGS)[sides])
-    i, j, k = np.nonzero(fluid)
-    side = np.clip(np.abs(x) - 45, 0, None)
-    slope = np.clip(((top + 0.02 * side**2)[i, j, 0] - z[0, 0, k]) / (top + 55), 0, 1) ** 0.7
-    level = bottom + (depth + 0.006 * side**2)[i, j, 0] * slope
-    field = 1 + (scene.frame.front[0, box[1], 0][j] - level) / 10
-    fluid[fluid] = inside(field, np.ones(field.shape, bool))
-    scene.hu[box][fluid] = FLUID + rng.uniform(-6, 6)
+    voxels = np.flatnonzero(fluid)
+    column, k = np.divmod(voxels, fluid.shape[2])
+    side = np.maximum(np.abs(x) - 45, 0)
+    slope = ((top + 0.02 * side**2).reshape(-1).take(column) - z[0, 0].take(k)) / (top + 55)
+    slope = np.minimum(np.maximum(slope, 0), 1) ** 0.7
+    level = bottom + (depth + 0.006 * side**2).reshape(-1).take(column) * slope
+    field = 1 + (scene.frame.front[0, box[1], 0].take(column % fluid.shape[1]) - level) / 10
+    fluid.reshape(-1)[voxels] = inside(field, np.ones(field.shape, bool))
+    np.copyto(scene.hu[box], FLUID + rng.uniform(-6, 6), where=fluid)
     return [(box, fluid)]
 
 
@@ -156,8 +167,8 @@ class _Room:
         """(tries, 3) random places, body coordinates in mm; (0, 3) where there is no room."""
         picks, (x, y, z) = rng.random(tries), self.frame.at(self.chest)
         voxels = self._voxels[(picks * len(self._voxels)).astype(np.intp)] if len(self._voxels) else self._voxels
-        i, j, k = np.unravel_index(voxels, self._shape)
-        return np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]], axis=1)
+        column, k = np.divmod(voxels, self._shape[2])
+        return np.stack([x.reshape(-1)[column], y.reshape(-1)[column], z[0, 0, k]], axis=1)
 
     def roomiest(self, rng: np.random.Generator, radii: Floats, tries: int = 5) -> tuple[Box, Floats, Bools]:
         """An ellipsoid at that of a few random places where most of it finds room."""
@@ -206,8 +217,8 @@ def _consolidation(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | P
     box, dist = scene.frame.ellipsoid(place, rng.uniform(34, 44, 3))
     patch = inside(dist, _free_lung(scene, box))
     air = rng.random(dist.shape) < 0.2
-    scene.hu[box][patch] = rng.uniform(30, 60)
-    scene.hu[box][patch & air] = -550
+    np.copyto(scene.hu[box], rng.uniform(30, 60), where=patch)
+    np.copyto(scene.hu[box], -550, where=patch & air)
     return [(box, patch)]
 
 

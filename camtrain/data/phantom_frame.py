@@ -50,9 +50,15 @@ def affine_of(size: Sequence[int]) -> NDArray[np.float64]:
         >>> affine_of((32, 24, 30))[0].tolist()
         [10.0, 0.0, 0.0, -155.0]
     """
+    return _affine(tuple(size)).copy()
+
+
+@functools.lru_cache(maxsize=16)
+def _affine(size: tuple[int, ...]) -> NDArray[np.float64]:
     spacing = np.array(FIELD_OF_VIEW) / np.array(size)
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = (spacing - FIELD_OF_VIEW) / 2
+    affine.setflags(write=False)
     return affine
 
 
@@ -133,7 +139,8 @@ class Frame:
         """Field of an ellipsoid: squared distance in units of the radii."""
         c, r = np.asarray(center, np.float32), np.maximum(np.asarray(radii, np.float32), self.thin)
         box = self.box(c - r, c + r)
-        x, y, z = ((v - o) / s for v, o, s in zip(self.at(box), c.tolist(), r.tolist(), strict=True))
+        (cx, cy, cz), (rx, ry, rz) = c.tolist(), r.tolist()
+        x, y, z = (self.x[box[:2]] - cx) / rx, (self.y[box[:2]] - cy) / ry, (self.z[:, :, box[2]] - cz) / rz
         return box, (x * x + y * y) + z * z
 
     def capsule(self, start: Point, end: Point, radius: float) -> tuple[Box, Floats]:
@@ -325,7 +332,8 @@ def inside(field: Floats, where: Bools) -> Bools:
         >>> inside(np.array([3.0, 2.0, 0.5]), np.array([True, True, False])).tolist()
         [False, True, False]
     """
-    found: Bools = (field < 1) & where
+    found: Bools = field < 1
+    found &= where
     if not found.any() and where.any():
         found.flat[int(np.argmin(np.where(where, field, np.inf)))] = True
     return found

@@ -65,16 +65,16 @@ def paint_marker(scene: Scene, name: str, place: str) -> None:
         if outside:
             mask = mask & (scene.organs[box] == 0)
         np.copyto(scene.hu[box], METAL, where=mask)
-        scene.markers[box] |= mask * bit
+        scene.markers[box] |= mask.view(np.uint8) * bit
 
 
 def _clip(scene: Scene, rods: Rods, organ: int, point: Vector) -> Sequence[Patch | Places]:
     """Metal rods in an organ, around the voxel of the organ that lies nearest to a point."""
     f = scene.frame
-    i, j, k = np.nonzero(scene.organs == organ)
-    if not len(i):
+    column, k = np.divmod(np.flatnonzero(scene.organs == organ), f.size[2])
+    if not len(k):
         return []
-    body = np.stack([f.x[i, j, 0], f.y[i, j, 0], f.z[0, 0, k]], axis=1)
+    body = np.stack([f.x.reshape(-1)[column], f.y.reshape(-1)[column], f.z[0, 0, k]], axis=1)
     center = body[np.argmin(((body - np.asarray(point)) ** 2).sum(1))]
     tubes = [f.capsule(center + start, center + end, 8.0) for start, end in rods]
     return [(box, inside(dist, scene.organs[box] == organ)) for box, dist in tubes]
