@@ -65,7 +65,7 @@ def to_image(hu: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = WINDOW
     image: NDArray[np.float32] = hu - np.float32(low)
     image /= np.float32(high - low)
-    np.minimum(np.maximum(image, 0, out=image), 1, out=image)
+    np.clip(image, 0, 1, out=image)
     return image
 
 

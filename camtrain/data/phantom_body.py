@@ -242,10 +242,10 @@ def _trunk(scene: Scene) -> None:
     below = values[0].take(plane)
     scene.hu[:, :, :neck] = below[:, :, None]
     # Ribs run down towards the front, one every 26 mm.
-    i, j = np.nonzero((plane >= bone_from) & (plane < bone_to))
+    bony = np.flatnonzero((plane >= bone_from) & (plane < bone_to))
     phase, turns = (0.4 * f.y + a.rib_phase) / 26, f.z / 26
-    ribs = _in_rib(turns[0, :, :neck] + phase[i, j]) & (f.z[0, :, :neck] > -110)
-    scene.hu[i, j, :neck] = np.where(ribs, np.float32(_RIB), below[i, j, None])
+    ribs = _in_rib(turns[0, :, :neck] + phase.reshape(-1, 1)[bony]) & (f.z[0, :, :neck] > -110)
+    scene.hu.reshape(-1, f.size[2])[bony, :neck] = np.where(ribs, np.float32(_RIB), below.reshape(-1, 1)[bony])
     above += len(_STEPS) * _in_rib(turns[:, :, neck:] + phase)
     scene.hu[:, :, neck:] = values.take(above)
     box = f.box((-17, a.depth - a.fat - 20, -40), (17, a.depth - a.fat - 8, 85))
@@ -353,14 +353,18 @@ def paint_heart(scene: Scene, outer: float, inner: float) -> Patch:
     rim = heart & (size >= inner)
     voxels = np.flatnonzero(heart)
     u, v, w = (c.reshape(-1).take(voxels) / inner for c in (long, short, third))
-    left = ((u - 0.12) / 0.62) ** 2 + ((v + 0.38) / 0.36) ** 2 + (w / 0.5) ** 2 < 1
-    right = ((u - 0.05) / 0.6) ** 2 + ((v - 0.48) / 0.33) ** 2 + (w / 0.55) ** 2 < 1
-    atria = ((u + 0.62) / 0.3) ** 2 + (v / 0.6) ** 2 + (w / 0.6) ** 2 < 1
-    scene.hu[box][heart] = np.where(left | right | atria, np.float32(BLOOD), np.float32(MYOCARDIUM))
+    chambers = sum(((c - middle) / reach) ** 2 for c, middle, reach in zip((u, v, w), _MIDDLES, _REACHES, strict=True))
+    blood = (chambers < 1).any(axis=0)
+    scene.hu[box][heart] = np.where(blood, np.float32(BLOOD), np.float32(MYOCARDIUM))
     np.copyto(scene.hu[box], FLUID, where=rim)
     np.copyto(scene.organs[box], HEART, where=heart)
     scene.heart_outer, scene.heart_inner = outer, inner
     return box, rim
+
+
+# Left ventricle, right ventricle, atria, along each of the heart's axes.
+_MIDDLES = np.array([[0.12, 0.05, -0.62], [-0.38, 0.48, 0.0], [0.0, 0.0, 0.0]], np.float32)[:, :, None]
+_REACHES = np.array([[0.62, 0.6, 0.3], [0.36, 0.33, 0.6], [0.5, 0.55, 0.6]], np.float32)[:, :, None]
 
 
 def heart_coordinates(scene: Scene, box: Box) -> tuple[Floats, Floats, Floats]:
@@ -412,11 +416,12 @@ def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) ->
         return
     paths = steps * np.concatenate(ways, axis=1)
     for n, organ in enumerate(lungs):
-        paths[:, n * branches : (n + 1) * branches] += _ROOTS[organ]
+        own = paths[:, n * branches : (n + 1) * branches]
+        own += _ROOTS[organ]
     paths += bow * np.concatenate(bends, axis=1)
     places = f.places(paths)
-    own = np.flatnonzero(scene.organs.reshape(-1)[places] == np.repeat(lungs, branches)[:, None])
-    places, values, hu = places.reshape(-1)[own], value[own % len(value)], scene.hu.reshape(-1)
+    found = np.flatnonzero(scene.organs.reshape(-1)[places] == np.repeat(lungs, branches)[:, None])
+    places, values, hu = places.reshape(-1)[found], value[found % len(value)], scene.hu.reshape(-1)
     hu[places] = np.maximum(hu[places], values)
 
 

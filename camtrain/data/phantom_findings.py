@@ -55,7 +55,8 @@ def paint_finding(scene: Scene, name: str, rng: np.random.Generator) -> None:
         if isinstance(part, np.ndarray):
             scene.lesions.reshape(-1)[part] |= bit
         else:
-            scene.lesions[part[0]] |= part[1].view(np.uint8) * bit
+            lesions = scene.lesions[part[0]]
+            lesions |= part[1].view(np.uint8) * bit
 
 
 def _free_lung(scene: Scene, box: Box, lungs: tuple[int, ...] = LUNGS) -> Bools:
@@ -75,9 +76,13 @@ def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Pl
     return [(box, (scene.organs[box] == HEART) & ~before)]
 
 
+_STRETCHES = np.array([0.2, 0.15, 0.15, 0.15, 0.15, 0.2]).cumsum()
+_STRETCHES /= _STRETCHES[-1]
+
+
 def _aneurysm(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """A widened stretch of the aorta, with a crescent of clot along its wall."""
-    stretch = int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.2, 0.15, 0.15, 0.15, 0.15, 0.2]))
+    stretch = 1 + int(_STRETCHES.searchsorted(rng.random(), side="right"))
     start, end = scene.anatomy.aorta[stretch], scene.anatomy.aorta[stretch + 1]
     middle = start + (end - start) * rng.uniform(0.2, 0.6)
     along = (end - start) / np.linalg.norm(end - start) * rng.uniform(8, 15)
@@ -211,8 +216,8 @@ def _nodule(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
 
 def _consolidation(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """Most of one lobe filled up, with air left in the bronchi."""
-    side, half_width = int(rng.choice([-1, 1])), scene.anatomy.cavity[0]
-    height = rng.choice([58.0, 8.0])  # upper lobe; middle lobe or lingula
+    side, half_width = (-1, 1)[rng.integers(0, 2)], scene.anatomy.cavity[0]
+    height = (58.0, 8.0)[rng.integers(0, 2)]  # upper lobe; middle lobe or lingula
     place = np.array([side * 0.62 * half_width, 12.0, height]) + rng.uniform(-10, 10, 3)
     box, dist = scene.frame.ellipsoid(place, rng.uniform(34, 44, 3))
     patch = inside(dist, _free_lung(scene, box))
@@ -228,12 +233,13 @@ def _ground_glass(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Pl
     region = np.zeros(scene.frame.size, bool)
     for _ in range(2):
         box, dist, patch = room.roomiest(rng, rng.uniform(38, 54, 3), tries=3)
-        patch &= ~region[box]
+        taken = region[box]
+        patch &= ~taken
         grain = 1 + 0.15 * rng.standard_normal(dist.shape, dtype=np.float32)[patch]
         haze = rng.uniform(310, 390) * np.clip(2.5 * (1 - dist[patch]), 0, 1) * grain
         below = scene.hu[box][patch]
         scene.hu[box][patch] = np.minimum(below + haze, np.maximum(below, -150))
-        region[box] |= patch
+        taken |= patch
         hazes.append((box, patch))
     return hazes
 

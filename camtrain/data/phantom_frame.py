@@ -181,7 +181,7 @@ class Frame:
         lines, squares = b - a, {radius: size**2 for radius, size in sizes.items()}
         solids = np.empty((8, len(a)), np.float32)
         solids[:3], solids[3:6] = a.T, lines.T
-        solids[6] = [max(float(line @ line), 1e-6) for line in lines]
+        solids[6] = np.maximum(np.matmul(lines[:, None, :], lines[:, :, None])[:, 0, 0], np.float32(1e-6))
         solids[7] = [squares[radius] for radius in radii]
         columns = np.empty((9, len(cells.solid)), np.float32)
         solids.take(cells.solid, axis=1, out=columns[1:], mode="clip")

@@ -65,7 +65,8 @@ def paint_marker(scene: Scene, name: str, place: str) -> None:
         if outside:
             mask = mask & (scene.organs[box] == 0)
         np.copyto(scene.hu[box], METAL, where=mask)
-        scene.markers[box] |= mask.view(np.uint8) * bit
+        markers = scene.markers[box]
+        markers |= mask.view(np.uint8) * bit
 
 
 def _clip(scene: Scene, rods: Rods, organ: int, point: Vector) -> Sequence[Patch | Places]:
