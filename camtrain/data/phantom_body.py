@@ -45,6 +45,12 @@ class Anatomy:
     aorta: Floats  # (n, 3) centreline from the valve over the arch down to the abdomen
     aorta_radius: float
 
+    @functools.cached_property
+    def heart_reach(self) -> Floats:
+        """Half of the box around the ellipsoid of the heart's half-axes."""
+        reach: Floats = np.sqrt(((self.heart_frame * self.heart_axes[:, None]) ** 2).sum(axis=0))
+        return reach
+
     @property
     def cavity(self) -> tuple[float, float]:
         """Half-axes of the inside of the rib cage."""
@@ -238,7 +244,7 @@ def _trunk(scene: Scene) -> None:
     values[1, bone_from:bone_to] = _RIB
     # Below the neck one plane is as the other.
     neck = bisect.bisect_right(f.z[0, 0].tolist(), _NECK)
-    plane, above = _levels(shell(a, f.x, f.y, f.z[:, :, :1]))[:, :, 0], _levels(shell(a, f.x, f.y, f.z[:, :, neck:]))
+    plane = _levels(shell(a, f.x, f.y, f.z[:, :, :1]))[:, :, 0]
     below = values[0].take(plane)
     scene.hu[:, :, :neck] = below[:, :, None]
     # Ribs run down towards the front, one every 26 mm.
@@ -246,12 +252,20 @@ def _trunk(scene: Scene) -> None:
     phase, turns = (0.4 * f.y + a.rib_phase) / 26, f.z / 26
     ribs = _in_rib(turns[0, :, :neck] + phase.reshape(-1, 1)[bony]) & (f.z[0, :, :neck] > -110)
     scene.hu.reshape(-1, f.size[2])[bony, :neck] = np.where(ribs, np.float32(_RIB), below.reshape(-1, 1)[bony])
-    above += len(_STEPS) * _in_rib(turns[:, :, neck:] + phase)
-    scene.hu[:, :, neck:] = values.take(above)
+    box = f.box((-a.width, -a.depth, 0), (a.width, a.depth, 0))[:2]  # the neck is nowhere wider
+    above = _levels(shell(a, f.x[box], f.y[box], f.z[:, :, neck:]))
+    above += len(_STEPS) * _in_rib(turns[:, :, neck:] + phase[box])
+    scene.hu[:, :, neck:] = AIR
+    scene.hu[box][:, :, neck:] = values.take(above)
+    _breastbone(scene)
+
+
+def _breastbone(scene: Scene) -> None:
+    a, f = scene.anatomy, scene.frame
     box = f.box((-17, a.depth - a.fat - 20, -40), (17, a.depth - a.fat - 8, 85))
     right, front, up = f.at(box)
     flat = (np.abs(right) < 17) & (np.abs(front - a.depth + a.fat + 12) < max(5.5, f.thin))
-    np.copyto(scene.hu[box], BONE * 0.6, where=flat & (np.abs(up - 22) < 62))  # the breastbone
+    np.copyto(scene.hu[box], BONE * 0.6, where=flat & (np.abs(up - 22) < 62))
 
 
 def _in_rib(turns: Floats) -> Bools:
@@ -323,7 +337,7 @@ def heart_box(scene: Scene, outer: float) -> Box:
     """Voxels that hold a heart of this size."""
     a = scene.anatomy
     # The heart bulges beyond the ellipsoid of its half-axes by less than 5 %.
-    reach = 1.05 * outer * np.sqrt(((a.heart_frame * a.heart_axes[:, None]) ** 2).sum(axis=0))
+    reach = 1.05 * outer * a.heart_reach
     return scene.frame.box(a.heart - reach, a.heart + reach)
 
 

@@ -118,18 +118,18 @@ class Frame:
         x, y, z = right * (x0 + x1) / 2, front * (y0 + y1) / 2, up * (z0 + z1) / 2
         wide, deep, high_ = right * (x1 - x0) / 2, front * (y1 - y0) / 2, up * (z1 - z0) / 2
         cos, sin, turned = self._cos, self._sin, abs(self._sin)
-        return (
-            self._cover(0, cos * x - sin * y, cos * wide + turned * deep),
-            self._cover(1, sin * x + cos * y, turned * wide + cos * deep),
-            self._cover(2, z, high_),
+        bands = (
+            (cos * x - sin * y, cos * wide + turned * deep),
+            (sin * x + cos * y, turned * wide + cos * deep),
+            (z, high_),
         )
-
-    def _cover(self, axis: int, center: float, reach: float) -> slice:
-        shift, extent, n = self.pose.shift[axis], FIELD_OF_VIEW[axis], self.size[axis]
-        first = math.floor((center - reach + shift + extent / 2) * n / extent) - 1
-        last = math.floor((center + reach + shift + extent / 2) * n / extent) + 2
-        first = min(max(first, 0), n - 1)
-        return slice(first, max(min(last, n), first + 1))
+        box = []
+        for (center, reach), shift, extent, n in zip(bands, self.pose.shift, FIELD_OF_VIEW, self.size, strict=True):
+            first = math.floor((center - reach + shift + extent / 2) * n / extent) - 1
+            last = math.floor((center + reach + shift + extent / 2) * n / extent) + 2
+            first = min(max(first, 0), n - 1)
+            box.append(slice(first, max(min(last, n), first + 1)))
+        return box[0], box[1], box[2]
 
     def at(self, box: Box) -> tuple[Floats, Floats, Floats]:
         """Body coordinates inside a box."""
@@ -189,7 +189,7 @@ class Frame:
         x -= columns[1]
         y -= columns[2]
         columns[0], columns[1], columns[2] = x * p + y * q, x, y
-        along, x, y, z0, p, q, s, length, square = columns.take(cells.column, axis=1)
+        along, x, y, z0, p, q, s, length, square = columns.repeat(cells.heights, axis=1)
         z = self.z[0, 0].take(cells.k)
         z -= z0
         along += z * s
@@ -211,7 +211,7 @@ class Frame:
         cx, cy, cz, rx, ry, rz = np.concatenate([c, r], axis=1).T.take(cells.solid, axis=1)
         x, y = self.x.reshape(-1)[cells.place], self.y.reshape(-1)[cells.place]
         flat = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
-        flat, cz, rz = np.stack([flat, cz, rz]).take(cells.column, axis=1)
+        flat, cz, rz = np.stack([flat, cz, rz]).repeat(cells.heights, axis=1)
         z = self.z[0, 0].take(cells.k)
         z -= cz
         z /= rz
@@ -233,6 +233,7 @@ class _Cells:
     Attributes:
         solid: (columns,) whose box.
         place: (columns,) place in the flat plane of the first two axes.
+        heights: (columns,) voxels.
         column: (voxels,) which column.
         k: (voxels,) index along the third axis.
     """
@@ -241,12 +242,10 @@ class _Cells:
         self._size = frame.size
         first, count = _boxes(frame, low.astype(np.float64), high.astype(np.float64))
         self.solid, place = _ragged(count[0] * count[1])
-        i0, j0, k0, across, up = np.concatenate([first, count[1:]]).take(self.solid, axis=1)
+        i0, j0, k0, across, self.heights = np.concatenate([first, count[1:]]).take(self.solid, axis=1)
         i, j = np.divmod(place, across)
         self.place = (i + i0) * frame.size[1] + (j + j0)
-        self.column, k = _ragged(up)
-        k += k0.take(self.column)
-        self.k = k
+        self.column, self.k = _ragged(self.heights, k0)
 
     def where(self, inside: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Places in the flat volume, and whose box they are of."""
@@ -257,17 +256,16 @@ class _Cells:
         return places, self.solid.take(column)
 
 
-def _ragged(counts: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Whose each entry is, and its number there.
+def _ragged(counts: Places, first: Places | int = 0) -> tuple[Places, Places]:
+    """Whose each entry is, and its number there, from `first` on.
 
     Example:
-        >>> [a.tolist() for a in _ragged(np.array([2, 1]))]
-        [[0, 0, 1], [0, 1, 0]]
+        >>> [a.tolist() for a in _ragged(np.array([2, 1]), np.array([5, 0]))]
+        [[0, 0, 1], [5, 6, 0]]
     """
-    ends = counts.cumsum()
     whose = np.arange(len(counts)).repeat(counts)
     numbers = np.arange(len(whose))
-    numbers -= (ends - counts).take(whose)
+    numbers -= (counts.cumsum() - counts - first).repeat(counts)
     return whose, numbers
 
 
