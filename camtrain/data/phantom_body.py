@@ -1,4 +1,4 @@
-"""A healthy chest on the scanner table: one patient's measures, and the painting of the scan and of its organs.
+"""A healthy chest on the scanner table: the painting of the scan and of its organs.
 
 Numbers are millimetres in body coordinates (x to the right, y to the front, z up; the origin lies in mid-chest) and
 Hounsfield units of a contrast-enhanced CT. They give the layout and the proportions of a supine adult, not an atlas.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import bisect
 import functools
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from camtrain.data.phantom_frame import FIELD_OF_VIEW, Bools, Box, Floats, Frame, Patch, Pose, inside
+from camtrain.data.phantom_anatomy import Anatomy
+from camtrain.data.phantom_frame import FIELD_OF_VIEW, Bools, Box, Floats, Frame, Patch, inside
 
 ORGANS = {"lung_left": 1, "lung_right": 2, "heart": 3, "great_vessels": 4, "mediastinum": 5, "spine": 6}
 LUNG_LEFT, LUNG_RIGHT, HEART, VESSELS, MEDIASTINUM, SPINE = ORGANS.values()
@@ -22,39 +22,6 @@ LUNG_LEFT, LUNG_RIGHT, HEART, VESSELS, MEDIASTINUM, SPINE = ORGANS.values()
 AIR, FAT, SKIN, MUSCLE, BONE = -1000.0, -100.0, 20.0, 55.0, 480.0
 _RIB = BONE * 0.75
 BLOOD, MYOCARDIUM, FLUID, LIVER = 290.0, 150.0, 4.0, 110.0
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Measures of one patient, mm and HU."""
-
-    pose: Pose
-    width: float  # half-axes of the trunk
-    depth: float
-    fat: float  # thickness under the skin
-    wall: float  # muscle and ribs
-    lung_hu: float
-    lung_gradient: float  # HU per mm towards the back
-    dome_right: float  # height of the diaphragm
-    dome_left: float
-    rib_phase: float
-    heart: Floats  # (3,) centre
-    heart_axes: Floats  # (3,) half-axes: long axis, then the two short ones
-    heart_frame: Floats  # (3, 3) rows: unit vectors of the axes; the first points to the apex
-    heart_scale: float  # natural variation of size
-    aorta: Floats  # (n, 3) centreline from the valve over the arch down to the abdomen
-    aorta_radius: float
-
-    @functools.cached_property
-    def heart_reach(self) -> Floats:
-        """Half of the box around the ellipsoid of the heart's half-axes."""
-        reach: Floats = np.sqrt(((self.heart_frame * self.heart_axes[:, None]) ** 2).sum(axis=0))
-        return reach
-
-    @property
-    def cavity(self) -> tuple[float, float]:
-        """Half-axes of the inside of the rib cage."""
-        return self.width - self.fat - self.wall, self.depth - self.fat - self.wall
 
 
 @dataclass
@@ -97,74 +64,6 @@ class Scene:
         """Voxels of a box inside the rib cage (lungs, heart, vessels, and the abdomen below the diaphragm)."""
         result: Bools = self._round[box[:2]] < self._roof[:, :, box[2]]
         return result
-
-
-_MEASURES: dict[str, tuple[float, float]] = {
-    # In the order in which they are drawn: another order would be other patients.
-    **{"shift_x": (-9, 9), "shift_y": (-4, 8), "shift_z": (-10, 10)},
-    **{"scale_x": (0.94, 1.06), "scale_y": (0.94, 1.06), "scale_z": (0.94, 1.06), "roll": (-0.07, 0.07)},
-    **{"apex_x": (-0.08, 0.08), "apex_y": (-0.08, 0.08), "apex_z": (-0.08, 0.08)},
-    **{"fat": (7, 20), "width": (-5, 5), "depth": (-3, 3), "wall": (17, 21)},
-    **{"lung_hu": (-870, -810), "lung_gradient": (0.3, 0.9), "dome_right": (-52, -36), "dome_left": (-62, -46)},
-    **{"rib_phase": (0, 26), "heart_x": (-4, 4), "heart_y": (-4, 4), "heart_z": (-5, 5), "heart_scale": (0.93, 1.03)},
-    **{"arch_top": (40, 52), "aorta_back": (-36, -30), "aorta_left": (-24, -16), "aorta_radius": (11.5, 14)},
-}
-
-_LOW, _HIGH = np.array(list(_MEASURES.values())).T
-_RANGE = _HIGH - _LOW
-
-
-def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """One patient from the population: pose, proportions, fat, density of the lungs, course of the aorta."""
-    m = dict(zip(_MEASURES, (_LOW + _RANGE * rng.random(len(_LOW))).tolist(), strict=True))
-    return Anatomy(
-        pose=Pose(
-            shift=(m["shift_x"], m["shift_y"], m["shift_z"]),
-            scale=(m["scale_x"], m["scale_y"], m["scale_z"]),
-            roll=m["roll"],
-        ),
-        width=130 + 0.5 * m["fat"] + m["width"],
-        depth=88 + 0.4 * m["fat"] + m["depth"],
-        fat=m["fat"],
-        wall=m["wall"],
-        lung_hu=m["lung_hu"],
-        lung_gradient=m["lung_gradient"],
-        dome_right=m["dome_right"],
-        dome_left=m["dome_left"],
-        rib_phase=m["rib_phase"],
-        heart=np.array([-20 + m["heart_x"], 16 + m["heart_y"], -28 + m["heart_z"]], np.float32),
-        heart_axes=np.array([53, 42, 44], np.float32),
-        heart_frame=_heart_frame(-0.74 + m["apex_x"], 0.42 + m["apex_y"], -0.52 + m["apex_z"]),
-        heart_scale=m["heart_scale"],
-        aorta=_aorta(top=m["arch_top"], back=m["aorta_back"], left=m["aorta_left"]),
-        aorta_radius=m["aorta_radius"],
-    )
-
-
-def _heart_frame(right: float, front: float, up: float) -> Floats:
-    """(3, 3) unit vectors: to the apex, and two across it."""
-    apex, side = np.array([right, front, up]), np.array([0.6, 0.75, 0.0])
-    apex /= math.sqrt(apex @ apex)
-    side -= apex * (side @ apex)
-    side /= math.sqrt(side @ side)
-    (a, b, c), (d, e, f) = apex.tolist(), side.tolist()
-    third = (b * f - c * e, c * d - a * f, a * e - b * d)
-    return np.array([apex, side, third], np.float32)
-
-
-_TURN = np.linspace(0, np.pi, 6)
-_ALONG, _RISE = (1 - np.cos(_TURN)) / 2, 18 * np.sin(_TURN)
-
-
-def _aorta(top: float, back: float, left: float) -> Floats:
-    line = np.empty((9, 3))
-    line[0] = -2.0, 14.0, -8.0
-    line[1:7, 0] = 12.0 + _ALONG * (left - 12.0)
-    line[1:7, 1] = 16.0 + _ALONG * (back - 16.0)
-    line[1:7, 2] = top + _RISE
-    line[7] = left, back - 3, -40.0
-    line[8] = left + 10, back - 2, -190.0
-    return line
 
 
 def paint_body(anatomy: Anatomy, size: tuple[int, int, int], rng: np.random.Generator) -> Scene:
@@ -282,7 +181,6 @@ def _cavity(scene: Scene) -> None:
     dome = np.where(x > 0, np.float32(a.dome_right), np.float32(a.dome_left))
     hump = np.minimum(((np.abs(x) - 48) / 62) ** 2 + ((y - 8) / 72) ** 2, 1.6)
     lung = cavity & (z > dome - 48 * hump)
-    belly = cavity & ~lung
     gap = 9 + 17 * np.exp(-(((y + 8) / 30) ** 2))
     right, left = x > gap, x < -gap - 2
     organ = np.where(right, np.uint8(LUNG_RIGHT), np.where(left, np.uint8(LUNG_LEFT), np.uint8(MEDIASTINUM)))
@@ -290,7 +188,7 @@ def _cavity(scene: Scene) -> None:
     air = a.lung_hu - a.lung_gradient * y + 14 * np.sin(x / 23 + a.rib_phase)
     np.copyto(scene.hu[scene.chest], np.where(right | left, air, np.float32(-25)), where=lung)
     soft = np.where(x > -18 - 0.25 * y, LIVER, np.where(y < 0, LIVER + 15, 35)).astype(np.float32)
-    np.copyto(scene.hu[scene.chest], np.where((np.abs(x) < 22) & (y < -12), -60, soft), where=belly)
+    np.copyto(scene.hu[scene.chest], np.where((np.abs(x) < 22) & (y < -12), -60, soft), where=cavity & ~lung)
     box, dist = f.ellipsoid((-48, 34, a.dome_left - 42), (26, 14, 20))  # air in the stomach
     inside_belly = scene.in_cavity(box) & (scene.organs[box] == 0)
     np.copyto(scene.hu[box], -850, where=(dist < 1) & inside_belly)
@@ -355,7 +253,7 @@ def paint_heart(scene: Scene, outer: float, inner: float) -> Patch:
         Voxels between the two.
     """
     box = heart_box(scene, outer)
-    long, short, third = heart_coordinates(scene, box)
+    long, short, third = heart_coordinates(scene.anatomy, *scene.frame.at(box))
     size = 0.22 * long
     size /= outer
     size += 1
@@ -381,13 +279,13 @@ _MIDDLES = np.array([[0.12, 0.05, -0.62], [-0.38, 0.48, 0.0], [0.0, 0.0, 0.0]], 
 _REACHES = np.array([[0.62, 0.6, 0.3], [0.36, 0.33, 0.6], [0.5, 0.55, 0.6]], np.float32)[:, :, None]
 
 
-def heart_coordinates(scene: Scene, box: Box) -> tuple[Floats, Floats, Floats]:
-    """Coordinates along the heart's own axes, in units of the average patient's half-axes."""
-    a = scene.anatomy
-    x, y, z = (v - c for v, c in zip(scene.frame.at(box), a.heart, strict=True))
-    right, front, up = (a.heart_frame / a.heart_axes[:, None]).T[:, :, None, None, None]
-    first, second, third = (right * x + front * y) + up * z
-    return first, second, third
+def heart_coordinates(anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> Floats:
+    """(3, ...) coordinates along the heart's own axes, in units of the average patient's half-axes."""
+    rows = anatomy.heart_frame / anatomy.heart_axes[:, None]
+    right, front, up = rows.T.reshape(3, 3, *[1] * x.ndim)
+    cx, cy, cz = anatomy.heart
+    result: Floats = (right * (x - cx) + front * (y - cy)) + up * (z - cz)
+    return result
 
 
 def _great_vessels(scene: Scene, tubes: NDArray[np.intp]) -> None:

@@ -110,7 +110,10 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
     heart = scene.organs[box] == HEART
     voxels = np.flatnonzero(heart)
-    at = [c.reshape(-1).take(voxels) / scene.heart_inner for c in heart_coordinates(scene, box)]
+    column, k = np.divmod(voxels, heart.shape[2])
+    x, y, z = scene.frame.at(box)
+    at = heart_coordinates(scene.anatomy, x.reshape(-1)[column], y.reshape(-1)[column], z[0, 0, k])
+    at /= scene.heart_inner
     size = max(7.5, 1.15 * scene.frame.thin) / 46
     outward = at[0] ** 2 + at[1] ** 2 + at[2] ** 2 > 0.3
     # Angle around the long axis: the groove between the ventricles in front, then the two that run beside the atria.
@@ -121,10 +124,10 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[
         radius = 0.86 * np.sqrt(1 - along**2)
         specks.append(np.stack([along, radius * np.cos(turn), radius * np.sin(turn)], axis=1))
     points = np.concatenate(specks).astype(np.float32)
-    voxels, at = voxels[outward], [c[outward] for c in at]
-    squares = (at[0] - points[:, :1]) ** 2
-    for axis in (1, 2):
-        away = at[axis] - points[:, axis, None]
+    voxels, (x, y, z) = voxels[outward], (c[outward] for c in at)
+    squares = (x - points[:, :1]) ** 2
+    for axis, c in ((1, y), (2, z)):
+        away = c - points[:, axis, None]
         away *= away
         squares += away
     nearest = squares.min(axis=0, initial=np.inf)

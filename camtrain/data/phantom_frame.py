@@ -105,12 +105,14 @@ class Frame:
         world += extent
         world /= spacing
         np.minimum(np.maximum(world, 0, out=world), last, out=world)
-        i, j, k = world.astype(np.intp)
+        voxels: Places = world.astype(np.intp)
+        i, j, k = voxels
         i *= self.size[1]
         i += j
         i *= self.size[2]
         i += k
-        return i
+        found: Places = i
+        return found
 
     def box(self, low: Point, high: Point) -> Box:
         """Voxels that cover the body block from `low` to `high` (mm), one voxel of margin, never empty."""

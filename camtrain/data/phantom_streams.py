@@ -1,7 +1,7 @@
 """The phantom's randomness: a stream of its own for each part of each case.
 
-The streams are those that numpy's `SeedSequence` starts, but it takes longer to work out one seed than to paint a
-rib; here the seeds of many cases are worked out at once.
+The streams are those that numpy's `SeedSequence` starts. One of those takes about as long as the painting of the
+spine, and a case has eight; here the seeds of many cases are worked out at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def stream(seed: int, split: str, index: int, name: str) -> np.random.PCG64:
         words = [seed, zlib.crc32(split.encode()), index, zlib.crc32(name.encode())]
         return np.random.PCG64(np.random.SeedSequence(words))
     block, place = divmod(index, _BLOCK)
-    return np.random.PCG64(_Ready(_states(seed, split, name, block)[place]))
+    ready: Any = _Ready(_states(seed, split, name, block)[place])  # any seed sequence will do; the types know but one
+    return np.random.PCG64(ready)
 
 
 @functools.lru_cache(maxsize=256)
