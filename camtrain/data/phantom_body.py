@@ -114,11 +114,14 @@ def span(where: Bools) -> slice:
 
 def _table(scene: Scene) -> None:
     """A curved plastic slab that the patient lies on: in every scan, so it means nothing."""
-    aside, y, a = np.abs(scene.frame.x[:, :, 0]), scene.frame.y[:, :, 0], scene.anatomy
-    top = -a.depth - 4 + 0.0012 * np.maximum(aside - 30, 0) ** 2
-    slab = (y < top) & (y > top - max(7.0, 1.2 * scene.frame.spacing[1])) & (aside < 128)
-    scene.hu[slab] = -150
-    scene.hu[(y < top - 3) & (y > top - 5) & slab] = -600
+    a, f = scene.anatomy, scene.frame
+    thick = max(7.0, 1.2 * float(f.spacing[1]))
+    box = f.box((-128, -a.depth - 4 - thick, 0), (128, -a.depth + 8, 0))[:2]
+    aside, y, hu = np.abs(f.x[box][:, :, 0]), f.y[box][:, :, 0], scene.hu[box]
+    top = -a.depth - 4 + 0.0012 * np.maximum(aside - 30, 0) ** 2  # below -a.depth + 8 over the table's width
+    slab = (y < top) & (y > top - thick) & (aside < 128)
+    hu[slab] = -150
+    hu[(y < top - 3) & (y > top - 5) & slab] = -600
 
 
 _STEPS = (np.arange(256) / 200).tolist()
