@@ -305,7 +305,7 @@ _VESSELS = np.array(
     [[(30, 8, -5), (26, 4, 95)], [(-14, 22, -5), _TRUNK], [_TRUNK, (32, -2, 14)], [_TRUNK, (-42, -6, 18)]]
 )
 _AIRWAY_RADII, _VESSEL_RADII = (8.5, 6.5, 6.0), (9.0, 13.0, 9.5, 9.5)
-_ROOTS = {LUNG_LEFT: np.array([[[-40]], [[-8]], [[12]]]), LUNG_RIGHT: np.array([[[36]], [[-6]], [[10]]])}
+_ROOTS = {LUNG_LEFT: np.array([[[-40.0]], [[-8.0]], [[12.0]]]), LUNG_RIGHT: np.array([[[36.0]], [[-6.0]], [[10.0]]])}
 
 
 def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) -> None:
@@ -321,9 +321,8 @@ def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) ->
         if not len(voxels):
             continue
         column, k = np.divmod(voxels[(picks * len(voxels)).astype(np.intp)], chest.shape[2])
-        i, j = np.divmod(column, chest.shape[1])
         way = np.empty((3, branches, 1))
-        way[:, :, 0] = x[i, j, 0], y[i, j, 0], z[0, 0, k]
+        way[0], way[1], way[2, :, 0] = x.reshape(-1, 1)[column], y.reshape(-1, 1)[column], z[0, 0, k]
         ways.append(way - _ROOTS[organ])
         bends.append((9 * bend).astype(np.float32).T[:, :, None])
         lungs.append(organ)
@@ -333,10 +332,11 @@ def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) ->
     for n, organ in enumerate(lungs):
         own = paths[:, n * branches : (n + 1) * branches]
         own += _ROOTS[organ]
-    paths += bow * np.concatenate(bends, axis=1)
+    paths += (bow * np.concatenate(bends, axis=1)).astype(np.float64)
     places = f.places(paths)
-    found = np.flatnonzero(scene.organs.reshape(-1)[places] == np.repeat(lungs, branches)[:, None])
-    places, values, hu = places.reshape(-1)[found], value[found % len(value)], scene.hu.reshape(-1)
+    found = np.flatnonzero(scene.organs.reshape(-1).take(places) == np.array(lungs, np.uint8).repeat(branches)[:, None])
+    values, hu = np.tile(value, len(places)).take(found), scene.hu.reshape(-1)
+    places = places.reshape(-1).take(found)
     hu[places] = np.maximum(hu[places], values)
 
 
@@ -345,4 +345,4 @@ def _way(size: tuple[int, int, int]) -> tuple[Floats, Floats, Floats]:
     """Steps from 0 to 1, so many that a line leaves no gap; how far a bent line strays there; HU of a vessel there."""
     steps = np.linspace(0, 1, 2 * max(size) // 3, dtype=np.float32)
     spacing = (np.array(FIELD_OF_VIEW) / np.array(size)).max()
-    return steps, 4 * steps * (1 - steps), -300 - 380 * steps / np.clip(6.7 / spacing, 0.2, 1)
+    return steps.astype(np.float64), 4 * steps * (1 - steps), -300 - 380 * steps / np.clip(6.7 / spacing, 0.2, 1)

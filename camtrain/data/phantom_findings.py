@@ -238,10 +238,11 @@ def _ground_glass(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Pl
         box, dist, patch = room.roomiest(rng, rng.uniform(38, 54, 3), tries=3)
         taken = region[box]
         patch &= ~taken
-        grain = 1 + 0.15 * rng.standard_normal(dist.shape, dtype=np.float32)[patch]
-        haze = rng.uniform(310, 390) * np.clip(2.5 * (1 - dist[patch]), 0, 1) * grain
-        below = scene.hu[box][patch]
-        scene.hu[box][patch] = np.minimum(below + haze, np.maximum(below, -150))
+        voxels, hu = np.flatnonzero(patch), scene.hu[box]
+        grain = 1 + 0.15 * rng.standard_normal(dist.size, dtype=np.float32).take(voxels)
+        haze = rng.uniform(310, 390) * np.clip(2.5 * (1 - dist.reshape(-1).take(voxels)), 0, 1) * grain
+        below = hu[patch]
+        hu[patch] = np.minimum(below + haze, np.maximum(below, -150))
         taken |= patch
         hazes.append((box, patch))
     return hazes
