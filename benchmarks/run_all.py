@@ -81,6 +81,10 @@ PARTS = {
         "Training step at 256^3, one case (two do not fit into 24 GB)", "at most 1.03 x a plain step",
         "step_cost.py --nets DenseNet121 EfficientNet-B0 --sizes 256 --batch 1 --seconds 45", 1.03, 1.05,
     ),
+    "null": Part(
+        "The plain step against itself at 128^3: what the machine's noise makes of 1", "no figure",
+        "step_cost.py --nets DenseNet121 EfficientNet-B0 --sizes 128 --null --seconds 180",
+    ),
     "tiny": Part(
         "Training step at 32^3: the last map of more than one cell lies mid-way in DenseNet121 and EfficientNet-B0",
         "no figure: a backward pass per label to that layer",

@@ -3,6 +3,7 @@
     python benchmarks/step_cost.py                    # ResNet18 and DenseNet121, 80 labels, 64^3, batch 2
     python benchmarks/step_cost.py --nets ResNet50 --labels 1 16 80 --sizes 32 64 --heads affine mlp --layers last mid
     python benchmarks/step_cost.py --memory           # peak memory instead, each step in processes of its own
+    python benchmarks/step_cost.py --null             # the plain step against itself: the noise of the machine
     python benchmarks/step_cost.py --naive --pairs 5  # what the same loss costs with a backward pass per label
 
 A step is forward, task loss, backward and optimizer step; the mask loss adds what `MaskLossCallback` does: the watch,
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="wall time; the machine must be idle")
     parser.add_argument("--naive", action="store_true", help="a backward pass per label instead of camtrain's maps")
+    parser.add_argument("--null", action="store_true", help="the plain step against itself: what noise makes of 1")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--processes", type=int, default=5, help="of each kind, for --memory")
     parser.add_argument("--one", choices=["plain", "mask"], help=argparse.SUPPRESS)
@@ -177,6 +179,7 @@ def main() -> None:
             print(f"{first} {exact} | {usual} |", flush=True)
             continue
         both = steps(net, head, layer, labels, size, args.batch, args.naive)
+        both = (both[0], partial(both[0])) if args.null else both
         ratio = interleaved(*both, args.pairs, clock, seconds=args.seconds)
         print(f"{first} {ratio} | {ratio.extra:.1f} | {ratio.plain:.0f} | {ratio.pairs} |", flush=True)
     how = f"{'wall' if args.wall else 'processor'} time"
