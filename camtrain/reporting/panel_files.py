@@ -321,7 +321,8 @@ def quantised(values: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.int8], f
     if top == 0:
         return np.where(finite, 0, UNDEFINED).astype(np.int8), 0.0
     scale = top / 127
-    steps = np.rint(np.where(finite, values, 0) / scale)
+    # In float64: the step of a map of tiny values is no float32 number.
+    steps = np.rint(np.where(finite, values, 0).astype(np.float64) / scale)
     return np.where(finite, steps, UNDEFINED).astype(np.int8), scale
 
 

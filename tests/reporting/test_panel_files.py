@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -77,6 +77,7 @@ def test_sizes_fit(shape, budget):
 
 
 @settings(max_examples=60)
+@example(np.full((3, 4), 3.71e-43, np.float32))
 @given(hnp.arrays(np.float32, (3, 4), elements=st.floats(width=32)))
 def test_quantising_is_within_half_a_step(values):
     cells, scale = quantised(values)
