@@ -21,10 +21,10 @@ demo: $(VENV)/.installed ## Set up, then train the phantom twice (plain, mask lo
 	$(BIN)/python recipes/phantom_before_after.py
 
 test: $(VENV)/.installed ## Set up, then run every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.installed ## The tests that take under two minutes together
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 PARITY := .venv-parity
 $(PARITY)/.installed: pyproject.toml constraints.txt tests/parity/requirements.txt
