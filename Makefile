@@ -44,7 +44,7 @@ format: $(VENV)/.installed ## Let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed ## Measure what camtrain costs and write docs/performance.md (about an hour on 2 cores)
+bench: $(VENV)/.installed ## Measure what camtrain costs and write docs/performance.md (about 6 hours on 2 cores, parts one by one)
 	$(BIN)/python benchmarks/run_all.py
 
 results: $(VENV)/.installed ## Rebuild the tables of docs/results.md (about an hour on 2 cores)

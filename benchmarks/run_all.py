@@ -1,6 +1,6 @@
 """Every benchmark of what camtrain costs, one after the other, and the page that is made of them.
 
-    python benchmarks/run_all.py                     # about 3 hours on 2 cores; finished parts are not run again
+    python benchmarks/run_all.py                     # about 6 hours on 2 cores; finished parts are not run again
     python benchmarks/run_all.py --parts step memory # these parts anew
     python benchmarks/run_all.py --page              # the page of what is finished
 
