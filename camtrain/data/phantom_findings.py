@@ -6,11 +6,11 @@ size, bright specks, a local widening, and a rim. Each stays inside the organs t
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from camtrain.data.phantom_body import (
     BLOOD,
@@ -25,9 +25,10 @@ from camtrain.data.phantom_body import (
     heart_coordinates,
     paint_heart,
 )
-from camtrain.data.phantom_frame import Bools, Box, Floats, Patch, Places, inside
+from camtrain.data.phantom_frame import Bools, Box, Floats, Patch, inside
 
 LUNGS = (LUNG_LEFT, LUNG_RIGHT)
+Places = NDArray[np.intp]
 
 
 class Finding(NamedTuple):
@@ -55,8 +56,7 @@ def paint_finding(scene: Scene, name: str, rng: np.random.Generator) -> None:
         if isinstance(part, np.ndarray):
             scene.lesions.reshape(-1)[part] |= bit
         else:
-            lesions = scene.lesions[part[0]]
-            lesions |= part[1].view(np.uint8) * bit
+            scene.lesions[part[0]] |= part[1] * bit
 
 
 def _free_lung(scene: Scene, box: Box, lungs: tuple[int, ...] = LUNGS) -> Bools:
@@ -76,13 +76,9 @@ def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Pl
     return [(box, (scene.organs[box] == HEART) & ~before)]
 
 
-_STRETCHES = np.array([0.2, 0.15, 0.15, 0.15, 0.15, 0.2]).cumsum()
-_STRETCHES /= _STRETCHES[-1]
-
-
 def _aneurysm(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """A widened stretch of the aorta, with a crescent of clot along its wall."""
-    stretch = 1 + int(_STRETCHES.searchsorted(rng.random(), side="right"))
+    stretch = int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.2, 0.15, 0.15, 0.15, 0.15, 0.2]))
     start, end = scene.anatomy.aorta[stretch], scene.anatomy.aorta[stretch + 1]
     middle = start + (end - start) * rng.uniform(0.2, 0.6)
     along = (end - start) / np.linalg.norm(end - start) * rng.uniform(8, 15)
@@ -90,9 +86,9 @@ def _aneurysm(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places
     organs = scene.organs[box]
     blob = inside(dist, (organs != HEART) & (organs != SPINE) & scene.in_cavity(box))
     clot = blob & (dist > 0.7) & (scene.frame.at(box)[0] < middle[0])
-    np.copyto(scene.hu[box], BLOOD + 15, where=blob)
-    np.copyto(scene.hu[box], 90, where=clot)
-    np.copyto(organs, VESSELS, where=blob)
+    scene.hu[box][blob] = BLOOD + 15
+    scene.hu[box][clot] = 90
+    organs[blob] = VESSELS
     return [(box, blob)]
 
 
@@ -109,37 +105,25 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[
     reach = 1.1 * scene.heart_outer * float(scene.anatomy.heart_axes.max())
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
     heart = scene.organs[box] == HEART
-    voxels = np.flatnonzero(heart)
-    column, k = np.divmod(voxels, heart.shape[2])
-    x, y, z = scene.frame.at(box)
-    at = heart_coordinates(scene.anatomy, x.reshape(-1)[column], y.reshape(-1)[column], z[0, 0, k])
-    at /= scene.heart_inner
+    at = [c[heart] / scene.heart_inner for c in heart_coordinates(scene, box)]
     size = max(7.5, 1.15 * scene.frame.thin) / 46
     outward = at[0] ** 2 + at[1] ** 2 + at[2] ** 2 > 0.3
     # Angle around the long axis: the groove between the ventricles in front, then the two that run beside the atria.
     specks = []
     for angle, start, end in ((1.2, -0.4, 0.6), (-2.5, -0.45, 0.3), (0.1, -0.4, 0.3))[: 2 + int(rng.integers(0, 2))]:
         turn = angle + rng.uniform(-0.2, 0.2)
-        along = _between(start, end) + rng.uniform(-0.05, 0.05, 7)
+        along = np.linspace(start, end, 7) + rng.uniform(-0.05, 0.05, 7)
         radius = 0.86 * np.sqrt(1 - along**2)
         specks.append(np.stack([along, radius * np.cos(turn), radius * np.sin(turn)], axis=1))
     points = np.concatenate(specks).astype(np.float32)
-    voxels, (x, y, z) = voxels[outward], (c[outward] for c in at)
-    squares = (x - points[:, :1]) ** 2
-    for axis, c in ((1, y), (2, z)):
-        away = c - points[:, axis, None]
-        away *= away
-        squares += away
+    at = [c[outward] for c in at]
+    squares = sum((c - points[:, axis, None]) ** 2 for axis, c in enumerate(at))
     nearest = squares.min(axis=0, initial=np.inf)
     wall = np.zeros(heart.shape, bool)
-    wall.reshape(-1)[voxels] = inside(nearest / np.float32(size**2), np.ones(nearest.shape, bool))
-    np.copyto(scene.hu[box], rng.uniform(900, 1200), where=wall)
+    wall[heart] = outward
+    wall[wall] = inside(nearest / np.float32(size**2), np.ones(nearest.shape, bool))
+    scene.hu[box][wall] = rng.uniform(900, 1200)
     return [(box, wall)]
-
-
-@functools.lru_cache(maxsize=16)
-def _between(start: float, end: float) -> Floats:
-    return np.linspace(start, end, 7)
 
 
 def _effusion(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
@@ -149,15 +133,13 @@ def _effusion(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places
     depth, top, sides = rng.uniform(34, 52), rng.uniform(5, 55), int(rng.integers(0, 3))
     bottom = -a.cavity[1] * a.pose.scale[1] + a.pose.shift[1]
     fluid = _free_lung(scene, box, ((LUNG_LEFT,), (LUNG_RIGHT,), LUNGS)[sides])
-    voxels = np.flatnonzero(fluid)
-    column, k = np.divmod(voxels, fluid.shape[2])
-    side = np.maximum(np.abs(x) - 45, 0)
-    slope = ((top + 0.02 * side**2).reshape(-1).take(column) - z[0, 0].take(k)) / (top + 55)
-    slope = np.minimum(np.maximum(slope, 0), 1) ** 0.7
-    level = bottom + (depth + 0.006 * side**2).reshape(-1).take(column) * slope
-    field = 1 + (scene.frame.front[0, box[1], 0].take(column % fluid.shape[1]) - level) / 10
-    fluid.reshape(-1)[voxels] = inside(field, np.ones(field.shape, bool))
-    np.copyto(scene.hu[box], FLUID + rng.uniform(-6, 6), where=fluid)
+    i, j, k = np.nonzero(fluid)
+    side = np.clip(np.abs(x) - 45, 0, None)
+    slope = np.clip(((top + 0.02 * side**2)[i, j, 0] - z[0, 0, k]) / (top + 55), 0, 1) ** 0.7
+    level = bottom + (depth + 0.006 * side**2)[i, j, 0] * slope
+    field = 1 + (scene.frame.front[0, box[1], 0][j] - level) / 10
+    fluid[fluid] = inside(field, np.ones(field.shape, bool))
+    scene.hu[box][fluid] = FLUID + rng.uniform(-6, 6)
     return [(box, fluid)]
 
 
@@ -175,8 +157,8 @@ class _Room:
         """(tries, 3) random places, body coordinates in mm; (0, 3) where there is no room."""
         picks, (x, y, z) = rng.random(tries), self.frame.at(self.chest)
         voxels = self._voxels[(picks * len(self._voxels)).astype(np.intp)] if len(self._voxels) else self._voxels
-        column, k = np.divmod(voxels, self._shape[2])
-        return np.stack([x.reshape(-1)[column], y.reshape(-1)[column], z[0, 0, k]], axis=1)
+        i, j, k = np.unravel_index(voxels, self._shape)
+        return np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]], axis=1)
 
     def roomiest(self, rng: np.random.Generator, radii: Floats, tries: int = 5) -> tuple[Box, Floats, Bools]:
         """An ellipsoid at that of a few random places where most of it finds room."""
@@ -219,14 +201,14 @@ def _nodule(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
 
 def _consolidation(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """Most of one lobe filled up, with air left in the bronchi."""
-    side, half_width = (-1, 1)[rng.integers(0, 2)], scene.anatomy.cavity[0]
-    height = (58.0, 8.0)[rng.integers(0, 2)]  # upper lobe; middle lobe or lingula
+    side, half_width = int(rng.choice([-1, 1])), scene.anatomy.cavity[0]
+    height = rng.choice([58.0, 8.0])  # upper lobe; middle lobe or lingula
     place = np.array([side * 0.62 * half_width, 12.0, height]) + rng.uniform(-10, 10, 3)
     box, dist = scene.frame.ellipsoid(place, rng.uniform(34, 44, 3))
     patch = inside(dist, _free_lung(scene, box))
     air = rng.random(dist.shape) < 0.2
-    np.copyto(scene.hu[box], rng.uniform(30, 60), where=patch)
-    np.copyto(scene.hu[box], -550, where=patch & air)
+    scene.hu[box][patch] = rng.uniform(30, 60)
+    scene.hu[box][patch & air] = -550
     return [(box, patch)]
 
 
@@ -236,14 +218,12 @@ def _ground_glass(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Pl
     region = np.zeros(scene.frame.size, bool)
     for _ in range(2):
         box, dist, patch = room.roomiest(rng, rng.uniform(38, 54, 3), tries=3)
-        taken = region[box]
-        patch &= ~taken
-        voxels, hu = np.flatnonzero(patch), scene.hu[box]
-        grain = 1 + 0.15 * rng.standard_normal(dist.size, dtype=np.float32).take(voxels)
-        haze = rng.uniform(310, 390) * np.clip(2.5 * (1 - dist.reshape(-1).take(voxels)), 0, 1) * grain
-        below = hu[patch]
-        hu[patch] = np.minimum(below + haze, np.maximum(below, -150))
-        taken |= patch
+        patch &= ~region[box]
+        grain = 1 + 0.15 * rng.standard_normal(dist.shape, dtype=np.float32)[patch]
+        haze = rng.uniform(310, 390) * np.clip(2.5 * (1 - dist[patch]), 0, 1) * grain
+        below = scene.hu[box][patch]
+        scene.hu[box][patch] = np.minimum(below + haze, np.maximum(below, -150))
+        region[box] |= patch
         hazes.append((box, patch))
     return hazes
 

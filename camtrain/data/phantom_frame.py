@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,6 @@ Box = tuple[slice, slice, slice]
 Point = Sequence[float] | Floats
 Patch = tuple[Box, Bools]
 """A box, and which of its voxels."""
-Places = NDArray[np.intp]
-"""Places in the flat volume."""
 
 FIELD_OF_VIEW = (320.0, 240.0, 300.0)
 """Physical size of every phantom scan in mm, whatever its number of voxels."""
@@ -50,15 +48,9 @@ def affine_of(size: Sequence[int]) -> NDArray[np.float64]:
         >>> affine_of((32, 24, 30))[0].tolist()
         [10.0, 0.0, 0.0, -155.0]
     """
-    return _affine(tuple(size)).copy()
-
-
-@functools.lru_cache(maxsize=16)
-def _affine(size: tuple[int, ...]) -> NDArray[np.float64]:
     spacing = np.array(FIELD_OF_VIEW) / np.array(size)
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = (spacing - FIELD_OF_VIEW) / 2
-    affine.setflags(write=False)
     return affine
 
 
@@ -80,7 +72,8 @@ class Frame:
     def __init__(self, size: tuple[int, int, int], pose: Pose) -> None:
         self.size = size
         self.pose = pose
-        self.spacing, self.thin, self._bounds, world = _grid(size)
+        self.spacing, world = _grid(size)
+        self.thin = 0.62 * float(self.spacing.max())
         self._cos, self._sin = math.cos(pose.roll), math.sin(pose.roll)
         cos, sin = np.float32(np.cos(pose.roll)), np.float32(np.sin(pose.roll))
         right, front, up = (w - np.float32(c) for w, c in zip(world, pose.shift, strict=True))
@@ -89,30 +82,18 @@ class Frame:
         self.y = ((cos * front[None, :] - sin * right[:, None]) / np.float32(pose.scale[1]))[:, :, None]
         self.z = (up / np.float32(pose.scale[2]))[None, None, :]
 
-    def places(self, points: Floats) -> Places:
-        """Voxel that holds each body point, clipped to the scan: (3, n, m) mm to (n, m) places in the flat volume."""
-        scale, shift = np.array([self.pose.scale, self.pose.shift])[:, :, None, None]
-        extent, spacing, last = self._bounds
+    def index(self, points: Floats) -> NDArray[np.intp]:
+        """Voxel that holds each body point, (..., 3), clipped to the scan."""
         cos, sin = np.cos(self.pose.roll), np.sin(self.pose.roll)
-        world = points * scale
-        x, y = world[:2].copy()
-        world[0] *= cos
-        world[0] -= sin * y
-        world[1] *= cos
-        x *= sin
-        world[1] += x
-        world += shift
-        world += extent
-        world /= spacing
-        np.minimum(np.maximum(world, 0, out=world), last, out=world)
-        voxels: Places = world.astype(np.intp)
-        i, j, k = voxels
-        i *= self.size[1]
-        i += j
-        i *= self.size[2]
-        i += k
-        found: Places = i
-        return found
+        x, y, z = (points[..., axis] * scale for axis, scale in enumerate(self.pose.scale))
+        voxels = np.empty((3, *points.shape[:-1]), np.intp)
+        for axis, place in enumerate((cos * x - sin * y, sin * x + cos * y, z)):
+            place += self.pose.shift[axis]
+            place += FIELD_OF_VIEW[axis] / 2
+            place /= self.spacing[axis]
+            np.minimum(np.maximum(place, 0, out=place), self.size[axis] - 1, out=place)
+            voxels[axis] = place
+        return np.moveaxis(voxels, 0, -1)
 
     def box(self, low: Point, high: Point) -> Box:
         """Voxels that cover the body block from `low` to `high` (mm), one voxel of margin, never empty."""
@@ -120,18 +101,18 @@ class Frame:
         x, y, z = right * (x0 + x1) / 2, front * (y0 + y1) / 2, up * (z0 + z1) / 2
         wide, deep, high_ = right * (x1 - x0) / 2, front * (y1 - y0) / 2, up * (z1 - z0) / 2
         cos, sin, turned = self._cos, self._sin, abs(self._sin)
-        bands = (
-            (cos * x - sin * y, cos * wide + turned * deep),
-            (sin * x + cos * y, turned * wide + cos * deep),
-            (z, high_),
+        return (
+            self._cover(0, cos * x - sin * y, cos * wide + turned * deep),
+            self._cover(1, sin * x + cos * y, turned * wide + cos * deep),
+            self._cover(2, z, high_),
         )
-        box = []
-        for (center, reach), shift, extent, n in zip(bands, self.pose.shift, FIELD_OF_VIEW, self.size, strict=True):
-            first = math.floor((center - reach + shift + extent / 2) * n / extent) - 1
-            last = math.floor((center + reach + shift + extent / 2) * n / extent) + 2
-            first = min(max(first, 0), n - 1)
-            box.append(slice(first, max(min(last, n), first + 1)))
-        return box[0], box[1], box[2]
+
+    def _cover(self, axis: int, center: float, reach: float) -> slice:
+        shift, extent, n = self.pose.shift[axis], FIELD_OF_VIEW[axis], self.size[axis]
+        first = math.floor((center - reach + shift + extent / 2) * n / extent) - 1
+        last = math.floor((center + reach + shift + extent / 2) * n / extent) + 2
+        first = min(max(first, 0), n - 1)
+        return slice(first, max(min(last, n), first + 1))
 
     def at(self, box: Box) -> tuple[Floats, Floats, Floats]:
         """Body coordinates inside a box."""
@@ -141,8 +122,7 @@ class Frame:
         """Field of an ellipsoid: squared distance in units of the radii."""
         c, r = np.asarray(center, np.float32), np.maximum(np.asarray(radii, np.float32), self.thin)
         box = self.box(c - r, c + r)
-        (cx, cy, cz), (rx, ry, rz) = c.tolist(), r.tolist()
-        x, y, z = (self.x[box[:2]] - cx) / rx, (self.y[box[:2]] - cy) / ry, (self.z[:, :, box[2]] - cz) / rz
+        x, y, z = ((v - o) / s for v, o, s in zip(self.at(box), c.tolist(), r.tolist(), strict=True))
         return box, (x * x + y * y) + z * z
 
     def capsule(self, start: Point, end: Point, radius: float) -> tuple[Box, Floats]:
@@ -177,55 +157,39 @@ class Frame:
             (voxels,) place of each in the flat volume, and (voxels,) number of its tube.
         """
         a, b = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
-        sizes = {radius: np.float32(max(radius, self.thin)) for radius in set(radii)}
-        reach = np.array([sizes[radius] for radius in radii])[:, None]
+        r = [np.float32(max(radius, self.thin)) for radius in radii]
+        reach = np.array(r)[:, None]
         cells = _Cells(self, np.minimum(a, b) - reach, np.maximum(a, b) + reach)
-        lines, squares = b - a, {radius: size**2 for radius, size in sizes.items()}
-        solids = np.empty((8, len(a)), np.float32)
-        solids[:3], solids[3:6] = a.T, lines.T
-        solids[6] = np.maximum(np.matmul(lines[:, None, :], lines[:, :, None])[:, 0, 0], np.float32(1e-6))
-        solids[7] = [squares[radius] for radius in radii]
-        columns = np.empty((9, len(cells.solid)), np.float32)
-        solids.take(cells.solid, axis=1, out=columns[1:], mode="clip")
-        x, y, p, q = self.x.reshape(-1)[cells.place], self.y.reshape(-1)[cells.place], columns[4], columns[5]
-        x -= columns[1]
-        y -= columns[2]
-        columns[0], columns[1], columns[2] = x * p + y * q, x, y
-        along, x, y, z0, p, q, s, length, square = columns.repeat(cells.heights, axis=1)
-        z = self.z[0, 0].take(cells.k)
-        z -= z0
-        along += z * s
-        along /= length
+        lines = b - a
+        length = np.array([max(float(line @ line), 1e-6) for line in lines], np.float32)
+        (ax, ay, az), (p, q, s) = a.T[:, cells.solid], lines.T[:, cells.solid]
+        x, y = self.x[cells.i, cells.j, 0] - ax, self.y[cells.i, cells.j, 0] - ay
+        column, flat = cells.column, x * p + y * q
+        z = self.z[0, 0][cells.k] - az[column]
+        along = z * s[column]
+        np.add(flat[column], along, out=along)
+        along /= length[cells.solid][column]
         np.minimum(np.maximum(along, 0, out=along), 1, out=along)
-        for axis, step in ((x, p), (y, q), (z, s)):
-            step *= along
-            axis -= step
+        field = np.zeros_like(along)
+        for axis, step in ((x[column], p), (y[column], q), (z, s)):
+            axis -= along * step[column]
             axis *= axis
-        x += y
-        x += z
-        # As x / square < 1: rounding never lifts a quotient of two different numbers to 1.
-        return cells.where(x < square)
+            field += axis
+        field /= np.array([one**2 for one in r])[cells.solid][column]
+        return cells.where(field < 1)
 
     def balls(self, centers: Floats, radii: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Voxels inside ellipsoids, as `ellipsoid` has them, of all at once; `centers` and `radii` (n, 3)."""
         c, r = np.asarray(centers, np.float32), np.maximum(np.asarray(radii, np.float32), self.thin)
         cells = _Cells(self, c - r, c + r)
-        cx, cy, cz, rx, ry, rz = np.concatenate([c, r], axis=1).T.take(cells.solid, axis=1)
-        x, y = self.x.reshape(-1)[cells.place], self.y.reshape(-1)[cells.place]
-        flat = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
-        flat, cz, rz = np.stack([flat, cz, rz]).repeat(cells.heights, axis=1)
-        z = self.z[0, 0].take(cells.k)
-        z -= cz
-        z /= rz
-        z *= z
-        z += flat
-        return cells.where(z < 1)
+        (cx, cy, cz), (rx, ry, rz) = c.T[:, cells.solid], r.T[:, cells.solid]
+        flat = ((self.x[cells.i, cells.j, 0] - cx) / rx) ** 2 + ((self.y[cells.i, cells.j, 0] - cy) / ry) ** 2
+        z = ((self.z[0, 0][cells.k] - cz[cells.column]) / rz[cells.column]) ** 2
+        return cells.where(flat[cells.column] + z < 1)
 
 
 class _Cells:
     """The voxels of many boxes in one list, column by column: numpy takes longer for a call than for a small box.
-
-    Only voxels whose middle lies in a box, or so close beside it that rounding decides.
 
     Args:
         frame: Coordinates.
@@ -234,8 +198,8 @@ class _Cells:
 
     Attributes:
         solid: (columns,) whose box.
-        place: (columns,) place in the flat plane of the first two axes.
-        heights: (columns,) voxels.
+        i: (columns,) index along the first axis.
+        j: (columns,) along the second.
         column: (voxels,) which column.
         k: (voxels,) index along the third axis.
     """
@@ -243,82 +207,58 @@ class _Cells:
     def __init__(self, frame: Frame, low: Floats, high: Floats) -> None:
         self._size = frame.size
         first, count = _boxes(frame, low.astype(np.float64), high.astype(np.float64))
-        self.solid, place = _ragged(count[0] * count[1])
-        i0, j0, k0, across, self.heights = np.concatenate([first, count[1:]]).take(self.solid, axis=1)
-        i, j = np.divmod(place, across)
-        self.place = (i + i0) * frame.size[1] + (j + j0)
-        self.column, self.k = _ragged(self.heights, k0)
+        self.solid, place = _ragged(count[:, 0] * count[:, 1])
+        i, j = np.divmod(place, count[self.solid, 1])
+        self.i, self.j = i + first[self.solid, 0], j + first[self.solid, 1]
+        self.column, k = _ragged(count[self.solid, 2])
+        self.k = k + first[self.solid, 2][self.column]
 
     def where(self, inside: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Places in the flat volume, and whose box they are of."""
         found = np.flatnonzero(inside)
-        column = self.column.take(found)
-        places = (self.place * self._size[2]).take(column)
-        places += self.k.take(found)
-        return places, self.solid.take(column)
+        column = self.column[found]
+        places = (self.i * self._size[1] + self.j)[column] * self._size[2] + self.k[found]
+        return places, self.solid[column]
 
 
-def _ragged(counts: Places, first: Places | int = 0) -> tuple[Places, Places]:
-    """Whose each entry is, and its number there, from `first` on.
+def _ragged(counts: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Whose each entry is, and its number there.
 
     Example:
-        >>> [a.tolist() for a in _ragged(np.array([2, 1]), np.array([5, 0]))]
-        [[0, 0, 1], [5, 6, 0]]
+        >>> [a.tolist() for a in _ragged(np.array([2, 1]))]
+        [[0, 0, 1], [0, 1, 0]]
     """
-    whose = np.arange(len(counts)).repeat(counts)
-    numbers = np.arange(len(whose))
-    numbers -= (counts.cumsum() - counts - first).repeat(counts)
-    return whose, numbers
+    ends = counts.cumsum()
+    whose = np.repeat(np.arange(len(counts)), counts)
+    return whose, np.arange(len(whose)) - (ends - counts)[whose]
 
 
 def _boxes(frame: Frame, low: Floats, high: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """First voxel and number of voxels, (3, n) each, of those whose middle lies in boxes, or a hundredth of one off."""
+    """First voxel and number of voxels, (n, 3) each, of boxes as `Frame.box` makes them."""
+    scale, size = np.array(frame.pose.scale), np.array(frame.size)
     cos, sin = math.cos(frame.pose.roll), math.sin(frame.pose.roll)
-    (right, front, up), (wide, deep, high_) = frame.pose.scale, frame.spacing.tolist()
-    turn = np.array(
-        [
-            [cos * right / wide / 2, -sin * front / wide / 2, 0.0],
-            [sin * right / deep / 2, cos * front / deep / 2, 0.0],
-            [0.0, 0.0, up / high_ / 2],
-        ]
-    )
-    shift = [
-        [shift / step + n / 2 - 0.5]
-        for shift, step, n in zip(frame.pose.shift, (wide, deep, high_), frame.size, strict=True)
+    turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]]) * (scale / 2)[:, None]
+    center = (low + high) @ turn + [
+        shift + extent / 2 for shift, extent in zip(frame.pose.shift, FIELD_OF_VIEW, strict=True)
     ]
-    center, reach = turn @ (low + high).T + shift, np.abs(turn) @ (high - low).T + 0.01
-    first = np.ceil(np.maximum(center - reach, 0)).astype(np.intp)
-    last = np.minimum(np.floor(center + reach), np.array(frame.size)[:, None] - 1).astype(np.intp)
-    return first, np.maximum(last - first + 1, 0)
-
-
-class _Grid(NamedTuple):
-    """What all scans of one size share.
-
-    Attributes:
-        spacing: (3,) voxel size, mm.
-        thin: See `Frame`.
-        bounds: (3, 3, 1, 1) half the field of view, voxel size, and the last voxel, along each axis.
-        world: World coordinate of every voxel along each axis, mm.
-    """
-
-    spacing: NDArray[np.float64]
-    thin: float
-    bounds: NDArray[np.float64]
-    world: tuple[NDArray[np.float32], ...]
+    reach = (high - low) @ np.abs(turn)
+    first = np.floor((center - reach) / frame.spacing).astype(np.intp) - 1
+    last = np.floor((center + reach) / frame.spacing).astype(np.intp) + 2
+    first = np.minimum(np.maximum(first, 0), size - 1)
+    return first, np.maximum(np.minimum(last, size) - first, 1)
 
 
 @functools.lru_cache(maxsize=16)
-def _grid(size: tuple[int, int, int]) -> _Grid:
+def _grid(size: tuple[int, int, int]) -> tuple[NDArray[np.float64], tuple[NDArray[np.float32], ...]]:
+    """Voxel size, and the world coordinate of every voxel along each axis, mm."""
     spacing = np.array(FIELD_OF_VIEW) / np.array(size)
     world = tuple(
         ((np.arange(n) + 0.5) * s - f / 2).astype(np.float32)
         for n, s, f in zip(size, spacing, FIELD_OF_VIEW, strict=True)
     )
-    bounds = np.array([np.array(FIELD_OF_VIEW) / 2, spacing, np.array(size) - 1])[:, :, None, None]
-    for array in (spacing, bounds, *world):
-        array.setflags(write=False)
-    return _Grid(spacing, 0.62 * float(spacing.max()), bounds, world)
+    for array in (spacing, *world):
+        array.setflags(write=False)  # all scans of this size share them
+    return spacing, world
 
 
 def _three(point: Point) -> Sequence[float]:
@@ -332,8 +272,7 @@ def inside(field: Floats, where: Bools) -> Bools:
         >>> inside(np.array([3.0, 2.0, 0.5]), np.array([True, True, False])).tolist()
         [False, True, False]
     """
-    found: Bools = field < 1
-    found &= where
+    found: Bools = (field < 1) & where
     if not found.any() and where.any():
         found.flat[int(np.argmin(np.where(where, field, np.inf)))] = True
     return found

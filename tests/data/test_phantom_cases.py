@@ -179,12 +179,11 @@ class TestTools:
         box, dist = frame.capsule(np.array(center) - 9, np.array(center) + 9, radius)
         assert not ((whole[box] < 0.999) & (dist > 1)).any()
 
-    def test_places_undo_the_pose(self):
+    def test_index_undoes_the_pose(self):
         frame = Frame((30, 24, 28), Pose((4, -3, 5), (1.05, 0.95, 1.02), 0.1))
         i, j, k = 7, 15, 20
-        points = np.array([frame.x[i, j, 0], frame.y[i, j, 0], frame.z[0, 0, k]], float)[:, None, None]
-        assert frame.places(points).tolist() == [[np.ravel_multi_index((i, j, k), frame.size)]]
-        assert frame.places(np.array([-900.0, -900.0, 900.0])[:, None, None]).tolist() == [[27]]  # clipped to the scan
+        point = np.array([[frame.x[i, j, 0], frame.y[i, j, 0], frame.z[0, 0, k]]])
+        assert frame.index(point)[0].tolist() == [i, j, k]
 
 
 @pytest.mark.parametrize(
