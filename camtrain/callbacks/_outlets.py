@@ -66,7 +66,7 @@ class Outlets:
             logger = getattr(sink, "logger", None)  # none: the folder
             self._sinks.append(PatientSink(sink, self.files if logger is None else patience_with(logger)))
         self._defined: set[str] = set()
-        self._told_nifti = self._told_unmet = False
+        self._told: set[str] = set()
 
     def send(self, name: str, *args: Any, **kwargs: Any) -> None:
         """Call a method of every sink that has it."""
@@ -89,23 +89,18 @@ class Outlets:
         def write() -> None:
             for split, listed in entries.items():
                 missed = maps.write(self.run_dir.nifti_path(epoch, split), listed)
-                if missed and not self._told_nifti:
-                    self._told_nifti = True
-                    warnings.warn(
-                        f"camtrain: no NIfTI map of {', '.join(missed)}: the batch has no affine of shape (B, 4, 4) "
-                        "for them, or they are not 3D",
-                        stacklevel=2,
-                    )
+                why = "the batch has no affine of shape (B, 4, 4) for them, or they are not 3D"
+                self._tell_once(missed, why)
 
         unmet = maps.unmet(entry for listed in entries.values() for entry in listed)
-        if unmet and not self._told_unmet:
-            self._told_unmet = True
-            warnings.warn(
-                f"camtrain: nifti_cases= names {', '.join(unmet)}, but {' and '.join(entries)} has no case of that id "
-                "with a known label (in this process), or the panel was chosen before it was named: no NIfTI map of it",
-                stacklevel=2,
-            )
+        why = "has no case of that id with a known label (in this process), or the panel was chosen before it was named"
+        self._tell_once(unmet, f"nifti_cases= names them, but {' and '.join(entries)} {why}")
         self.files(write)
+
+    def _tell_once(self, names: Sequence[str], why: str) -> None:
+        if names and why not in self._told:
+            self._told.add(why)
+            warnings.warn(f"camtrain: no NIfTI map of {', '.join(names)}: {why}", stacklevel=4)
 
 
 class Opening:
