@@ -105,7 +105,8 @@ def test_a_name_that_no_case_has_is_told_once(kit, tmp_path):
     cases = kit.make_cases()
     for case in cases:
         case["affine"] = torch.eye(4)
-    with pytest.warns(UserWarning, match=r"no NIfTI map of case0I: nifti_cases= names them, but val has no case of that id") as seen:
+    said = r"no NIfTI map of case0I: nifti_cases= names them, but val has no case of that id"
+    with pytest.warns(UserWarning, match=said) as seen:
         _, folder = run(kit, tmp_path, cases, nifti_cases=["case0I", "case01"], labels_per_case=1)
     assert sum("nifti_cases=" in str(w.message) for w in seen) == 1
     assert len(files_in(folder)) == 3
