@@ -6,9 +6,9 @@
 Scores: interleaved pairs of validation passes of MONAI's DenseNet121, with and without the monitor (HiResCAM, all free
 measures, no pictures), for its own head, which is affine in the last feature map, and for two linear layers with a ReLU
 between them, which is not; processor time, wall time and peak resident memory of each pass. Pictures: a pass with the
-panel of 12 cases x 8 labels, 96 pictures, drawn and written to a run folder, less one without, in seconds of processor
-time (wall time is no measure where others compute too); it should take one. Alarms: two epochs of a fit with those that
-come by default, less two without; they ask about 32 cases, however many there are.
+panel of 12 cases x 8 labels, 96 pictures with full strips over the epochs, drawn and written to a run folder, less one
+without, in seconds of processor time (wall time is no measure where others compute too); it should take one. Alarms:
+two epochs of a fit with those that come by default, less two without; they ask about 32 cases, however many there are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from monai.networks.nets import DenseNet121
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from validation_cost import Lit, cases, cost_of, monitor_of, ratios, read_options, spread, trainer_in
+
+from camtrain.reporting.case_picture import COLUMNS
 
 
 def affine_head(labels: int) -> nn.Module:
@@ -55,15 +57,16 @@ def pictures(options: argparse.Namespace, passes: int = 3) -> list[float]:
         drawn = {"panel_cases": 12, "labels_per_case": 8, "report": False}
         both = [monitor_of(8, "net.1", every_n_epochs=0), monitor_of(8, "net.1", **drawn)]
         trainers, module, found = [trainer_in(folder, each) for each in both], Lit(net), []
-        for number in range(passes + 1):
+        for number in range(COLUMNS + passes):
             took = []
             for trainer in trainers:
+                trainer.fit_loop.epoch_progress.current.completed = number
                 start = time.process_time()
                 trainer.validate(module, loader, verbose=False)
                 took.append(time.process_time() - start)
-            if number:  # the first pass chooses the panel
+            if number >= COLUMNS:  # the first pass chooses the panel, and the strips are full after some
                 found.append(took[1] - took[0])
-                written = {path for path in Path(folder).rglob("*_finding*.jpg") if path.stat().st_size > 0}
+                written = {p for p in Path(folder).rglob(f"{number:04d}/*_finding*.jpg") if p.stat().st_size > 0}
                 if len(written) != 12 * 8:
                     raise RuntimeError(f"expected 96 pictures in the run folder, found {len(written)}")
     return found

@@ -15,7 +15,7 @@ from camtrain._batch import Batch
 from camtrain.callbacks._choice import Choice
 from camtrain.callbacks._fine_maps import Floats, Measured, coarse, is_fine, on_host
 from camtrain.reporting import CasePicture, geometry, window_of
-from camtrain.reporting.case_picture import case_scenes, draw_case
+from camtrain.reporting.case_picture import Past, case_scenes, draw_case, resting_plane
 from camtrain.reporting.scene import Scene
 
 
@@ -80,9 +80,19 @@ class PanelEntry:
         truth = "present" if self.present else "absent"
         return f"{self.label}\n{truth}, p {self.probability:.2f}{inside}\n{self.case}"
 
-    def draw(self, scale: Mapping[str, float], masked: bool = True) -> CasePicture:
-        """The picture, with one colour scale per method, and with masks where somebody takes them."""
-        return draw_case(self.scenes, self.maps, caption=self.caption, scale=scale, masked=masked)
+    def draw(self, scale: Mapping[str, float], masked: bool = True, past: Past | None = None) -> CasePicture:
+        """The picture, with one colour scale per method, and with masks where somebody takes them.
+
+        Args:
+            scale: Method -> end of the colours.
+            masked: Does somebody take masks?
+            past: Method -> epoch -> resting plane, for the strip over the epochs.
+        """
+        return draw_case(self.scenes, self.maps, caption=self.caption, scale=scale, masked=masked, past=past)
+
+    def resting_planes(self) -> dict[str, Floats]:
+        """Method -> its map on the plane that is the same in all epochs, in the map's own cells."""
+        return {method: resting_plane(self.scenes, values) for method, values in self.maps.items()}
 
 
 class Panel:

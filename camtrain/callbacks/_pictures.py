@@ -11,6 +11,7 @@ from camtrain._errors import InputError
 from camtrain.callbacks._case_scores import rows_of
 from camtrain.callbacks._outlets import Outlets
 from camtrain.callbacks._panel import PanelEntry
+from camtrain.callbacks._past_maps import PastMaps
 from camtrain.reporting import CasePicture, CaseRow, RunDir, compose_overview, shared_scale
 from camtrain.reporting._logs import put_aside
 from camtrain.reporting.sinks import picture_ending
@@ -25,6 +26,7 @@ def publish_pictures(
     outlets: Outlets,
     entries: Mapping[str, Sequence[PanelEntry]],
     scale: MutableMapping[str, float],
+    past: PastMaps,
     name: str | None,
     epoch: int,
     step: int,
@@ -35,6 +37,7 @@ def publish_pictures(
         outlets: Where they go.
         entries: Split -> its pairs, with scores.
         scale: Method -> end of the colour scale; grows here where it is too small.
+        past: The maps of earlier epochs, to which these are added.
         name: Name of the monitor, part of the keys.
         epoch: Epoch of the Trainer.
         step: Global step of the Trainer.
@@ -46,7 +49,8 @@ def publish_pictures(
         rows = rows_of(listed, split, epoch, step)
         outlets.cases.add(rows)
         outlets.send("rows", _key(split, name, "cases"), _COLUMNS, _worst_first(rows), step)
-        drawn = [entry.draw(scale, outlets.masked) for entry in listed]
+        before = past.add(split, listed, epoch)
+        drawn = [entry.draw(scale, outlets.masked, own) for entry, own in zip(listed, before, strict=True)]
         for label in dict.fromkeys(entry.label for entry in listed):
             chosen = [place for place, entry in enumerate(listed) if entry.label == label]
             captions, names = zip(*((listed[i].caption, f"{listed[i].case}_{label}") for i in chosen), strict=True)
@@ -59,7 +63,8 @@ def publish_pictures(
 def grow(scale: MutableMapping[str, float], entries: Sequence[PanelEntry]) -> None:
     """One colour scale per method (Grad-CAM behind a flatten head is a hundredth of HiResCAM), in powers of two.
 
-    It only grows: a scale fixed on the maps of an untrained net would show nothing but saturated colours later.
+    It only grows: a scale fixed on the maps of an untrained net would show nothing but saturated colours later. What
+    was drawn before on a smaller one stands in the strip of every later picture on this one.
     """
     for method in dict.fromkeys(method for entry in entries for method in entry.maps):
         needed = shared_scale(entry.maps[method] for entry in entries if method in entry.maps)

@@ -14,6 +14,7 @@ from camtrain.callbacks._last_pass import comes_last
 from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._outlets import Opening, Outlets, bring_run
 from camtrain.callbacks._panel import PanelEntry
+from camtrain.callbacks._past_maps import PastMaps
 from camtrain.callbacks._pictures import publish_pictures
 from camtrain.callbacks._scores import MEASURES, Score
 from camtrain.reporting import Patience, RunDir
@@ -74,6 +75,7 @@ class Publisher:
         self._opening = Opening()
         self._introduced: list[int] = []
         self._scale: dict[str, float] = {}
+        self._past = PastMaps()
         self._best: dict[str, float] = {}
         self._due = False
         self._due_at: int | None = None
@@ -94,7 +96,7 @@ class Publisher:
         if stage == "fit":
             self._earlier = None
             self._run_id, self._scale, self._best, self._due_at, self._introduced = None, {}, {}, None, []
-            self._wandb = []
+            self._past, self._wandb = PastMaps(), []
         self._outlets, self._opening = None, Opening()
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
@@ -105,10 +107,10 @@ class Publisher:
             self._outlets.close()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which run this is and where, also in W&B, scales, best scores, last pictures."""
+        """What a checkpoint keeps: which run and where, also in W&B, scales, best scores, last pictures, past maps."""
         where = self._earlier if self._root is None else str(Path(self._root).absolute())
         kept = {"run_id": self._run_id, "root": where, "wandb": list(self._wandb), "drawn": self._due_at}
-        return {**kept, "scale": dict(self._scale), "best": dict(self._best)}
+        return {**kept, "scale": dict(self._scale), "best": dict(self._best), "past": self._past.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with an earlier run, as far as it had begun."""
@@ -118,6 +120,8 @@ class Publisher:
         self._scale = dict(state.get("scale") or self._scale)
         self._best = dict(state.get("best") or self._best)
         self._due_at = state.get("drawn", self._due_at)
+        if "past" in state:
+            self._past.load(state["past"])
 
     def begin(self, trainer: Any) -> bool:
         """A pass begins: is it one with pictures? Always outside of a fit; the same on every process.
@@ -251,7 +255,7 @@ class Publisher:
             if len(names) > self.max_label_keys:
                 self._table(outlets, split, rows, names, step)
         if drawn := {split: listed for split, listed in entries.items() if listed}:
-            outlets.drawing(publish_pictures, outlets, drawn, self._scale, self.name, epoch, step)
+            outlets.drawing(publish_pictures, outlets, drawn, self._scale, self._past, self.name, epoch, step)
             if self._nifti.due(epoch):
                 outlets.nifti(self._nifti, drawn, epoch)
         outlets.send("flush", step)

@@ -196,13 +196,13 @@ def _lay(page: Pixels, cover: Pixels, top: int, left: int, colour: tuple[int, in
     page[rows, columns] = np.rint(below + share * (np.asarray(colour, np.float32) - below))
 
 
-def stack(blocks: Sequence[Pixels], gap: int, down: bool, centre: bool = False) -> Pixels:
-    """Blocks below (`down`) or beside each other on dark ground, with a gap between them."""
+def stack(blocks: Sequence[Pixels], gap: int, down: bool, centre: bool = False, margin: int = 0) -> Pixels:
+    """Blocks below (`down`) or beside each other on dark ground, with a gap between them and a margin around them."""
     along, across = (0, 1) if down else (1, 0)
     length = sum(b.shape[along] for b in blocks) + gap * (len(blocks) - 1)
     breadth = max(b.shape[across] for b in blocks)
     # Ground goes only where no block will lie: pages are large, and each is a part of the next one.
-    page = np.empty((length, breadth, 3) if down else (breadth, length, 3), np.uint8)
+    whole, page = _margined(*((length, breadth) if down else (breadth, length)), margin)
     start = 0
     for block in blocks:
         end, wide = start + block.shape[along], block.shape[across]
@@ -213,17 +213,16 @@ def stack(blocks: Sequence[Pixels], gap: int, down: bool, centre: bool = False) 
             part[: end - start, :side] = part[: end - start, side + wide :] = GROUND
         part[: end - start, side : side + wide] = block if down else block.swapaxes(0, 1)
         start = end + gap
-    return page
+    return whole
 
 
-def framed(block: Pixels, margin: int) -> Pixels:
-    """The block with a dark margin."""
-    height, width = block.shape[:2]
-    page = np.empty((height + 2 * margin, width + 2 * margin, 3), np.uint8)
-    page[:margin] = page[margin + height :] = GROUND
-    page[margin : margin + height, :margin] = page[margin : margin + height, margin + width :] = GROUND
-    page[margin : margin + height, margin : margin + width] = block
-    return page
+def _margined(height: int, width: int, margin: int) -> tuple[Pixels, Pixels]:
+    """A page with a dark margin, and the part of it within, which is not filled."""
+    whole = np.empty((height + 2 * margin, width + 2 * margin, 3), np.uint8)
+    within = whole[margin : margin + height, margin : margin + width]
+    whole[:margin] = whole[margin + height :] = GROUND
+    whole[margin : margin + height, :margin] = whole[margin : margin + height, margin + width :] = GROUND
+    return whole, within
 
 
 def headline(

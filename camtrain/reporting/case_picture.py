@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ _EDGES = [
 ]
 _CLASSES = np.array([1, 2, 0, 3, 4], dtype=np.uint8)
 _GAP, _MARGIN = 4, 6
+COLUMNS = 8  # epochs beside each other in a picture
+Past = Mapping[str, Mapping[int, npt.NDArray[np.float32]]]  # title -> epoch -> map on the plane of `resting_plane`
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,72 @@ def draw_case(
     scale: Mapping[str, float],
     width: int = 840,
     masked: bool = True,
+    past: Past | None = None,
 ) -> CasePicture:
-    """Draw what `case_scenes` has laid out; arguments as for `compose_case`, and no masks unless `masked`."""
-    organ = next(iter(scenes.values()))
+    """Draw what `case_scenes` has laid out; arguments as for `compose_case`, and no masks unless `masked`.
+
+    With `past` a strip for each map stands below: one plane in up to `COLUMNS` epochs, all in this picture's colours,
+    while pictures of other epochs may have been drawn on another scale.
+    """
+    organ, inner = next(iter(scenes.values())), width - 2 * _MARGIN
     ends = {title: checked_scale(scale[title]) for title in maps}
-    drawn = _sides(scenes, maps, ends, width - 2 * _MARGIN, masked)
-    return _framed(drawn, organ, ends, caption, width - 2 * _MARGIN)
+    drawn = _sides(scenes, maps, ends, inner, masked)
+    where = f"{organ.planes[0]} plane {next(iter(scenes))}" if organ.rank == 3 else "image"
+    shown = [(title, planes) for title, planes in (past or {}).items() if title in maps and planes]
+    strips = [_strip(organ, title, planes, ends[title], where, inner) for title, planes in shown]
+    return _framed(drawn, organ, ends, caption, inner, strips)
+
+
+def resting_plane(scenes: Mapping[str, Scene], values: Map) -> npt.NDArray[np.float32]:
+    """A map (*S') on the plane that is the same in all epochs: the first one through the organ.
+
+    Returns:
+        (rows, columns), in as many cells as the map has there.
+    """
+    organ = next(iter(scenes.values()))
+    plane = organ.planes[0]
+    index = organ.point[slices.NORMAL[plane]] if organ.rank == 3 else 0
+    return np.ascontiguousarray(organ.flat(organ.orient(values), plane, index))
+
+
+def _strip(
+    scene: Scene, title: str, planes: Mapping[int, npt.NDArray[np.float32]], end: float, where: str, width: int
+) -> Pixels:
+    """One map over the epochs: the newest `COLUMNS` planes on one scale, under a headline and above their epochs."""
+    shown = dict(list(planes.items())[-COLUMNS:])
+    column = (width - _GAP * (COLUMNS - 1)) // COLUMNS
+    plane, (high, wide) = scene.planes[0], _alone(scene, column)
+    index = scene.point[slices.NORMAL[plane]] if scene.rank == 3 else 0
+    alone = overlays.grey(scene.plane(plane, index), scene.window, (high, wide))
+    rim = np.zeros((high, wide), bool)
+    if scene.allowed is not None and not scene.allowed.all():
+        rim = overlays.outline(scene.inside(plane, index, (high, wide)))
+    enlarged = overlays.enlarge(np.stack(list(shown.values())), (len(shown), high, wide))
+    laid = overlays.blend(np.concatenate([alone] * len(shown)), enlarged.reshape(-1, wide), end)
+    row = _draw.sheet(high, width)
+    for place, tile in enumerate(laid.reshape(len(shown), high, wide, 3)):
+        tile[rim] = overlays.OUTLINE
+        left = place * (column + _GAP)
+        row[:, left : left + wide] = tile
+    head = _draw.headline(f"{title} over the epochs in the same colours, {where}", width, 12, _draw.FAINT)
+    return _draw.stack([head, row, _feet(tuple(shown), column + _GAP, wide, width)], 0, down=True)
+
+
+@functools.lru_cache(maxsize=8)
+def _feet(epochs: tuple[int, ...], step: int, wide: int, width: int) -> Pixels:
+    """The line below a strip; in a pass it is the same for every case of one shape."""
+    at = [(place * step + wide / 2, 7.0) for place in range(len(epochs))]
+    letters = [(f"epoch {epoch}", xy, "mm", 10, _draw.FAINT) for epoch, xy in zip(epochs, at, strict=True)]
+    feet = _draw.write(_draw.sheet(15, width), letters)
+    feet.setflags(write=False)
+    return feet
+
+
+def _alone(scene: Scene, width: int) -> tuple[int, int]:
+    """Rows and columns of the first plane, drawn alone."""
+    high, wide = scene.extent(scene.planes[0])
+    zoom = min(width / wide, 1.5 * width / high)
+    return max(8, int(high * zoom)), max(8, int(wide * zoom))
 
 
 @dataclass(frozen=True)
@@ -250,14 +313,16 @@ def _head(title: str, values: Map, ends: Mapping[str, float]) -> str:
     return f"{title}{own} ({note})" if note else f"{title}{own}"
 
 
-def _framed(drawn: Sequence[_Side], scene: Scene, ends: Mapping[str, float], caption: str, width: int) -> CasePicture:
-    """Sides beside each other between caption and legend; the masks go where the sides went."""
+def _framed(
+    drawn: Sequence[_Side], scene: Scene, ends: Mapping[str, float], caption: str, width: int, strips: Sequence[Pixels]
+) -> CasePicture:
+    """Sides beside each other, and strips below, between caption and legend; the masks go where the sides went."""
     body = _draw.stack([side.pixels for side in drawn], 2 * _GAP, down=False)
     common = next(iter(ends.values())) if len(set(ends.values())) == 1 else None
     parts = [_draw.headline(caption, width, 14)] if caption else []
     above = sum(len(part) + 2 for part in parts) + _MARGIN
-    parts += [body, _draw.legend(width, common, region_note(scene.allowed), own="each map on its own scale")]
-    page = _draw.framed(_draw.stack(parts, 2, down=True), _MARGIN)
+    parts += [body, *strips, _draw.legend(width, common, region_note(scene.allowed), own="each map on its own scale")]
+    page = _draw.stack(parts, 2, down=True, margin=_MARGIN)
     masks: dict[str, Pixels] = {}
     left = _MARGIN
     for side in drawn:

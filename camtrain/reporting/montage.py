@@ -89,7 +89,7 @@ def side_by_side(
     parts.append(_draw.legend(inner, one.pop() if len(one) == 1 else None, note, round(0.85 * size)))
     if caption:
         parts.append(_draw.headline(caption, inner, round(0.85 * size), _draw.FAINT))
-    return _draw.framed(_draw.stack([_wide(part, inner) for part in parts], _GAP // 2, down=True), _MARGIN)
+    return _draw.stack([_wide(part, inner) for part in parts], _GAP // 2, down=True, margin=_MARGIN)
 
 
 def _scales(row: Row) -> list[float]:
@@ -195,7 +195,7 @@ def compose_montage(
             else _axial(scene, oriented, end, columns, inner)
         )
     parts.append(_draw.legend(inner, scale, "allowed region" if allowed else None))
-    return _draw.framed(_draw.stack([_wide(part, inner) for part in parts], 4, down=True), _MARGIN)
+    return _draw.stack([_wide(part, inner) for part in parts], 4, down=True, margin=_MARGIN)
 
 
 def _planes(scene: Scene, values: Map, end: float, width: int) -> Pixels:

@@ -89,7 +89,7 @@ def compose_panel(
     parts = [_draw.stack(blocks, GAP, down=down), legend]
     if caption:
         parts.insert(0, _draw.headline(caption, inner, 14))
-    return _draw.framed(_draw.stack(parts, 2, down=True), _MARGIN)
+    return _draw.stack(parts, 2, down=True, margin=_MARGIN)
 
 
 def compose_grid(panels: Sequence[Pixels], columns: int | None = None, gap: int = 16) -> Pixels:

@@ -194,12 +194,15 @@ class Scene:
         self, values: npt.NDArray[np.floating], plane: str, index: int, size: tuple[int, int]
     ) -> npt.NDArray[np.float32]:
         """A map (in screen order) on one plane, at the size of the picture; undefined cells are zero."""
+        return overlays.enlarge(self.flat(values, plane, index), size)
+
+    def flat(self, values: npt.NDArray[np.floating], plane: str, index: int) -> npt.NDArray[np.float32]:
+        """A map (in screen order) on one plane, as many cells as it has there; undefined cells are zero."""
         values = np.nan_to_num(values.astype(np.float32), nan=0.0)
         if self.rank == 2:
-            return overlays.enlarge(values, size)
+            return values
         axis = slices.NORMAL[plane]
-        flat = overlays.section(values, axis, (index + 0.5) / self.image.shape[axis])
-        return overlays.enlarge(flat.T[::-1, ::-1], size)
+        return overlays.section(values, axis, (index + 0.5) / self.image.shape[axis]).T[::-1, ::-1]
 
     def inside(self, plane: str, index: int, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         """The allowed region on one plane, at the size of the picture."""

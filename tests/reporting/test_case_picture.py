@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from camtrain._errors import InputError
 from camtrain.reporting import CasePicture, _draw, compose_case, compose_overview
 from camtrain.reporting._draw import fitted, text_width
-from camtrain.reporting.case_picture import case_scenes, draw_case
+from camtrain.reporting.case_picture import case_scenes, draw_case, resting_plane
 from camtrain.reporting.overlays import OUTLINE
 
 
@@ -142,6 +142,32 @@ def test_masks_are_made_where_they_are_wanted_only():
     assert set(with_masks.masks) == {"allowed region", "attention"}
     assert without.masks == {}
     np.testing.assert_array_equal(with_masks.pixels, without.pixels)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_strip_shows_all_epochs_in_the_colours_of_this_picture(chest, rank):
+    image, lungs = chest if rank == 3 else (chest[0][:, :, 14], chest[1][:, :, 14])
+    values = np.random.default_rng(0).standard_normal((5, 4, 3)[:rank])
+    maps, given = {"m": values, "other": values}, {"caption": "a", "scale": {"m": 2.0, "other": 1.0}}
+    scenes = case_scenes(image, maps, lungs)
+    plane = resting_plane(scenes, values)
+    shares = [0.0, 0.25, 0.5, 1.0]
+    past = {"m": {10 * place: plane * share for place, share in enumerate(shares)}, "gone": {0: plane}, "other": {}}
+    drawn, without = draw_case(scenes, maps, **given, past=past), draw_case(scenes, maps, **given)
+    high = drawn.pixels.shape[0] - without.pixels.shape[0]
+    assert drawn.masks.keys() == without.masks.keys()
+    for name, mask in drawn.masks.items():
+        np.testing.assert_array_equal(mask[: len(without.masks[name])], without.masks[name])
+        assert not mask[-high - 30 :].any()
+    scene, wide = next(iter(scenes.values())), (840 - 12 - 4 * 7) // 8
+    down, across = scene.extent(scene.planes[0])
+    size = int(down * min(wide / across, 1.5 * wide / down)), int(across * min(wide / across, 1.5 * wide / down))
+    scaled = [scene.tile(scene.planes[0], size, scene.orient(values * share), scale=2.0) for share in shares]
+    below = drawn.pixels[without.pixels.shape[0] - 40 :]
+    for place, tile in enumerate(scaled):
+        column = below[:, 6 + place * (wide + 4) :][:, : size[1]]
+        found = [top for top in range(len(column) - size[0]) if np.array_equal(column[top : top + size[0]], tile)]
+        assert len(found) == 1, f"epoch {10 * place} is not in its column"
 
 
 def test_names_in_an_overview_stay_distinguishable():

@@ -1,0 +1,84 @@
+"""The panel's maps of earlier epochs, one plane of each: so that a picture shows all epochs on one colour scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from camtrain.callbacks._fine_maps import Floats, coarse
+from camtrain.callbacks._panel import PanelEntry
+from camtrain.reporting.case_picture import COLUMNS
+
+CELLS = 1 << 10  # of a plane: it is drawn about a hundred pixels wide
+
+
+class PastMaps:
+    """Of each pair and method the plane that rests, in up to `COLUMNS` epochs spread over the run.
+
+    Grows to 32 KB for a pair and method, whatever the length of the run.
+
+    Example:
+        >>> PastMaps().state()
+        {'epochs': {}, 'planes': []}
+    """
+
+    def __init__(self) -> None:
+        self._epochs: dict[str, list[int]] = {}
+        self._planes: dict[tuple[str, str, str, str], dict[int, Floats]] = {}
+
+    def add(self, split: str, entries: Sequence[PanelEntry], epoch: int) -> list[dict[str, dict[int, Floats]]]:
+        """Take the maps of a pass.
+
+        Epochs that come later are those of a run that this one has left; planes on another grid are of another layer.
+
+        Args:
+            split: `val`, `test`, or a split's own name.
+            entries: Its pairs.
+            epoch: Epoch of the Trainer.
+
+        Returns:
+            Of each pair: method -> epoch -> plane, this epoch's as the last.
+        """
+        drawn = self._epochs[split] = [e for e in self._epochs.get(split, []) if e < epoch] + [epoch]
+        columns, shown = spread(drawn), []
+        for one in entries:
+            planes = one.resting_planes()
+            shown.append({m: self._take((split, one.case, one.label, m), p, columns) for m, p in planes.items()})
+        return shown
+
+    def _take(self, key: tuple[str, str, str, str], plane: Floats, columns: Sequence[int]) -> dict[int, Floats]:
+        new, before = coarse(plane, CELLS), self._planes.get(key, {})
+        kept = {e: before[e] for e in columns[:-1] if e in before and before[e].shape == new.shape}
+        self._planes[key] = kept | {columns[-1]: new}
+        return self._planes[key]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: plain lists, words, numbers and tensors."""
+        planes = [
+            [*key, {e: torch.from_numpy(plane.copy()) for e, plane in planes.items()}]
+            for key, planes in self._planes.items()
+        ]
+        return {"epochs": {split: list(drawn) for split, drawn in self._epochs.items()}, "planes": planes}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take the planes of an earlier run."""
+        self._epochs = {split: list(drawn) for split, drawn in state["epochs"].items()}
+        self._planes = {
+            (split, case, label, method): {int(e): plane.numpy().copy() for e, plane in planes.items()}
+            for split, case, label, method, planes in state["planes"]
+        }
+
+
+def spread(drawn: Sequence[int], most: int = COLUMNS) -> list[int]:
+    """At most so many of the epochs that were drawn: every one, every second, every fourth ..., and the last.
+
+    Example:
+        >>> spread([0, 1, 2, 3], most=4), spread([0, 1, 2, 3, 4], most=4), spread([0, 2, 4, 6, 8, 9], most=4)
+        ([0, 1, 2, 3], [0, 2, 4], [0, 4, 8, 9])
+    """
+    every = 1
+    while len(kept := list(dict.fromkeys([*drawn[::every], drawn[-1]]))) > max(2, most):
+        every *= 2
+    return kept

@@ -1,0 +1,143 @@
+"""What a picture knows of the epochs before: one plane of each map, a few epochs, the same after a resume."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import camtrain as ct
+from camtrain.callbacks._panel import PanelEntry
+from camtrain.callbacks._past_maps import CELLS, PastMaps, spread
+from camtrain.reporting.case_picture import COLUMNS, case_scenes
+
+SHAPE = (12, 16, 20)
+
+
+def entry(values, case="a", label="nodule", axes="RAS"):
+    image = np.zeros(SHAPE, np.float32)
+    region = np.zeros(SHAPE, bool)
+    region[3:9, 4:12, 2:6] = True
+    maps = {"hirescam": np.asarray(values, np.float32)}
+    scenes = case_scenes(image, maps, region, axes=axes)
+    return PanelEntry(case, label, True, 0.5, SHAPE, scenes, maps, None)
+
+
+@given(st.integers(1, 400), st.integers(2, 9))
+def test_the_epochs_shown_are_the_first_the_last_and_some_at_equal_distances(count, most):
+    epochs = list(range(0, 3 * count, 3))
+    shown = spread(epochs, most)
+    assert min(count, 1 + most // 2) <= len(shown) <= max(2, most)
+    assert (shown[0], shown[-1]) == (epochs[0], epochs[-1])
+    gaps = np.diff(shown)
+    assert len(set(gaps[:-1])) <= 1
+    assert (gaps[-1:] <= gaps[:1]).all()  # the last is as near as the run has come
+    # Of the next pass's, all but the last one are of these: nothing is asked for that was let go.
+    assert set(spread([*epochs, 3 * count], most)[:-1]) <= set(shown)
+
+
+@pytest.mark.parametrize("axes", [None, "LPS", "SRA"])
+def test_the_plane_kept_is_the_one_through_the_organ(axes):
+    """Written anew: nearest cells of an axial plane, rows from the front, columns from the patient's right."""
+    values = np.random.default_rng(0).standard_normal(SHAPE)  # a cell for each voxel: nothing lies between cells
+    shown = PastMaps().add("val", [entry(values, axes=axes)], 3)[0]["hirescam"][3]
+    where = {None: "RAS"}.get(axes, axes)
+    order = [next(i for i, a in enumerate(where) if a in pair) for pair in ("RL", "AP", "SI")]
+    turned = np.transpose(values, order)
+    region = np.zeros(SHAPE, bool)
+    region[3:9, 4:12, 2:6] = True
+    turned_region = np.transpose(region, order)
+    for axis in range(3):
+        if where[order[axis]] not in "RAS":
+            turned, turned_region = np.flip(turned, axis), np.flip(turned_region, axis)
+    inside = np.nonzero(turned_region.any((0, 1)))[0]
+    candidates = [turned[::-1, ::-1, z].T for z in inside]
+    assert any(np.allclose(shown, c) for c in candidates)
+
+
+def test_a_long_run_keeps_a_few_planes_and_a_checkpoint_brings_them_back():
+    past, rng = PastMaps(), np.random.default_rng(0)
+    fine = rng.standard_normal((8, 200, 90))  # its axial plane has 1600 cells
+    for epoch in range(50):
+        shown = past.add("val", [entry(fine * epoch), entry(fine[:2, :2], case="b")], epoch)
+    planes = shown[0]["hirescam"]
+    assert list(planes) == [0, 8, 16, 24, 32, 40, 48, 49]
+    assert all(plane.size <= CELLS for plane in planes.values())
+    file = io.BytesIO()
+    torch.save(past.state(), file)
+    assert file.tell() < 2 * COLUMNS * CELLS * 4 + 20_000
+    file.seek(0)
+    again = PastMaps()
+    again.load(torch.load(file, weights_only=True))
+    more = [each.add("val", [entry(fine)], 50)[0]["hirescam"] for each in (past, again)]
+    assert list(more[0]) == list(more[1])
+    assert all(np.array_equal(more[0][e], more[1][e]) for e in more[0])
+    for epoch, plane in more[1].items():
+        np.testing.assert_allclose(plane, more[1][50] * (1 if epoch == 50 else epoch), rtol=1e-4, atol=1e-4)
+
+
+def test_an_abandoned_future_and_another_layer_are_forgotten():
+    past = PastMaps()
+    for epoch in range(5):
+        past.add("val", [entry(np.full((4, 4, 4), epoch))], epoch)
+    again = past.add("val", [entry(np.full((4, 4, 4), 7))], 2)[0]["hirescam"]
+    assert {epoch: float(plane[0, 0]) for epoch, plane in again.items()} == {0: 0.0, 1: 1.0, 2: 7.0}
+    assert list(past.add("val", [entry(np.ones((6, 8, 10)))], 3)[0]["hirescam"]) == [3]
+    assert list(past.add("test", [entry(np.ones((6, 8, 10)))], 4)[0]["hirescam"]) == [4]
+
+
+class Louder(ct.AttentionMonitor):
+    """Each epoch the last layer says eight times as much, so that the end of the colours must grow."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        with torch.no_grad():
+            pl_module.net.head[-1].weight.mul_(8.0)
+
+
+def colourful(pixels):
+    """How much colour there is, apart from the rim of the region."""
+    values = pixels.astype(int)
+    rim = (values[..., 1] > 180) & (values[..., 0] < 120)
+    return float(np.where(rim, 0, values.max(-1) - values.min(-1)).mean())
+
+
+def strip(run, epoch, case, columns):
+    """The strip's tiles of one picture: the lowest block of the page but for epochs and legend."""
+    (path,) = run.epoch_path(epoch).glob(f"{case}_*.png")
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    low = pixels[-110:-55]
+    step = (840 - 12 - 4 * (COLUMNS - 1)) // COLUMNS + 4
+    return pixels, [low[:, 6 + i * step : 6 + i * step + step - 4] for i in range(columns)]
+
+
+@pytest.mark.slow
+def test_each_picture_shows_the_epochs_before_on_its_own_scale_also_after_a_resume(kit, tmp_path):
+    def fit(epochs, ckpt_path=None):
+        monitor = Louder(kit.LAYER, kit.TABLE, panel_cases=1, labels_per_case=1, alarms=[])
+        trainer = kit.make_trainer(tmp_path, monitor, max_epochs=epochs)
+        data = kit.loader(kit.make_cases())
+        trainer.fit(kit.make_lit(kit.make_net()), data, data, ckpt_path=ckpt_path, weights_only=True)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return monitor
+
+    ends = [fit(2).publisher._scale["hirescam"]]
+    second = fit(4, tmp_path / "last.ckpt")
+    run = second.publisher.run_dir
+    ends.append(second.publisher._scale["hirescam"])
+    assert ends[1] >= 8 * ends[0]
+    (case,) = {row["case"] for row in run.read_panel()["cases"]}
+    first, (alone,) = strip(run, 0, case, 1)
+    last, tiles = strip(run, 3, case, 4)
+    assert first.shape == last.shape
+    found = [colourful(tile) for tile in tiles]
+    # The first epoch's own picture is colourful; on the last one's scale next to nothing was there.
+    assert colourful(alone) > 8
+    assert found[0] < colourful(alone) / 8
+    assert found[3] > 8 * found[1]
+    (kept,) = second.publisher._past._planes.values()
+    assert list(kept) == [0, 1, 2, 3]
