@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from camtrain.data.phantom_body import (
     BLOOD,
@@ -25,10 +24,9 @@ from camtrain.data.phantom_body import (
     heart_coordinates,
     paint_heart,
 )
-from camtrain.data.phantom_frame import Bools, Box, Floats, Patch, inside
+from camtrain.data.phantom_frame import Bools, Box, Floats, Patch, Places, inside
 
 LUNGS = (LUNG_LEFT, LUNG_RIGHT)
-Places = NDArray[np.intp]
 
 
 class Finding(NamedTuple):

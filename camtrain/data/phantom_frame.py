@@ -21,6 +21,8 @@ Box = tuple[slice, slice, slice]
 Point = Sequence[float] | Floats
 Patch = tuple[Box, Bools]
 """A box, and which of its voxels."""
+Places = NDArray[np.intp]
+"""Places in the flat volume."""
 
 FIELD_OF_VIEW = (320.0, 240.0, 300.0)
 """Physical size of every phantom scan in mm, whatever its number of voxels."""
@@ -95,6 +97,20 @@ class Frame:
             voxels[axis] = place
         return np.moveaxis(voxels, 0, -1)
 
+    @functools.cached_property
+    def to_voxels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(3, 3) and (3,): body points times the one plus the other are places on the grid, 0 in the first voxel."""
+        (right, front, up), (wide, deep, high) = self.pose.scale, self.spacing.tolist()
+        turn = [
+            [self._cos * right / wide, self._sin * right / deep, 0.0],
+            [-self._sin * front / wide, self._cos * front / deep, 0.0],
+            [0.0, 0.0, up / high],
+        ]
+        shift = [
+            s / step + (n - 1) / 2 for s, step, n in zip(self.pose.shift, (wide, deep, high), self.size, strict=True)
+        ]
+        return np.array(turn), np.array(shift)
+
     def box(self, low: Point, high: Point) -> Box:
         """Voxels that cover the body block from `low` to `high` (mm), one voxel of margin, never empty."""
         (x0, y0, z0), (x1, y1, z1), (right, front, up) = _three(low), _three(high), self.pose.scale
@@ -145,7 +161,7 @@ class Frame:
         field /= r**2
         return box, field
 
-    def tubes(self, starts: Floats, ends: Floats, radii: Sequence[float]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def tubes(self, starts: Floats, ends: Floats, radii: Sequence[float]) -> tuple[Places, NDArray[np.intp]]:
         """Voxels inside tubes with round ends, as `capsule` has them, of all tubes at once.
 
         Args:
@@ -157,95 +173,85 @@ class Frame:
             (voxels,) place of each in the flat volume, and (voxels,) number of its tube.
         """
         a, b = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
-        r = [np.float32(max(radius, self.thin)) for radius in radii]
-        reach = np.array(r)[:, None]
-        cells = _Cells(self, np.minimum(a, b) - reach, np.maximum(a, b) + reach)
+        r = np.maximum(radii, self.thin).astype(np.float32)
+        square = np.array([one**2 for one in r])  # as `capsule` has it: numpy rounds squares of arrays another way
         lines = b - a
-        length = np.array([max(float(line @ line), 1e-6) for line in lines], np.float32)
-        (ax, ay, az), (p, q, s) = a.T[:, cells.solid], lines.T[:, cells.solid]
-        x, y = self.x[cells.i, cells.j, 0] - ax, self.y[cells.i, cells.j, 0] - ay
-        column, flat = cells.column, x * p + y * q
-        z = self.z[0, 0][cells.k] - az[column]
-        along = z * s[column]
-        np.add(flat[column], along, out=along)
-        along /= length[cells.solid][column]
+        length = np.maximum(lines[:, None] @ lines[:, :, None], np.float32(1e-6))[:, 0]
+        columns, tube, x, y = self._columns_near(a, lines, r)
+        per_column = np.concatenate([a[:, 2:], lines, length, square[:, None]], axis=1).take(tube, axis=0)
+        az, p, q, s, length, square = per_column.T[:, :, None]
+        z = self.z[0] - az
+        along = z * s
+        np.add(x * p + y * q, along, out=along)
+        along /= length
         np.minimum(np.maximum(along, 0, out=along), 1, out=along)
-        field = np.zeros_like(along)
-        for axis, step in ((x[column], p), (y[column], q), (z, s)):
-            axis -= along * step[column]
-            axis *= axis
-            field += axis
-        field /= np.array([one**2 for one in r])[cells.solid][column]
-        return cells.where(field < 1)
+        field = along * p
+        np.subtract(x, field, out=field)
+        field *= field
+        for axis, step in ((y, q), (z, s)):
+            away = along * step
+            np.subtract(axis, away, out=away)
+            away *= away
+            field += away
+        found = np.flatnonzero(field < square)
+        column, k = np.divmod(found, self.size[2])
+        return columns[column] * self.size[2] + k, tube[column]
 
-    def balls(self, centers: Floats, radii: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def _columns_near(
+        self, starts: Floats, lines: Floats, radii: Floats
+    ) -> tuple[Places, NDArray[np.intp], Floats, Floats]:
+        """Columns of voxels that may hold some of a tube, for each tube: seen from above they lie within its radius.
+
+        Returns:
+            (columns,) place in the flat plane, number of the tube, and, both (columns, 1), way from the tube's start to
+            the right and to the front.
+        """
+        first, (wide, deep, _) = _windows(self, starts + lines / 2, np.abs(lines) / 2 + radii[:, None])
+        i, j = first[:, :1] + np.arange(wide), first[:, 1:2] + np.arange(deep)
+        places = (i[:, :, None] * self.size[1] + j[:, None, :]).reshape(len(first), -1)
+        x, y = self.x.reshape(-1).take(places) - starts[:, :1], self.y.reshape(-1).take(places) - starts[:, 1:2]
+        p, q = lines[:, :1], lines[:, 1:2]
+        along = (x * p + y * q) / np.maximum(p * p + q * q, np.float32(1e-6))
+        np.minimum(np.maximum(along, 0, out=along), 1, out=along)
+        away, aside = x - along * p, y - along * q
+        near = np.flatnonzero(away * away + aside * aside < (1.01 * radii * radii)[:, None])
+        return places.take(near), near // places.shape[1], x.reshape(-1, 1)[near], y.reshape(-1, 1)[near]
+
+    def balls(self, centers: Floats, radii: Floats) -> tuple[Places, NDArray[np.intp]]:
         """Voxels inside ellipsoids, as `ellipsoid` has them, of all at once; `centers` and `radii` (n, 3)."""
         c, r = np.asarray(centers, np.float32), np.maximum(np.asarray(radii, np.float32), self.thin)
-        cells = _Cells(self, c - r, c + r)
-        (cx, cy, cz), (rx, ry, rz) = c.T[:, cells.solid], r.T[:, cells.solid]
-        flat = ((self.x[cells.i, cells.j, 0] - cx) / rx) ** 2 + ((self.y[cells.i, cells.j, 0] - cy) / ry) ** 2
-        z = ((self.z[0, 0][cells.k] - cz[cells.column]) / rz[cells.column]) ** 2
-        return cells.where(flat[cells.column] + z < 1)
+        first, window = _windows(self, c, r)
+        i, j, k = (first[:, axis, None] + np.arange(count) for axis, count in enumerate(window))
+        columns = (i[:, :, None] * self.size[1] + j[:, None, :]).reshape(len(c), -1)
+        x, y = (
+            (self.x.reshape(-1).take(columns) - c[:, :1]) / r[:, :1],
+            (self.y.reshape(-1).take(columns) - c[:, 1:2]) / r[:, 1:2],
+        )
+        z = (self.z[0, 0].take(k) - c[:, 2:]) / r[:, 2:]
+        found = np.flatnonzero((x * x + y * y)[:, :, None] + (z * z)[:, None, :] < 1)
+        column, level = np.divmod(found, window[2])
+        ball = column // columns.shape[1]
+        return columns.reshape(-1).take(column) * self.size[2] + (first[ball, 2] + level), ball
 
 
-class _Cells:
-    """The voxels of many boxes in one list, column by column: numpy takes longer for a call than for a small box.
+def _windows(frame: Frame, centers: Floats, reaches: Floats) -> tuple[NDArray[np.intp], list[int]]:
+    """Windows of one size in the grid, one around each of many body blocks.
+
+    Blocks of their own sizes would need a list of voxels; a field is soon computed for some voxels more.
 
     Args:
         frame: Coordinates.
-        low: (n, 3) body points, mm.
-        high: (n, 3).
+        centers: (n, 3) body points, mm.
+        reaches: (n, 3) half the blocks' sizes, mm.
 
-    Attributes:
-        solid: (columns,) whose box.
-        i: (columns,) index along the first axis.
-        j: (columns,) along the second.
-        column: (voxels,) which column.
-        k: (voxels,) index along the third axis.
+    Returns:
+        (n, 3) first voxel, and how many along each axis.
     """
-
-    def __init__(self, frame: Frame, low: Floats, high: Floats) -> None:
-        self._size = frame.size
-        first, count = _boxes(frame, low.astype(np.float64), high.astype(np.float64))
-        self.solid, place = _ragged(count[:, 0] * count[:, 1])
-        i, j = np.divmod(place, count[self.solid, 1])
-        self.i, self.j = i + first[self.solid, 0], j + first[self.solid, 1]
-        self.column, k = _ragged(count[self.solid, 2])
-        self.k = k + first[self.solid, 2][self.column]
-
-    def where(self, inside: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Places in the flat volume, and whose box they are of."""
-        found = np.flatnonzero(inside)
-        column = self.column[found]
-        places = (self.i * self._size[1] + self.j)[column] * self._size[2] + self.k[found]
-        return places, self.solid[column]
-
-
-def _ragged(counts: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Whose each entry is, and its number there.
-
-    Example:
-        >>> [a.tolist() for a in _ragged(np.array([2, 1]))]
-        [[0, 0, 1], [0, 1, 0]]
-    """
-    ends = counts.cumsum()
-    whose = np.repeat(np.arange(len(counts)), counts)
-    return whose, np.arange(len(whose)) - (ends - counts)[whose]
-
-
-def _boxes(frame: Frame, low: Floats, high: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """First voxel and number of voxels, (n, 3) each, of boxes as `Frame.box` makes them."""
-    scale, size = np.array(frame.pose.scale), np.array(frame.size)
-    cos, sin = math.cos(frame.pose.roll), math.sin(frame.pose.roll)
-    turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]]) * (scale / 2)[:, None]
-    center = (low + high) @ turn + [
-        shift + extent / 2 for shift, extent in zip(frame.pose.shift, FIELD_OF_VIEW, strict=True)
-    ]
-    reach = (high - low) @ np.abs(turn)
-    first = np.floor((center - reach) / frame.spacing).astype(np.intp) - 1
-    last = np.floor((center + reach) / frame.spacing).astype(np.intp) + 2
-    first = np.minimum(np.maximum(first, 0), size - 1)
-    return first, np.maximum(np.minimum(last, size) - first, 1)
+    turn, shift = frame.to_voxels
+    reach = reaches @ np.abs(turn) + 0.01  # rounding
+    count = np.minimum(np.ceil(2 * reach.max(axis=0)).astype(np.intp) + 1, frame.size)
+    first = np.minimum(np.maximum(np.ceil(centers @ turn + shift - reach), 0), frame.size - count)
+    return first.astype(np.intp), count.tolist()
 
 
 @functools.lru_cache(maxsize=16)
