@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from camtrain._errors import InputError, nearest
-from camtrain.data.phantom_body import Scene, draw_anatomy, paint_body
+from camtrain.data.phantom_anatomy import draw_anatomy
+from camtrain.data.phantom_body import Scene, paint_body
 from camtrain.data.phantom_findings import FINDINGS, PAINTING_ORDER, paint_finding
 from camtrain.data.phantom_frame import Bools, Frame, affine_of
 from camtrain.data.phantom_shortcuts import PLACES, paint_marker

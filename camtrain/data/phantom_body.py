@@ -1,4 +1,4 @@
-"""A healthy chest on the scanner table: one patient's measures, and the painting of the scan and of its organs.
+"""A healthy chest on the scanner table: the painting of the scan and of its organs.
 
 Numbers are millimetres in body coordinates (x to the right, y to the front, z up; the origin lies in mid-chest) and
 Hounsfield units of a contrast-enhanced CT. They give the layout and the proportions of a supine adult, not an atlas.
@@ -7,46 +7,19 @@ Hounsfield units of a contrast-enhanced CT. They give the layout and the proport
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from camtrain.data.phantom_frame import Bools, Box, Floats, Frame, Patch, Pose, inside
+from camtrain.data.phantom_anatomy import Anatomy
+from camtrain.data.phantom_frame import Bools, Box, Floats, Frame, Patch, inside
 
 ORGANS = {"lung_left": 1, "lung_right": 2, "heart": 3, "great_vessels": 4, "mediastinum": 5, "spine": 6}
 LUNG_LEFT, LUNG_RIGHT, HEART, VESSELS, MEDIASTINUM, SPINE = ORGANS.values()
 
 AIR, FAT, SKIN, MUSCLE, BONE = -1000.0, -100.0, 20.0, 55.0, 480.0
 BLOOD, MYOCARDIUM, FLUID, LIVER = 290.0, 150.0, 4.0, 110.0
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Measures of one patient, mm and HU."""
-
-    pose: Pose
-    width: float  # half-axes of the trunk
-    depth: float
-    fat: float  # thickness under the skin
-    wall: float  # muscle and ribs
-    lung_hu: float
-    lung_gradient: float  # HU per mm towards the back
-    dome_right: float  # height of the diaphragm
-    dome_left: float
-    rib_phase: float
-    heart: Floats  # (3,) centre
-    heart_axes: Floats  # (3,) half-axes: long axis, then the two short ones
-    heart_frame: Floats  # (3, 3) rows: unit vectors of the axes; the first points to the apex
-    heart_scale: float  # natural variation of size
-    aorta: Floats  # (n, 3) centreline from the valve over the arch down to the abdomen
-    aorta_radius: float
-
-    @property
-    def cavity(self) -> tuple[float, float]:
-        """Half-axes of the inside of the rib cage."""
-        return self.width - self.fat - self.wall, self.depth - self.fat - self.wall
 
 
 @dataclass
@@ -89,71 +62,6 @@ class Scene:
         """Voxels of a box inside the rib cage (lungs, heart, vessels, and the abdomen below the diaphragm)."""
         result: Bools = self._round[box[:2]] < self._roof[:, :, box[2]]
         return result
-
-
-_MEASURES: dict[str, tuple[float, float]] = {
-    # In the order in which they are drawn: another order would be other patients.
-    **{"shift_x": (-9, 9), "shift_y": (-4, 8), "shift_z": (-10, 10)},
-    **{"scale_x": (0.94, 1.06), "scale_y": (0.94, 1.06), "scale_z": (0.94, 1.06), "roll": (-0.07, 0.07)},
-    **{"apex_x": (-0.08, 0.08), "apex_y": (-0.08, 0.08), "apex_z": (-0.08, 0.08)},
-    **{"fat": (7, 20), "width": (-5, 5), "depth": (-3, 3), "wall": (17, 21)},
-    **{"lung_hu": (-870, -810), "lung_gradient": (0.3, 0.9), "dome_right": (-52, -36), "dome_left": (-62, -46)},
-    **{"rib_phase": (0, 26), "heart_x": (-4, 4), "heart_y": (-4, 4), "heart_z": (-5, 5), "heart_scale": (0.93, 1.03)},
-    **{"arch_top": (40, 52), "aorta_back": (-36, -30), "aorta_left": (-24, -16), "aorta_radius": (11.5, 14)},
-}
-
-
-def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """One patient from the population: pose, proportions, fat, density of the lungs, course of the aorta."""
-    m = {name: rng.uniform(low, high) for name, (low, high) in _MEASURES.items()}
-    return Anatomy(
-        pose=Pose(
-            shift=(m["shift_x"], m["shift_y"], m["shift_z"]),
-            scale=(m["scale_x"], m["scale_y"], m["scale_z"]),
-            roll=m["roll"],
-        ),
-        width=130 + 0.5 * m["fat"] + m["width"],
-        depth=88 + 0.4 * m["fat"] + m["depth"],
-        fat=m["fat"],
-        wall=m["wall"],
-        lung_hu=m["lung_hu"],
-        lung_gradient=m["lung_gradient"],
-        dome_right=m["dome_right"],
-        dome_left=m["dome_left"],
-        rib_phase=m["rib_phase"],
-        heart=np.array([-20 + m["heart_x"], 16 + m["heart_y"], -28 + m["heart_z"]], np.float32),
-        heart_axes=np.array([53, 42, 44], np.float32),
-        heart_frame=_heart_frame(-0.74 + m["apex_x"], 0.42 + m["apex_y"], -0.52 + m["apex_z"]),
-        heart_scale=m["heart_scale"],
-        aorta=_aorta(top=m["arch_top"], back=m["aorta_back"], left=m["aorta_left"]),
-        aorta_radius=m["aorta_radius"],
-    )
-
-
-def _heart_frame(right: float, front: float, up: float) -> Floats:
-    """(3, 3) unit vectors: to the apex, and two across it."""
-    apex, side = np.array([right, front, up]), np.array([0.6, 0.75, 0.0])
-    apex /= math.sqrt(apex @ apex)
-    side -= apex * (side @ apex)
-    side /= math.sqrt(side @ side)
-    (a, b, c), (d, e, f) = apex.tolist(), side.tolist()
-    third = (b * f - c * e, c * d - a * f, a * e - b * d)
-    return np.array([apex, side, third], np.float32)
-
-
-_TURN = np.linspace(0, np.pi, 6)
-
-
-def _aorta(top: float, back: float, left: float) -> Floats:
-    line = np.empty((9, 3))
-    t = (1 - np.cos(_TURN)) / 2
-    line[0] = -2.0, 14.0, -8.0
-    line[1:7, 0] = 12.0 + t * (left - 12.0)
-    line[1:7, 1] = 16.0 + t * (back - 16.0)
-    line[1:7, 2] = top + 18 * np.sin(_TURN)
-    line[7] = left, back - 3, -40.0
-    line[8] = left + 10, back - 2, -190.0
-    return line
 
 
 def paint_body(anatomy: Anatomy, size: tuple[int, int, int], rng: np.random.Generator) -> Scene:
@@ -307,7 +215,7 @@ def heart_box(scene: Scene, outer: float) -> Box:
     """Voxels that hold a heart of this size."""
     a = scene.anatomy
     # The heart bulges beyond the ellipsoid of its half-axes by less than 5 %.
-    reach = 1.05 * outer * np.sqrt(((a.heart_frame * a.heart_axes[:, None]) ** 2).sum(axis=0))
+    reach = 1.05 * outer * a.heart_reach
     return scene.frame.box(a.heart - reach, a.heart + reach)
 
 
@@ -325,29 +233,53 @@ def paint_heart(scene: Scene, outer: float, inner: float) -> Patch:
         Voxels between the two.
     """
     box = heart_box(scene, outer)
-    long, short, third = heart_coordinates(scene, box)
-    size = np.sqrt(long**2 + (short**2 + third**2) * (1 + 0.22 * long / outer))
-    where = (scene.organs[box] != VESSELS) & (scene.organs[box] != SPINE) & scene.in_cavity(box)
+    along = heart_coordinates(scene.anatomy, *scene.frame.at(box))
+    size = _heart_size(along, outer)
+    organs, hu = scene.organs[box], scene.hu[box]
+    where = scene.in_cavity(box)
+    where &= organs != VESSELS
+    where &= organs != SPINE
     heart = inside(size / outer, where)
+    voxels = np.flatnonzero(heart)
+    chambers = along.reshape(3, 1, -1).take(voxels, axis=2)
+    chambers /= inner
+    chambers = ((chambers - _MIDDLES) / _REACHES) ** 2
+    blood = (chambers[0] + chambers[1] + chambers[2] < 1).any(axis=0)
+    hu[heart] = np.where(blood, np.float32(BLOOD), np.float32(MYOCARDIUM))
     rim = heart & (size >= inner)
-    u, v, w = (c[heart] / inner for c in (long, short, third))
-    left = ((u - 0.12) / 0.62) ** 2 + ((v + 0.38) / 0.36) ** 2 + (w / 0.5) ** 2 < 1
-    right = ((u - 0.05) / 0.6) ** 2 + ((v - 0.48) / 0.33) ** 2 + (w / 0.55) ** 2 < 1
-    atria = ((u + 0.62) / 0.3) ** 2 + (v / 0.6) ** 2 + (w / 0.6) ** 2 < 1
-    scene.hu[box][heart] = np.where(left | right | atria, np.float32(BLOOD), np.float32(MYOCARDIUM))
-    np.copyto(scene.hu[box], FLUID, where=rim)
-    np.copyto(scene.organs[box], HEART, where=heart)
+    np.copyto(hu, FLUID, where=rim)
+    np.copyto(organs, HEART, where=heart)
     scene.heart_outer, scene.heart_inner = outer, inner
     return box, rim
 
 
-def heart_coordinates(scene: Scene, box: Box) -> tuple[Floats, Floats, Floats]:
-    """Coordinates along the heart's own axes, in units of the average patient's half-axes."""
-    a = scene.anatomy
-    x, y, z = (v - c for v, c in zip(scene.frame.at(box), a.heart, strict=True))
-    rows = a.heart_frame / a.heart_axes[:, None]
-    first, second, third = (r[0] * x + r[1] * y + r[2] * z for r in rows)
-    return first, second, third
+# Left ventricle, right ventricle, atria: middles and half-axes along each of the heart's axes.
+_MIDDLES = np.array([[0.12, 0.05, -0.62], [-0.38, 0.48, 0.0], [0.0, 0.0, 0.0]], np.float32)[:, :, None]
+_REACHES = np.array([[0.62, 0.6, 0.3], [0.36, 0.33, 0.6], [0.5, 0.55, 0.6]], np.float32)[:, :, None]
+
+
+def heart_coordinates(anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> Floats:
+    """(3, ...) coordinates along the heart's own axes, in units of the average patient's half-axes."""
+    rows = anatomy.heart_frame / anatomy.heart_axes[:, None]
+    right, front, up = rows.T.reshape(3, 3, *[1] * x.ndim)
+    a, b, c = anatomy.heart
+    flat = right * (x - a)
+    flat += front * (y - b)
+    result: Floats = np.add(flat, up * (z - c), order="C")  # axis by axis: numpy would choose point by point
+    return result
+
+
+def _heart_size(along: Floats, outer: float) -> Floats:
+    """Size of the heart that has a point on its surface: an ellipsoid that is thicker towards the apex."""
+    long, short, third = along * along
+    size = 0.22 * along[0]
+    size /= outer
+    size += 1
+    short += third
+    size *= short
+    size += long
+    result: Floats = np.sqrt(size, out=size)
+    return result
 
 
 def _great_vessels(scene: Scene, tubes: NDArray[np.intp]) -> None:

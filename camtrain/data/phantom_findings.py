@@ -103,7 +103,11 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[
     reach = 1.1 * scene.heart_outer * float(scene.anatomy.heart_axes.max())
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
     heart = scene.organs[box] == HEART
-    at = [c[heart] / scene.heart_inner for c in heart_coordinates(scene, box)]
+    voxels = np.flatnonzero(heart)
+    column, k = np.divmod(voxels, heart.shape[2])
+    x, y, z = scene.frame.at(box)
+    at = heart_coordinates(scene.anatomy, x.reshape(-1)[column], y.reshape(-1)[column], z[0, 0, k])
+    at /= scene.heart_inner
     size = max(7.5, 1.15 * scene.frame.thin) / 46
     outward = at[0] ** 2 + at[1] ** 2 + at[2] ** 2 > 0.3
     # Angle around the long axis: the groove between the ventricles in front, then the two that run beside the atria.
@@ -114,14 +118,22 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[
         radius = 0.86 * np.sqrt(1 - along**2)
         specks.append(np.stack([along, radius * np.cos(turn), radius * np.sin(turn)], axis=1))
     points = np.concatenate(specks).astype(np.float32)
-    at = [c[outward] for c in at]
-    squares = sum((c - points[:, axis, None]) ** 2 for axis, c in enumerate(at))
-    nearest = squares.min(axis=0, initial=np.inf)
+    nearest = _nearest(at.compress(outward, axis=1), points)
     wall = np.zeros(heart.shape, bool)
-    wall[heart] = outward
-    wall[wall] = inside(nearest / np.float32(size**2), np.ones(nearest.shape, bool))
+    wall.reshape(-1)[voxels[outward]] = inside(nearest / np.float32(size**2), np.ones(nearest.shape, bool))
     scene.hu[box][wall] = rng.uniform(900, 1200)
     return [(box, wall)]
+
+
+def _nearest(voxels: Floats, points: Floats) -> Floats:
+    """(n,) squared distance of each voxel, (3, n), from the nearest of some points, (m, 3)."""
+    squares = np.zeros((len(points), voxels.shape[1]), voxels.dtype)
+    for place, point in zip(voxels, points.T, strict=True):
+        away = np.subtract(place, point[:, None])
+        away *= away
+        squares += away
+    nearest: Floats = squares.min(axis=0, initial=np.inf)
+    return nearest
 
 
 def _effusion(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
