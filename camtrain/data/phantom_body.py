@@ -6,6 +6,7 @@ Hounsfield units of a contrast-enhanced CT. They give the layout and the proport
 
 from __future__ import annotations
 
+import bisect
 import functools
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ ORGANS = {"lung_left": 1, "lung_right": 2, "heart": 3, "great_vessels": 4, "medi
 LUNG_LEFT, LUNG_RIGHT, HEART, VESSELS, MEDIASTINUM, SPINE = ORGANS.values()
 
 AIR, FAT, SKIN, MUSCLE, BONE = -1000.0, -100.0, 20.0, 55.0, 480.0
+RIB = 0.75 * BONE
 BLOOD, MYOCARDIUM, FLUID, LIVER = 290.0, 150.0, 4.0, 110.0
 
 
@@ -54,7 +56,7 @@ class Scene:
         half_width, half_depth = self.anatomy.cavity
         x, y, z = self.frame.x, self.frame.y, self.frame.z
         self._round: Floats = np.abs(x / half_width) ** 2.3 + np.abs(y / half_depth) ** 2.3
-        self._roof: Floats = 1 - np.clip((z - 10) / 108, 0, None) ** 2
+        self._roof: Floats = 1 - np.maximum((z - 10) / 108, 0) ** 2
         within = self._round[:, :, 0] < self._roof.max()
         self.chest = span(within.any(1)), span(within.any(0)), span(self._roof[0, 0] > self._round.min())
 
@@ -89,6 +91,10 @@ def paint_body(anatomy: Anatomy, size: tuple[int, int, int], rng: np.random.Gene
     return scene
 
 
+_NECK = 75.0
+"""mm; from here upwards the trunk tapers."""
+
+
 def shell(anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> Floats:
     """(X, Y, Z) distance from the long axis of the trunk, 1 on the skin; the trunk tapers to the neck."""
     radius = np.sqrt((x / anatomy.width) ** 2 + (y / anatomy.depth) ** 2)
@@ -97,7 +103,7 @@ def shell(anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> Floats:
 
 
 def _taper(z: Floats) -> Floats:
-    taper: Floats = 1 - 0.3 * (np.clip(z - 75, 0, None) / 75) ** 2
+    taper: Floats = 1 - 0.3 * (np.maximum(z - _NECK, 0) / 75) ** 2
     return taper
 
 
@@ -116,40 +122,53 @@ def _table(scene: Scene) -> None:
     scene.hu[(y < top - 3) & (y > top - 5) & slab] = -600
 
 
-_STEPS = np.arange(256) / 200
+_STEPS = (np.arange(256) / 200).tolist()
 
 
 def _trunk(scene: Scene) -> None:
+    """Skin, fat, muscle and ribs: layers from the axis outwards, by one look-up on the distance in steps of 1/200."""
     a, f = scene.anatomy, scene.frame
     mean = (a.width + a.depth) / 2
-    # Layers from the axis outwards, by one look-up on the distance in steps of 1/200.
-    muscle, fat, skin = (int(np.searchsorted(_STEPS, 1 - depth / mean)) for depth in (a.fat, 3, 0))
+    muscle, fat, skin = (bisect.bisect_left(_STEPS, 1 - depth / mean) for depth in (a.fat, 3, 0))
     values = np.full(len(_STEPS), AIR, np.float32)
     values[:skin], values[:fat], values[:muscle] = SKIN, FAT, MUSCLE
-    bone_from = int(np.searchsorted(_STEPS, 1 - (a.fat + a.wall - 3) / mean, side="right"))
-    bone_to = int(np.searchsorted(_STEPS, 1 - (a.fat + 5) / mean))
-    scene.hu.fill(AIR)
-    x, y, z = f.x[:, :, 0], f.y[:, :, 0], f.z[0]
-    i, j = np.nonzero(shell(a, x, y, z[:, :1]) < 1)  # the trunk is widest below
-    # Below the neck one plane is as the other: their levels are the first column.
-    neck = int(np.append(_taper(z[0]) == 1, False).argmin())
-    levels = np.minimum(shell(a, x[i, j, None], y[i, j, None], z[:, neck - 1 :]) * 200, 255).astype(np.uint8)
-    columns, bony = np.empty((len(i), f.size[2]), np.float32), (levels >= bone_from) & (levels < bone_to)
-    columns[:, :neck], columns[:, neck:] = values[levels[:, :1]], values[levels[:, 1:]]
+    bone_from = bisect.bisect_right(_STEPS, 1 - (a.fat + a.wall - 3) / mean)
+    bone_to = bisect.bisect_left(_STEPS, 1 - (a.fat + 5) / mean)
+    hu, x, y, z = scene.hu.reshape(-1, f.size[2]), f.x.reshape(-1, 1), f.y.reshape(-1, 1), f.z[0]
+    # Below the neck one plane is as the other, but for the ribs.
+    neck = bisect.bisect_right(z[0].tolist(), _NECK)
+    plane = (shell(a, x, y, z[:, :1]) * 200).astype(np.intp)
+    below = values.take(plane, mode="clip")
+    hu[:, :neck], hu[:, neck:] = below, AIR
     # Ribs run down towards the front, one every 26 mm.
-    near = np.flatnonzero(bony.any(axis=1))
-    turns: Floats = z / 26 + ((0.4 * y + a.rib_phase) / 26)[i[near], j[near], None]
+    phase, turns = (0.4 * y + a.rib_phase) / 26, z / 26
+    bony = np.flatnonzero((plane >= bone_from) & (plane < bone_to))
+    ribs = _in_rib(turns[:, :neck] + phase[bony])
+    ribs &= z[:, :neck] > -110
+    hu[bony, :neck] = np.where(ribs, np.float32(RIB), below[bony])
+    inner = np.flatnonzero(plane < skin)  # the trunk is nowhere wider
+    levels = (shell(a, x[inner], y[inner], z[:, neck:]) * 200).astype(np.intp)
+    above = values.take(levels, mode="clip")
+    bony = np.flatnonzero((levels >= bone_from) & (levels < bone_to))
+    column, k = np.divmod(bony, max(levels.shape[1], 1))
+    ribs = _in_rib(turns[0, neck:][k] + phase[inner[column], 0])
+    above.reshape(-1)[bony[ribs]] = RIB
+    hu[inner, neck:] = above
+    _breastbone(scene)
+
+
+def _in_rib(turns: Floats) -> Bools:
     turns -= np.floor(turns)
-    ribs, bony = (turns < 0.42) & (z > -110), bony[near]
-    ribs[:, :neck] &= bony[:, :1]
-    ribs[:, neck:] &= bony[:, 1:]
-    row, k = np.nonzero(ribs)
-    columns[near[row], k] = np.float32(BONE * 0.75)
-    scene.hu[i, j] = columns
+    found: Bools = turns < 0.42
+    return found
+
+
+def _breastbone(scene: Scene) -> None:
+    a, f = scene.anatomy, scene.frame
     box = f.box((-17, a.depth - a.fat - 20, -40), (17, a.depth - a.fat - 8, 85))
     right, front, up = f.at(box)
     flat = (np.abs(right) < 17) & (np.abs(front - a.depth + a.fat + 12) < max(5.5, f.thin))
-    np.copyto(scene.hu[box], BONE * 0.6, where=flat & (np.abs(up - 22) < 62))  # the breastbone
+    np.copyto(scene.hu[box], BONE * 0.6, where=flat & (np.abs(up - 22) < 62))
 
 
 def _cavity(scene: Scene) -> None:
@@ -159,19 +178,22 @@ def _cavity(scene: Scene) -> None:
     cavity = scene.in_cavity(scene.chest)
     dome = np.where(x > 0, np.float32(a.dome_right), np.float32(a.dome_left))
     hump = np.minimum(((np.abs(x) - 48) / 62) ** 2 + ((y - 8) / 72) ** 2, 1.6)
-    lung = cavity & (z > dome - 48 * hump)
-    belly = cavity & ~lung
+    lung = z > dome - 48 * hump
+    lung &= cavity
     gap = 9 + 17 * np.exp(-(((y + 8) / 30) ** 2))
     right, left = x > gap, x < -gap - 2
     organ = np.where(right, np.uint8(LUNG_RIGHT), np.where(left, np.uint8(LUNG_LEFT), np.uint8(MEDIASTINUM)))
-    np.copyto(scene.organs[scene.chest], organ, where=lung)
+    np.multiply(organ, lung, out=scene.organs[scene.chest])  # nothing else has an organ yet
     air = a.lung_hu - a.lung_gradient * y + 14 * np.sin(x / 23 + a.rib_phase)
-    np.copyto(scene.hu[scene.chest], np.where(right | left, air, np.float32(-25)), where=lung)
+    air = np.where(right | left, air, np.float32(-25))
     soft = np.where(x > -18 - 0.25 * y, LIVER, np.where(y < 0, LIVER + 15, 35)).astype(np.float32)
-    np.copyto(scene.hu[scene.chest], np.where((np.abs(x) < 22) & (y < -12), -60, soft), where=belly)
+    soft = np.where((np.abs(x) < 22) & (y < -12), np.float32(-60), soft)
+    np.copyto(scene.hu[scene.chest], np.where(lung, air, soft), where=cavity)
     box, dist = f.ellipsoid((-48, 34, a.dome_left - 42), (26, 14, 20))  # air in the stomach
-    inside_belly = scene.in_cavity(box) & (scene.organs[box] == 0)
-    scene.hu[box][(dist < 1) & inside_belly] = -850
+    gas = scene.in_cavity(box)
+    gas &= scene.organs[box] == 0
+    gas &= dist < 1
+    np.copyto(scene.hu[box], -850, where=gas)
 
 
 def _spine(scene: Scene) -> None:
@@ -296,36 +318,39 @@ _VESSELS = np.array(
     [[(30, 8, -5), (26, 4, 95)], [(-14, 22, -5), _TRUNK], [_TRUNK, (32, -2, 14)], [_TRUNK, (-42, -6, 18)]]
 )
 _AIRWAY_RADII, _VESSEL_RADII = (8.5, 6.5, 6.0), (9.0, 13.0, 9.5, 9.5)
-_ROOTS = {LUNG_LEFT: (-40, -8, 12), LUNG_RIGHT: (36, -6, 10)}
+_ROOTS = {LUNG_LEFT: (-40.0, -8.0, 12.0), LUNG_RIGHT: (36.0, -6.0, 10.0)}
 
 
 def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) -> None:
     """Small vessels run from the two roots of the lung to random places in it and thin out on the way."""
     f = scene.frame
     steps, bow, value = _way(max(f.size), float(f.spacing.max()))
-    chest, (x, y, z) = scene.organs[scene.chest], f.at(scene.chest)
-    paths, lungs = [], []
-    for organ, root in _ROOTS.items():
-        voxels = np.flatnonzero(chest == organ)
-        bends = rng.normal(0, 9, (branches, 1, 3)).astype(np.float32)
+    organs = scene.organs[scene.chest].reshape(-1)
+    bends, picked, lungs = [], [], []
+    for organ in _ROOTS:
+        voxels = np.flatnonzero(organs == organ)
+        bend = rng.normal(0, 9, (branches, 3))
         picks = rng.random(branches)
-        if not len(voxels):
-            continue
-        i, j, k = np.unravel_index(voxels[(picks * len(voxels)).astype(np.intp)], chest.shape)
-        ends = np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]])[:, :, None] - np.array(root)[:, None, None]
-        paths.append(np.array(root)[:, None, None] + steps * ends + bow * bends.transpose(2, 0, 1))
-        lungs.append(organ)
+        if len(voxels):
+            bends.append(bend.astype(np.float32))
+            picked.append(voxels.take((picks * len(voxels)).astype(np.intp)))
+            lungs.append(organ)
     if not lungs:
         return
-    at = f.index(np.moveaxis(np.concatenate(paths, axis=1), 0, -1))
-    places = (at[..., 0] * f.size[1] + at[..., 1]) * f.size[2] + at[..., 2]
-    own = scene.organs.reshape(-1)[places] == np.repeat(lungs, branches)[:, None]
-    places, values, hu = places[own], np.broadcast_to(value, own.shape)[own], scene.hu.reshape(-1)
-    hu[places] = np.maximum(hu[places], values)
+    roots = np.repeat([_ROOTS[organ] for organ in lungs], branches, axis=0).T
+    paths = np.multiply.outer(f.points(np.concatenate(picked), scene.chest) - roots, steps)
+    paths += roots[:, :, None]
+    paths += np.multiply.outer(np.concatenate(bends).T, bow)
+    places = f.places(paths)
+    own = scene.organs.reshape(-1).take(places) == np.repeat(np.array(lungs, np.uint8), branches)[:, None]
+    found, hu = np.flatnonzero(own), scene.hu.reshape(-1)
+    places = places.reshape(-1).take(found)
+    hu[places] = np.maximum(hu[places], value.take(found % len(value)))
 
 
 @functools.lru_cache(maxsize=16)
 def _way(longest: int, spacing: float) -> tuple[Floats, Floats, Floats]:
     """Steps from 0 to 1, so many that a line leaves no gap; how far a bent line strays there; HU of a vessel there."""
     steps = np.linspace(0, 1, 2 * longest // 3, dtype=np.float32)
-    return steps, 4 * steps * (1 - steps), -300 - 380 * steps / np.clip(6.7 / np.float64(spacing), 0.2, 1)
+    value = -300 - 380 * steps / np.clip(6.7 / np.float64(spacing), 0.2, 1)
+    return steps.astype(np.float64), 4 * steps * (1 - steps), value.astype(np.float32)

@@ -84,18 +84,35 @@ class Frame:
         self.y = ((cos * front[None, :] - sin * right[:, None]) / np.float32(pose.scale[1]))[:, :, None]
         self.z = (up / np.float32(pose.scale[2]))[None, None, :]
 
-    def index(self, points: Floats) -> NDArray[np.intp]:
-        """Voxel that holds each body point, (..., 3), clipped to the scan."""
+    def places(self, points: Floats) -> Places:
+        """Voxels that hold body points, clipped to the scan: (3, n, m) mm become (n, m) places in the flat volume."""
         cos, sin = np.cos(self.pose.roll), np.sin(self.pose.roll)
-        x, y, z = (points[..., axis] * scale for axis, scale in enumerate(self.pose.scale))
-        voxels = np.empty((3, *points.shape[:-1]), np.intp)
-        for axis, place in enumerate((cos * x - sin * y, sin * x + cos * y, z)):
-            place += self.pose.shift[axis]
-            place += FIELD_OF_VIEW[axis] / 2
-            place /= self.spacing[axis]
-            np.minimum(np.maximum(place, 0, out=place), self.size[axis] - 1, out=place)
-            voxels[axis] = place
-        return np.moveaxis(voxels, 0, -1)
+        world = points * np.array(self.pose.scale)[:, None, None]
+        (x, y), aside = world[:2], sin * world[1::-1]
+        x *= cos
+        x -= aside[0]
+        y *= cos
+        y += aside[1]
+        half, spacing, last = _bounds(self.size)
+        world += np.array(self.pose.shift)[:, None, None]
+        world += half
+        world /= spacing
+        np.minimum(np.maximum(world, 0, out=world), last, out=world)
+        i, j, k = world.astype(np.intp)
+        i *= self.size[1]
+        i += j
+        i *= self.size[2]
+        i += k
+        found: Places = i
+        return found
+
+    def points(self, voxels: Places, box: Box) -> Floats:
+        """(3, n) body coordinates of voxels, places in a box."""
+        x, y, z = self.at(box)
+        column, k = np.divmod(voxels, z.shape[2])
+        points = np.empty((3, len(voxels)), np.float32)
+        points[0], points[1], points[2] = x.reshape(-1)[column], y.reshape(-1)[column], z[0, 0, k]
+        return points
 
     @functools.cached_property
     def to_voxels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -265,6 +282,14 @@ def _grid(size: tuple[int, int, int]) -> tuple[NDArray[np.float64], tuple[NDArra
     for array in (spacing, *world):
         array.setflags(write=False)  # all scans of this size share them
     return spacing, world
+
+
+@functools.lru_cache(maxsize=16)
+def _bounds(size: tuple[int, int, int]) -> NDArray[np.float64]:
+    """(3, 3, 1, 1): half the field of view, voxel size, and last voxel, along each axis."""
+    bounds = np.array([np.array(FIELD_OF_VIEW) / 2, _grid(size)[0], np.array(size) - 1])[:, :, None, None]
+    bounds.setflags(write=False)
+    return bounds
 
 
 def _three(point: Point) -> Sequence[float]:
