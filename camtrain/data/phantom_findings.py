@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from camtrain.data.phantom_body import (
     BLOOD,
@@ -54,7 +55,8 @@ def paint_finding(scene: Scene, name: str, rng: np.random.Generator) -> None:
         if isinstance(part, np.ndarray):
             scene.lesions.reshape(-1)[part] |= bit
         else:
-            scene.lesions[part[0]] |= part[1] * bit
+            lesions = scene.lesions[part[0]]
+            lesions |= part[1] * bit
 
 
 def _free_lung(scene: Scene, box: Box, lungs: tuple[int, ...] = LUNGS) -> Bools:
@@ -98,26 +100,30 @@ def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> Sequence[Pa
     return [paint_heart(scene, size * (1 + 0.35 * rim), size * (1 - rim))]
 
 
+# Angle around the heart's long axis, and course along it: the groove between the ventricles in front, then the two that
+# run beside the atria.
+_ARCS = tuple(
+    (angle, np.linspace(*ends, 7)) for angle, ends in ((1.2, (-0.4, 0.6)), (-2.5, (-0.45, 0.3)), (0.1, (-0.4, 0.3)))
+)
+
+
 def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """Chalk along the coronary arteries: bright specks on arcs just under the surface of the heart muscle."""
     reach = 1.1 * scene.heart_outer * float(scene.anatomy.heart_axes.max())
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
     heart = scene.organs[box] == HEART
     voxels = np.flatnonzero(heart)
-    column, k = np.divmod(voxels, heart.shape[2])
-    x, y, z = scene.frame.at(box)
-    at = heart_coordinates(scene.anatomy, x.reshape(-1)[column], y.reshape(-1)[column], z[0, 0, k])
+    at = heart_coordinates(scene.anatomy, *scene.frame.points(voxels, box))
     at /= scene.heart_inner
     size = max(7.5, 1.15 * scene.frame.thin) / 46
     outward = at[0] ** 2 + at[1] ** 2 + at[2] ** 2 > 0.3
-    # Angle around the long axis: the groove between the ventricles in front, then the two that run beside the atria.
-    specks = []
-    for angle, start, end in ((1.2, -0.4, 0.6), (-2.5, -0.45, 0.3), (0.1, -0.4, 0.3))[: 2 + int(rng.integers(0, 2))]:
-        turn = angle + rng.uniform(-0.2, 0.2)
-        along = np.linspace(start, end, 7) + rng.uniform(-0.05, 0.05, 7)
-        radius = 0.86 * np.sqrt(1 - along**2)
-        specks.append(np.stack([along, radius * np.cos(turn), radius * np.sin(turn)], axis=1))
-    points = np.concatenate(specks).astype(np.float32)
+    arcs = 2 + int(rng.integers(0, 2))
+    turn, along = np.empty((arcs, 1)), np.empty((arcs, 7))
+    for arc, (angle, course) in enumerate(_ARCS[:arcs]):
+        turn[arc] = angle + rng.uniform(-0.2, 0.2)
+        along[arc] = course + rng.uniform(-0.05, 0.05, 7)
+    radius = 0.86 * np.sqrt(1 - along * along)
+    points = np.array([along, radius * np.cos(turn), radius * np.sin(turn)], np.float32).reshape(3, -1)
     nearest = _nearest(at.compress(outward, axis=1), points)
     wall = np.zeros(heart.shape, bool)
     wall.reshape(-1)[voxels[outward]] = inside(nearest / np.float32(size**2), np.ones(nearest.shape, bool))
@@ -126,9 +132,9 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[
 
 
 def _nearest(voxels: Floats, points: Floats) -> Floats:
-    """(n,) squared distance of each voxel, (3, n), from the nearest of some points, (m, 3)."""
-    squares = np.zeros((len(points), voxels.shape[1]), voxels.dtype)
-    for place, point in zip(voxels, points.T, strict=True):
+    """(n,) squared distance of each voxel, (3, n), from the nearest of some points, (3, m)."""
+    squares = np.zeros((points.shape[1], voxels.shape[1]), voxels.dtype)
+    for place, point in zip(voxels, points, strict=True):
         away = np.subtract(place, point[:, None])
         away *= away
         squares += away
@@ -143,12 +149,15 @@ def _effusion(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places
     depth, top, sides = rng.uniform(34, 52), rng.uniform(5, 55), int(rng.integers(0, 3))
     bottom = -a.cavity[1] * a.pose.scale[1] + a.pose.shift[1]
     fluid = _free_lung(scene, box, ((LUNG_LEFT,), (LUNG_RIGHT,), LUNGS)[sides])
-    i, j, k = np.nonzero(fluid)
-    side = np.clip(np.abs(x) - 45, 0, None)
-    slope = np.clip(((top + 0.02 * side**2)[i, j, 0] - z[0, 0, k]) / (top + 55), 0, 1) ** 0.7
-    level = bottom + (depth + 0.006 * side**2)[i, j, 0] * slope
-    field = 1 + (scene.frame.front[0, box[1], 0][j] - level) / 10
-    fluid[fluid] = inside(field, np.ones(field.shape, bool))
+    voxels = np.flatnonzero(fluid)
+    column, k = np.divmod(voxels, fluid.shape[2])
+    side = np.maximum(np.abs(x.reshape(-1)) - 45, 0)
+    side *= side
+    slope = ((top + 0.02 * side)[column] - z[0, 0, k]) / (top + 55)
+    slope = np.minimum(np.maximum(slope, 0, out=slope), 1, out=slope) ** 0.7
+    level = bottom + (depth + 0.006 * side)[column] * slope
+    field = 1 + (scene.frame.front[0, box[1], 0][column % fluid.shape[1]] - level) / 10
+    fluid.reshape(-1)[voxels] = inside(field, np.ones(field.shape, bool))
     scene.hu[box][fluid] = FLUID + rng.uniform(-6, 6)
     return [(box, fluid)]
 
@@ -161,19 +170,17 @@ class _Room:
         self.free = np.zeros(scene.frame.size, bool)
         self.free[self.chest] = _free_lung(scene, self.chest)
         high = self.free[self.chest] & (self.frame.z[:, :, self.chest[2]] > above)
-        self._shape, self._voxels = high.shape, np.flatnonzero(high)
+        self._voxels = np.flatnonzero(high)
 
-    def picked(self, rng: np.random.Generator, tries: int) -> Floats:
-        """(tries, 3) random places, body coordinates in mm; (0, 3) where there is no room."""
-        picks, (x, y, z) = rng.random(tries), self.frame.at(self.chest)
-        voxels = self._voxels[(picks * len(self._voxels)).astype(np.intp)] if len(self._voxels) else self._voxels
-        i, j, k = np.unravel_index(voxels, self._shape)
-        return np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]], axis=1)
+    def places(self, picks: NDArray[np.float64]) -> Floats:
+        """(n, 3) body coordinates, mm, of n numbers from 0 to 1; (0, 3) where there is no room."""
+        picked = (picks * len(self._voxels)).astype(np.intp) if len(self._voxels) else np.zeros(0, np.intp)
+        return self.frame.points(self._voxels[picked], self.chest).T
 
     def roomiest(self, rng: np.random.Generator, radii: Floats, tries: int = 5) -> tuple[Box, Floats, Bools]:
         """An ellipsoid at that of a few random places where most of it finds room."""
         best, most = None, -1
-        for center in self.picked(rng, tries):
+        for center in self.places(rng.random(tries)):
             box, dist = self.frame.ellipsoid(center, radii)
             region = inside(dist, self.free[box])
             if (found := int(np.count_nonzero(region))) > most:
@@ -186,24 +193,25 @@ class _Room:
 
 def _nodule(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """Three to five round solids in the upper and middle lung."""
-    room = _Room(scene, above=-15)
-    radii, densities, centers = [], [], []
+    room, tries = _Room(scene, above=-15), 5
+    radii, picks, densities = [], [], []
     for _ in range(int(rng.integers(3, 6))):
         radii.append(rng.uniform(15, 19))
-        centers.append(room.picked(rng, 5))
+        picks.append(rng.random(tries))
         densities.append(rng.uniform(30, 80))
-    tries = len(centers[0])
-    if not tries:
+    centers = room.places(np.concatenate(picks))
+    if not len(centers):
         return []
-    places, ball = scene.frame.balls(np.concatenate(centers), np.repeat(radii, tries)[:, None].repeat(3, axis=1))
-    taken = ~room.free.reshape(-1)
-    places, ball = places[~taken[places]], ball[~taken[places]]
+    places, ball = scene.frame.balls(centers, np.repeat(radii, 3 * tries).reshape(-1, 3))
+    free = room.free.reshape(-1)
+    lies_free = free[places]
+    places, ball = places[lies_free], ball[lies_free]
     most = np.bincount(ball, minlength=len(radii) * tries).reshape(-1, tries).argmax(axis=1)
     parts: list[Patch | Places] = []
     for nodule, density in enumerate(densities):
         found = places[ball == nodule * tries + most[nodule]]
-        found = found[~taken[found]]
-        taken[found] = True
+        found = found[free[found]]
+        free[found] = False
         scene.hu.reshape(-1)[found] = density
         parts.append(found)
     return parts
