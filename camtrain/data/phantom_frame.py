@@ -50,6 +50,11 @@ def affine_of(size: Sequence[int]) -> NDArray[np.float64]:
         >>> affine_of((32, 24, 30))[0].tolist()
         [10.0, 0.0, 0.0, -155.0]
     """
+    return _affine(tuple(size)).copy()
+
+
+@functools.lru_cache(maxsize=16)
+def _affine(size: tuple[int, ...]) -> NDArray[np.float64]:
     spacing = np.array(FIELD_OF_VIEW) / np.array(size)
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = (spacing - FIELD_OF_VIEW) / 2
@@ -86,19 +91,11 @@ class Frame:
 
     def places(self, points: Floats) -> Places:
         """Voxels that hold body points, clipped to the scan: (3, n, m) mm become (n, m) places in the flat volume."""
-        cos, sin = np.cos(self.pose.roll), np.sin(self.pose.roll)
-        world = points * np.array(self.pose.scale)[:, None, None]
-        (x, y), aside = world[:2], sin * world[1::-1]
-        x *= cos
-        x -= aside[0]
-        y *= cos
-        y += aside[1]
-        half, spacing, last = _bounds(self.size)
-        world += np.array(self.pose.shift)[:, None, None]
-        world += half
-        world /= spacing
-        np.minimum(np.maximum(world, 0, out=world), last, out=world)
-        i, j, k = world.astype(np.intp)
+        turn, shift = self.to_voxels
+        voxels = (turn.T @ points.reshape(3, -1)).reshape(points.shape)
+        voxels += shift[:, None, None] + 0.5  # whole numbers at the borders of voxels
+        last = np.array(self.size)[:, None, None] - 1
+        i, j, k = np.minimum(np.maximum(voxels, 0, out=voxels), last, out=voxels).astype(np.intp)
         i *= self.size[1]
         i += j
         i *= self.size[2]
@@ -134,18 +131,18 @@ class Frame:
         x, y, z = right * (x0 + x1) / 2, front * (y0 + y1) / 2, up * (z0 + z1) / 2
         wide, deep, high_ = right * (x1 - x0) / 2, front * (y1 - y0) / 2, up * (z1 - z0) / 2
         cos, sin, turned = self._cos, self._sin, abs(self._sin)
-        return (
-            self._cover(0, cos * x - sin * y, cos * wide + turned * deep),
-            self._cover(1, sin * x + cos * y, turned * wide + cos * deep),
-            self._cover(2, z, high_),
+        bands = (
+            (cos * x - sin * y, cos * wide + turned * deep),
+            (sin * x + cos * y, turned * wide + cos * deep),
+            (z, high_),
         )
-
-    def _cover(self, axis: int, center: float, reach: float) -> slice:
-        shift, extent, n = self.pose.shift[axis], FIELD_OF_VIEW[axis], self.size[axis]
-        first = math.floor((center - reach + shift + extent / 2) * n / extent) - 1
-        last = math.floor((center + reach + shift + extent / 2) * n / extent) + 2
-        first = min(max(first, 0), n - 1)
-        return slice(first, max(min(last, n), first + 1))
+        box = []
+        for (center, reach), shift, extent, n in zip(bands, self.pose.shift, FIELD_OF_VIEW, self.size, strict=True):
+            first = math.floor((center - reach + shift + extent / 2) * n / extent) - 1
+            last = math.floor((center + reach + shift + extent / 2) * n / extent) + 2
+            first = min(max(first, 0), n - 1)
+            box.append(slice(first, max(min(last, n), first + 1)))
+        return box[0], box[1], box[2]
 
     def at(self, box: Box) -> tuple[Floats, Floats, Floats]:
         """Body coordinates inside a box."""
@@ -223,16 +220,24 @@ class Frame:
             (columns,) place in the flat plane, number of the tube, and, both (columns, 1), way from the tube's start to
             the right and to the front.
         """
-        first, (wide, deep, _) = _windows(self, starts + lines / 2, np.abs(lines) / 2 + radii[:, None])
-        i, j = first[:, :1] + np.arange(wide), first[:, 1:2] + np.arange(deep)
-        places = (i[:, :, None] * self.size[1] + j[:, None, :]).reshape(len(first), -1)
-        x, y = self.x.reshape(-1).take(places) - starts[:, :1], self.y.reshape(-1).take(places) - starts[:, 1:2]
+        low, high = np.minimum(starts, starts + lines), np.maximum(starts, starts + lines)
+        reach = float(radii.max())
+        right, front, _ = self.box(low.min(axis=0) - reach, high.max(axis=0) + reach)
+        x, y = (c[right, front].reshape(-1) - start for c, start in ((self.x, starts[:, :1]), (self.y, starts[:, 1:2])))
         p, q = lines[:, :1], lines[:, 1:2]
-        along = (x * p + y * q) / np.maximum(p * p + q * q, np.float32(1e-6))
+        along = x * p
+        along += y * q
+        along /= np.maximum(p * p + q * q, np.float32(1e-6))
         np.minimum(np.maximum(along, 0, out=along), 1, out=along)
         away, aside = x - along * p, y - along * q
-        near = np.flatnonzero(away * away + aside * aside < (1.01 * radii * radii)[:, None])
-        return places.take(near), near // places.shape[1], x.reshape(-1, 1)[near], y.reshape(-1, 1)[near]
+        away *= away
+        aside *= aside
+        away += aside
+        near = np.flatnonzero(away < (1.01 * radii * radii)[:, None])
+        tube, column = np.divmod(near, x.shape[1])
+        i, j = np.divmod(column, front.stop - front.start)
+        columns = (i + right.start) * self.size[1] + (j + front.start)
+        return columns, tube, x.reshape(-1, 1)[near], y.reshape(-1, 1)[near]
 
     def balls(self, centers: Floats, radii: Floats) -> tuple[Places, NDArray[np.intp]]:
         """Voxels inside ellipsoids, as `ellipsoid` has them, of all at once; `centers` and `radii` (n, 3)."""
@@ -282,14 +287,6 @@ def _grid(size: tuple[int, int, int]) -> tuple[NDArray[np.float64], tuple[NDArra
     for array in (spacing, *world):
         array.setflags(write=False)  # all scans of this size share them
     return spacing, world
-
-
-@functools.lru_cache(maxsize=16)
-def _bounds(size: tuple[int, int, int]) -> NDArray[np.float64]:
-    """(3, 3, 1, 1): half the field of view, voxel size, and last voxel, along each axis."""
-    bounds = np.array([np.array(FIELD_OF_VIEW) / 2, _grid(size)[0], np.array(size) - 1])[:, :, None, None]
-    bounds.setflags(write=False)
-    return bounds
 
 
 def _three(point: Point) -> Sequence[float]:
