@@ -56,7 +56,7 @@ def paint_finding(scene: Scene, name: str, rng: np.random.Generator) -> None:
             scene.lesions.reshape(-1)[part] |= bit
         else:
             lesions = scene.lesions[part[0]]
-            lesions |= part[1] * bit
+            lesions |= part[1].view(np.uint8) * bit
 
 
 def _free_lung(scene: Scene, box: Box, lungs: tuple[int, ...] = LUNGS) -> Bools:
