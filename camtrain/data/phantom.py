@@ -56,18 +56,21 @@ class Case:
     affine: NDArray[np.float64]
 
 
-def to_image(hu: NDArray[np.float32]) -> NDArray[np.float32]:
+def to_image(hu: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Hounsfield units to the network's input: `WINDOW` becomes 0 to 1, what lies outside is clipped.
+
+    Args:
+        hu: Hounsfield units, of any shape.
+        out: Where to put the image, of the same shape; `hu` itself will do.
 
     Example:
         >>> to_image(np.array([-1000, -100, 2000], np.float32)).tolist()
         [0.0, 0.5, 1.0]
     """
     low, high = WINDOW
-    image: NDArray[np.float32] = hu - np.float32(low)
+    image: NDArray[np.float32] = np.subtract(hu, np.float32(low), out=out)
     image /= np.float32(high - low)
-    np.clip(image, 0, 1, out=image)
-    return image
+    return np.minimum(np.maximum(image, 0, out=image), 1, out=image)
 
 
 def unpack(bits: NDArray[np.uint8], labels: Sequence[str]) -> Bools:
