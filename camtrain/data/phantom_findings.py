@@ -76,9 +76,12 @@ def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Pl
     return [(box, (scene.organs[box] == HEART) & ~before)]
 
 
+_STRETCHES = np.array([0.2, 0.15, 0.15, 0.15, 0.15, 0.2]).cumsum()
+
+
 def _aneurysm(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """A widened stretch of the aorta, with a crescent of clot along its wall."""
-    stretch = int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.2, 0.15, 0.15, 0.15, 0.15, 0.2]))
+    stretch = 1 + int(_STRETCHES.searchsorted(rng.random(), side="right"))
     start, end = scene.anatomy.aorta[stretch], scene.anatomy.aorta[stretch + 1]
     middle = start + (end - start) * rng.uniform(0.2, 0.6)
     along = (end - start) / np.linalg.norm(end - start) * rng.uniform(8, 15)
@@ -86,9 +89,9 @@ def _aneurysm(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places
     organs = scene.organs[box]
     blob = inside(dist, (organs != HEART) & (organs != SPINE) & scene.in_cavity(box))
     clot = blob & (dist > 0.7) & (scene.frame.at(box)[0] < middle[0])
-    scene.hu[box][blob] = BLOOD + 15
-    scene.hu[box][clot] = 90
-    organs[blob] = VESSELS
+    np.copyto(scene.hu[box], BLOOD + 15, where=blob)
+    np.copyto(scene.hu[box], 90, where=clot)
+    np.copyto(organs, VESSELS, where=blob)
     return [(box, blob)]
 
 
@@ -127,7 +130,7 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[
     nearest = _nearest(at.compress(outward, axis=1), points)
     wall = np.zeros(heart.shape, bool)
     wall.reshape(-1)[voxels[outward]] = inside(nearest / np.float32(size**2), np.ones(nearest.shape, bool))
-    scene.hu[box][wall] = rng.uniform(900, 1200)
+    np.copyto(scene.hu[box], rng.uniform(900, 1200), where=wall)
     return [(box, wall)]
 
 
@@ -154,11 +157,11 @@ def _effusion(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places
     side = np.maximum(np.abs(x.reshape(-1)) - 45, 0)
     side *= side
     slope = ((top + 0.02 * side)[column] - z[0, 0, k]) / (top + 55)
-    slope = np.minimum(np.maximum(slope, 0, out=slope), 1, out=slope) ** 0.7
+    slope = slope.clip(0, 1, out=slope) ** 0.7
     level = bottom + (depth + 0.006 * side)[column] * slope
     field = 1 + (scene.frame.front[0, box[1], 0][column % fluid.shape[1]] - level) / 10
     fluid.reshape(-1)[voxels] = inside(field, np.ones(field.shape, bool))
-    scene.hu[box][fluid] = FLUID + rng.uniform(-6, 6)
+    np.copyto(scene.hu[box], FLUID + rng.uniform(-6, 6), where=fluid)
     return [(box, fluid)]
 
 
@@ -219,14 +222,14 @@ def _nodule(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
 
 def _consolidation(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places]:
     """Most of one lobe filled up, with air left in the bronchi."""
-    side, half_width = int(rng.choice([-1, 1])), scene.anatomy.cavity[0]
-    height = rng.choice([58.0, 8.0])  # upper lobe; middle lobe or lingula
+    side, half_width = (-1, 1)[rng.integers(0, 2)], scene.anatomy.cavity[0]
+    height = (58.0, 8.0)[rng.integers(0, 2)]  # upper lobe; middle lobe or lingula
     place = np.array([side * 0.62 * half_width, 12.0, height]) + rng.uniform(-10, 10, 3)
     box, dist = scene.frame.ellipsoid(place, rng.uniform(34, 44, 3))
     patch = inside(dist, _free_lung(scene, box))
     air = rng.random(dist.shape) < 0.2
-    scene.hu[box][patch] = rng.uniform(30, 60)
-    scene.hu[box][patch & air] = -550
+    np.copyto(scene.hu[box], rng.uniform(30, 60), where=patch)
+    np.copyto(scene.hu[box], -550, where=patch & air)
     return [(box, patch)]
 
 
@@ -236,12 +239,15 @@ def _ground_glass(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Pl
     region = np.zeros(scene.frame.size, bool)
     for _ in range(2):
         box, dist, patch = room.roomiest(rng, rng.uniform(38, 54, 3), tries=3)
-        patch &= ~region[box]
-        grain = 1 + 0.15 * rng.standard_normal(dist.shape, dtype=np.float32)[patch]
-        haze = rng.uniform(310, 390) * np.clip(2.5 * (1 - dist[patch]), 0, 1) * grain
-        below = scene.hu[box][patch]
-        scene.hu[box][patch] = np.minimum(below + haze, np.maximum(below, -150))
-        region[box] |= patch
+        taken, hu = region[box], scene.hu[box]
+        patch &= ~taken
+        voxels = np.flatnonzero(patch)
+        grain = 1 + 0.15 * rng.standard_normal(dist.size, dtype=np.float32).take(voxels)
+        fade = 2.5 * (1 - dist.reshape(-1).take(voxels))
+        haze = rng.uniform(310, 390) * np.minimum(fade, 1, out=fade) * grain
+        below = hu[patch]
+        hu[patch] = np.minimum(below + haze, np.maximum(below, -150))
+        taken |= patch
         hazes.append((box, patch))
     return hazes
 

@@ -95,7 +95,7 @@ class Frame:
         voxels = (turn.T @ points.reshape(3, -1)).reshape(points.shape)
         voxels += shift[:, None, None] + 0.5  # whole numbers at the borders of voxels
         last = np.array(self.size)[:, None, None] - 1
-        i, j, k = np.minimum(np.maximum(voxels, 0, out=voxels), last, out=voxels).astype(np.intp)
+        i, j, k = voxels.clip(0, last, out=voxels).astype(np.intp)
         i *= self.size[1]
         i += j
         i *= self.size[2]
@@ -164,8 +164,7 @@ class Frame:
         p, q, s = line.tolist()
         along = (x * p + y * q) + z * s
         along /= max(float(line @ line), 1e-6)
-        np.maximum(along, 0, out=along)
-        np.minimum(along, 1, out=along)
+        along.clip(0, 1, out=along)
         field: Floats = np.zeros_like(along)
         for axis, step in ((x, p), (y, q), (z, s)):  # in place: tubes are small, and arrays cost more than sums
             away = along * step
@@ -198,7 +197,7 @@ class Frame:
         along = z * s
         np.add(x * p + y * q, along, out=along)
         along /= length
-        np.minimum(np.maximum(along, 0, out=along), 1, out=along)
+        along.clip(0, 1, out=along)
         field = along * p
         np.subtract(x, field, out=field)
         field *= field
@@ -228,7 +227,7 @@ class Frame:
         along = x * p
         along += y * q
         along /= np.maximum(p * p + q * q, np.float32(1e-6))
-        np.minimum(np.maximum(along, 0, out=along), 1, out=along)
+        along.clip(0, 1, out=along)
         away, aside = x - along * p, y - along * q
         away *= away
         aside *= aside
