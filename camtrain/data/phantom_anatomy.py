@@ -42,6 +42,11 @@ class Anatomy:
         reach: Floats = np.sqrt(((self.heart_frame * self.heart_axes[:, None]) ** 2).sum(axis=0))
         return reach
 
+    @functools.cached_property
+    def heart_rows(self) -> Floats:
+        """(3, 3) the axes divided by their lengths, as columns: along them the heart's coordinates are measured."""
+        return np.ascontiguousarray((self.heart_frame / self.heart_axes[:, None]).T)
+
     @property
     def cavity(self) -> tuple[float, float]:
         """Half-axes of the inside of the rib cage."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camtrain.data.phantom_anatomy import Anatomy
-from camtrain.data.phantom_frame import Bools, Box, Floats, Frame, Patch, inside
+from camtrain.data.phantom_frame import Bools, Box, Floats, Frame, Patch, inside, places_in
 
 ORGANS = {"lung_left": 1, "lung_right": 2, "heart": 3, "great_vessels": 4, "mediastinum": 5, "spine": 6}
 LUNG_LEFT, LUNG_RIGHT, HEART, VESSELS, MEDIASTINUM, SPINE = ORGANS.values()
@@ -142,14 +142,14 @@ def _trunk(scene: Scene) -> None:
     hu[:, :neck], hu[:, neck:] = below, AIR
     # Ribs run down towards the front, one every 26 mm.
     phase, turns = (0.4 * y + a.rib_phase) / 26, z / 26
-    bony = np.flatnonzero((plane >= bone_from) & (plane < bone_to))
+    bony = places_in((plane >= bone_from) & (plane < bone_to))
     ribs = _in_rib(turns[:, :neck] + phase[bony])
     ribs &= z[:, :neck] > -110
     hu[bony, :neck] = np.where(ribs, np.float32(RIB), below[bony])
-    inner = np.flatnonzero(plane < skin)  # the trunk is nowhere wider
+    inner = places_in(plane < skin)  # the trunk is nowhere wider
     levels = (shell(a, x[inner], y[inner], z[:, neck:]) * 200).astype(np.intp)
     above = values.take(levels, mode="clip")
-    bony = np.flatnonzero((levels >= bone_from) & (levels < bone_to))
+    bony = places_in((levels >= bone_from) & (levels < bone_to))
     column, k = np.divmod(bony, max(levels.shape[1], 1))
     ribs = _in_rib(turns[0, neck:][k] + phase[inner[column], 0])
     above.reshape(-1)[bony[ribs]] = RIB
@@ -202,12 +202,12 @@ def _spine(scene: Scene) -> None:
     box = f.box((-34, back - 50, -200), (34, back + 22, 200))
     x, y, z = f.at(box)
     y = y - back + 6 * np.cos(z / 90)
-    behind = y + 21
+    behind, aside = y + 21, np.abs(x)
     body = (x / 19) ** 2 + (y / 15) ** 2 < 1
     disc = np.mod(z + a.rib_phase, 27) < 5
     canal = (x / 9) ** 2 + (behind / 8) ** 2 < 1
-    arch = ((x / 16) ** 2 + (behind / 13) ** 2 < 1) | ((np.abs(x) < 5) & (y < -25) & (y > -44))
-    wings = (np.abs(y + 20) < 6) & (np.abs(x) < 32)
+    arch = ((x / 16) ** 2 + (behind / 13) ** 2 < 1) | ((aside < 5) & (y < -25) & (y > -44))
+    wings = (np.abs(y + 20) < 6) & (aside < 32)
     marrow = (x / 15) ** 2 + (y / 11) ** 2 < 1
     region = body | canal | arch | (wings & ~disc)
     hu = scene.hu[box]
@@ -262,7 +262,7 @@ def paint_heart(scene: Scene, outer: float, inner: float) -> Patch:
     where &= organs != VESSELS
     where &= organs != SPINE
     heart = inside(size / outer, where)
-    voxels = np.flatnonzero(heart)
+    voxels = places_in(heart)
     chambers = along.reshape(3, 1, -1).take(voxels, axis=2)
     chambers /= inner
     chambers = ((chambers - _MIDDLES) / _REACHES) ** 2
@@ -282,8 +282,7 @@ _REACHES = np.array([[0.62, 0.6, 0.3], [0.36, 0.33, 0.6], [0.5, 0.55, 0.6]], np.
 
 def heart_coordinates(anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> Floats:
     """(3, ...) coordinates along the heart's own axes, in units of the average patient's half-axes."""
-    rows = anatomy.heart_frame / anatomy.heart_axes[:, None]
-    right, front, up = rows.T.reshape(3, 3, *[1] * x.ndim)
+    right, front, up = anatomy.heart_rows.reshape(3, 3, *[1] * x.ndim)
     a, b, c = anatomy.heart
     flat = right * (x - a)
     flat += front * (y - b)
@@ -328,7 +327,7 @@ def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) ->
     organs = scene.organs[scene.chest].reshape(-1)
     bends, picked, lungs = [], [], []
     for organ in _ROOTS:
-        voxels = np.flatnonzero(organs == organ)
+        voxels = places_in(organs == organ)
         bend = rng.normal(0, 9, (branches, 3))
         picks = rng.random(branches)
         if len(voxels):
@@ -343,7 +342,7 @@ def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) ->
     paths += np.multiply.outer(np.concatenate(bends).T, bow)
     places = f.places(paths)
     own = scene.organs.reshape(-1).take(places) == np.repeat(np.array(lungs, np.uint8), branches)[:, None]
-    found, hu = np.flatnonzero(own), scene.hu.reshape(-1)
+    found, hu = places_in(own), scene.hu.reshape(-1)
     places = places.reshape(-1).take(found)
     hu[places] = np.maximum(hu[places], value.take(found % len(value)))
 

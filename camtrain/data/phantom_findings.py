@@ -25,7 +25,7 @@ from camtrain.data.phantom_body import (
     heart_coordinates,
     paint_heart,
 )
-from camtrain.data.phantom_frame import Bools, Box, Floats, Patch, Places, inside
+from camtrain.data.phantom_frame import Bools, Box, Floats, Patch, Places, inside, places_in
 
 LUNGS = (LUNG_LEFT, LUNG_RIGHT)
 
@@ -115,7 +115,7 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[
     reach = 1.1 * scene.heart_outer * float(scene.anatomy.heart_axes.max())
     box = scene.frame.box(scene.anatomy.heart - reach, scene.anatomy.heart + reach)
     heart = scene.organs[box] == HEART
-    voxels = np.flatnonzero(heart)
+    voxels = places_in(heart)
     at = heart_coordinates(scene.anatomy, *scene.frame.points(voxels, box))
     at /= scene.heart_inner
     size = max(7.5, 1.15 * scene.frame.thin) / 46
@@ -137,8 +137,9 @@ def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> Sequence[
 def _nearest(voxels: Floats, points: Floats) -> Floats:
     """(n,) squared distance of each voxel, (3, n), from the nearest of some points, (3, m)."""
     squares = np.zeros((points.shape[1], voxels.shape[1]), voxels.dtype)
+    away = np.empty_like(squares)
     for place, point in zip(voxels, points, strict=True):
-        away = np.subtract(place, point[:, None])
+        np.subtract(place, point[:, None], out=away)
         away *= away
         squares += away
     nearest: Floats = squares.min(axis=0, initial=np.inf)
@@ -152,7 +153,7 @@ def _effusion(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Places
     depth, top, sides = rng.uniform(34, 52), rng.uniform(5, 55), int(rng.integers(0, 3))
     bottom = -a.cavity[1] * a.pose.scale[1] + a.pose.shift[1]
     fluid = _free_lung(scene, box, ((LUNG_LEFT,), (LUNG_RIGHT,), LUNGS)[sides])
-    voxels = np.flatnonzero(fluid)
+    voxels = places_in(fluid)
     column, k = np.divmod(voxels, fluid.shape[2])
     side = np.maximum(np.abs(x.reshape(-1)) - 45, 0)
     side *= side
@@ -173,7 +174,7 @@ class _Room:
         self.free = np.zeros(scene.frame.size, bool)
         self.free[self.chest] = _free_lung(scene, self.chest)
         high = self.free[self.chest] & (self.frame.z[:, :, self.chest[2]] > above)
-        self._voxels = np.flatnonzero(high)
+        self._voxels = places_in(high)
 
     def places(self, picks: NDArray[np.float64]) -> Floats:
         """(n, 3) body coordinates, mm, of n numbers from 0 to 1; (0, 3) where there is no room."""
@@ -185,8 +186,9 @@ class _Room:
         best, most = None, -1
         for center in self.places(rng.random(tries)):
             box, dist = self.frame.ellipsoid(center, radii)
-            region = inside(dist, self.free[box])
-            if (found := int(np.count_nonzero(region))) > most:
+            region = dist < 1
+            region &= self.free[box]
+            if (found := int(np.count_nonzero(region))) > most:  # at least the voxel in the middle
                 best, most = (box, dist, region), found
         if best is None:
             box, dist = self.frame.ellipsoid((0, 0, 0), radii)
@@ -241,7 +243,7 @@ def _ground_glass(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Pl
         box, dist, patch = room.roomiest(rng, rng.uniform(38, 54, 3), tries=3)
         taken, hu = region[box], scene.hu[box]
         patch &= ~taken
-        voxels = np.flatnonzero(patch)
+        voxels = places_in(patch)
         grain = 1 + 0.15 * rng.standard_normal(dist.size, dtype=np.float32).take(voxels)
         fade = 2.5 * (1 - dist.reshape(-1).take(voxels))
         haze = rng.uniform(310, 390) * np.minimum(fade, 1, out=fade) * grain

@@ -103,12 +103,6 @@ class _Skin:
         return np.stack([right, front, self._z], axis=1)
 
 
-def _balls(scene: Scene, skin: _Skin, radius: float) -> list[Places]:
-    points = skin.of(scene.anatomy)
-    radius = max(radius, 1.6 * scene.frame.thin)  # some voxels each on a coarse grid too
-    return [scene.frame.balls(points, np.full(points.shape, radius))[0]]
-
-
 _BEAD = _Skin([62], 5, [55])
 _BUTTONS = _Skin([90] * 4, 4, [-90, -62, -34, -6])
 _STEPS = np.linspace(0, 1, 13)
@@ -116,7 +110,9 @@ _LEAD = _Skin(48 + 82 * _STEPS, 3.0, 82 - 105 * _STEPS)
 
 
 def _bead(scene: Scene) -> Sequence[Patch | Places]:
-    return _balls(scene, _BEAD, 11.0)
+    radius = max(11.0, 1.6 * scene.frame.thin)  # some voxels on a coarse grid too
+    box, dist = scene.frame.ellipsoid(_BEAD.of(scene.anatomy)[0], [radius] * 3)
+    return [(box, dist < 1)]
 
 
 def _character(scene: Scene) -> Sequence[Patch | Places]:
@@ -180,7 +176,8 @@ def _electrode(scene: Scene) -> Sequence[Patch | Places]:
 
 def _buttons(scene: Scene) -> Sequence[Patch | Places]:
     """A row of buttons down the front."""
-    return _balls(scene, _BUTTONS, 7.0)
+    points = _BUTTONS.of(scene.anatomy)
+    return [scene.frame.balls(points, np.full(points.shape, max(7.0, 1.6 * scene.frame.thin)))[0]]
 
 
 def _plate(scene: Scene) -> Sequence[Patch | Places]:
