@@ -19,7 +19,7 @@ from camtrain._errors import InputError, nearest
 from camtrain.data.phantom_anatomy import draw_anatomy
 from camtrain.data.phantom_body import Scene, paint_body
 from camtrain.data.phantom_findings import FINDINGS, PAINTING_ORDER, paint_finding
-from camtrain.data.phantom_frame import Bools, Frame, affine_of
+from camtrain.data.phantom_frame import Bools, Frame, Places, affine_of, places_in
 from camtrain.data.phantom_shortcuts import PLACES, paint_marker
 
 LABELS = tuple(FINDINGS)
@@ -174,7 +174,7 @@ class Phantom:
                 paint_marker(scene, name, self.shortcut_at)
         return self._finish(f"{split}-{index:05d}", scene, truth, marks)
 
-    def marked(self, split: str, index: int, organs: NDArray[np.uint8]) -> NDArray[np.intp]:
+    def marked(self, split: str, index: int, organs: NDArray[np.uint8]) -> Places:
         """Where the markers of a case lie, without making it anew: places in the flat volume.
 
         Args:
@@ -189,7 +189,7 @@ class Phantom:
         for name in self.labels:
             if marks[name]:
                 paint_marker(scene, name, self.shortcut_at)
-        return np.flatnonzero(scene.markers)
+        return places_in(scene.markers != 0)
 
     def _finish(self, name: str, scene: Scene, truth: dict[str, bool], marks: dict[str, bool]) -> Case:
         organs = scene.organs

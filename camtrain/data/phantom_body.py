@@ -37,7 +37,6 @@ class Scene:
         markers: (X, Y, Z) uint8, one bit per marker.
         heart_outer: Size of the pericardium, 1 = the average patient's heart.
         heart_inner: Size of the muscle inside it.
-        chest: Box that holds the inside of the rib cage.
     """
 
     frame: Frame
@@ -48,17 +47,27 @@ class Scene:
     markers: NDArray[np.uint8] = field(init=False)
     heart_outer: float = 1.0
     heart_inner: float = 1.0
-    chest: Box = field(init=False)
 
     def __post_init__(self) -> None:
         self.lesions = np.zeros(self.frame.size, np.uint8)
         self.markers = np.zeros(self.frame.size, np.uint8)
-        half_width, half_depth = self.anatomy.cavity
-        x, y, z = self.frame.x, self.frame.y, self.frame.z
-        self._round: Floats = np.abs(x / half_width) ** 2.3 + np.abs(y / half_depth) ** 2.3
-        self._roof: Floats = 1 - np.maximum((z - 10) / 108, 0) ** 2
+
+    @functools.cached_property
+    def chest(self) -> Box:
+        """Box that holds the inside of the rib cage."""
         within = self._round[:, :, 0] < self._roof.max()
-        self.chest = span(within.any(1)), span(within.any(0)), span(self._roof[0, 0] > self._round.min())
+        return span(within.any(1)), span(within.any(0)), span(self._roof[0, 0] > self._round.min())
+
+    @functools.cached_property
+    def _round(self) -> Floats:
+        half_width, half_depth = self.anatomy.cavity
+        result: Floats = np.abs(self.frame.x / half_width) ** 2.3 + np.abs(self.frame.y / half_depth) ** 2.3
+        return result
+
+    @functools.cached_property
+    def _roof(self) -> Floats:
+        result: Floats = 1 - np.maximum((self.frame.z - 10) / 108, 0) ** 2
+        return result
 
     def in_cavity(self, box: Box) -> Bools:
         """Voxels of a box inside the rib cage (lungs, heart, vessels, and the abdomen below the diaphragm)."""
@@ -97,14 +106,18 @@ _NECK = 75.0
 
 def shell(anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> Floats:
     """(X, Y, Z) distance from the long axis of the trunk, 1 on the skin; the trunk tapers to the neck."""
-    radius = np.sqrt((x / anatomy.width) ** 2 + (y / anatomy.depth) ** 2)
-    result: Floats = radius / np.maximum(_taper(z), 0.35)
+    result: Floats = _radius(anatomy, x, y) / _taper(z)
     return result
+
+
+def _radius(anatomy: Anatomy, x: Floats, y: Floats) -> Floats:
+    radius: Floats = np.sqrt((x / anatomy.width) ** 2 + (y / anatomy.depth) ** 2)
+    return radius
 
 
 def _taper(z: Floats) -> Floats:
     taper: Floats = 1 - 0.3 * (np.maximum(z - _NECK, 0) / 75) ** 2
-    return taper
+    return np.maximum(taper, 0.35, out=taper)
 
 
 def span(where: Bools) -> slice:
@@ -137,7 +150,8 @@ def _trunk(scene: Scene) -> None:
     hu, x, y, z = scene.hu.reshape(-1, f.size[2]), f.x.reshape(-1, 1), f.y.reshape(-1, 1), f.z[0]
     # Below the neck one plane is as the other, but for the ribs.
     neck = bisect.bisect_right(z[0].tolist(), _NECK)
-    plane = (shell(a, x, y, z[:, :1]) * 200).astype(np.intp)
+    radius = _radius(a, x, y)
+    plane = (radius * 200).astype(np.intp)
     below = values.take(plane, mode="clip")
     hu[:, :neck], hu[:, neck:] = below, AIR
     # Ribs run down towards the front, one every 26 mm.
@@ -147,7 +161,7 @@ def _trunk(scene: Scene) -> None:
     ribs &= z[:, :neck] > -110
     hu[bony, :neck] = np.where(ribs, np.float32(RIB), below[bony])
     inner = places_in(plane < skin)  # the trunk is nowhere wider
-    levels = (shell(a, x[inner], y[inner], z[:, neck:]) * 200).astype(np.intp)
+    levels = (radius[inner] / _taper(z[:, neck:]) * 200).astype(np.intp)
     above = values.take(levels, mode="clip")
     bony = places_in((levels >= bone_from) & (levels < bone_to))
     column, k = np.divmod(bony, max(levels.shape[1], 1))
@@ -183,7 +197,7 @@ def _cavity(scene: Scene) -> None:
     gap = 9 + 17 * np.exp(-(((y + 8) / 30) ** 2))
     right, left = x > gap, x < -gap - 2
     organ = np.where(right, np.uint8(LUNG_RIGHT), np.where(left, np.uint8(LUNG_LEFT), np.uint8(MEDIASTINUM)))
-    np.multiply(organ, lung, out=scene.organs[scene.chest])  # nothing else has an organ yet
+    np.multiply(organ, lung.view(np.uint8), out=scene.organs[scene.chest])  # nothing else has an organ yet
     air = a.lung_hu - a.lung_gradient * y + 14 * np.sin(x / 23 + a.rib_phase)
     air = np.where(right | left, air, np.float32(-25))
     soft = np.where(x > -18 - 0.25 * y, LIVER, np.where(y < 0, LIVER + 15, 35)).astype(np.float32)
@@ -265,9 +279,11 @@ def paint_heart(scene: Scene, outer: float, inner: float) -> Patch:
     voxels = places_in(heart)
     chambers = along.reshape(3, 1, -1).take(voxels, axis=2)
     chambers /= inner
-    chambers = ((chambers - _MIDDLES) / _REACHES) ** 2
-    blood = (chambers[0] + chambers[1] + chambers[2] < 1).any(axis=0)
-    hu[heart] = np.where(blood, np.float32(BLOOD), np.float32(MYOCARDIUM))
+    chambers = chambers - _MIDDLES
+    chambers /= _REACHES
+    chambers *= chambers
+    left, right, atria = chambers[0] + chambers[1] + chambers[2] < 1
+    hu[heart] = np.where(left | right | atria, np.float32(BLOOD), np.float32(MYOCARDIUM))
     rim = heart & (size >= inner)
     np.copyto(hu, FLUID, where=rim)
     np.copyto(organs, HEART, where=heart)
