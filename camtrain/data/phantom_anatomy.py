@@ -65,11 +65,12 @@ _MEASURES: dict[str, tuple[float, float]] = {
 }
 
 _LOW, _HIGH = np.array(list(_MEASURES.values()), float).T
+_RANGE = _HIGH - _LOW
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     """One patient from the population: pose, proportions, fat, density of the lungs, course of the aorta."""
-    m = dict(zip(_MEASURES, rng.uniform(_LOW, _HIGH).tolist(), strict=True))
+    m = dict(zip(_MEASURES, (_LOW + _RANGE * rng.random(len(_LOW))).tolist(), strict=True))
     return Anatomy(
         pose=Pose(
             shift=(m["shift_x"], m["shift_y"], m["shift_z"]),

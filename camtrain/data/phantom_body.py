@@ -202,7 +202,8 @@ def _cavity(scene: Scene) -> None:
     air = np.where(right | left, air, np.float32(-25))
     soft = np.where(x > -18 - 0.25 * y, LIVER, np.where(y < 0, LIVER + 15, 35)).astype(np.float32)
     soft = np.where((np.abs(x) < 22) & (y < -12), np.float32(-60), soft)
-    np.copyto(scene.hu[scene.chest], np.where(lung, air, soft), where=cavity)
+    np.copyto(scene.hu[scene.chest], soft, where=cavity)
+    np.copyto(scene.hu[scene.chest], air, where=lung)
     box, dist = f.ellipsoid((-48, 34, a.dome_left - 42), (26, 14, 20))  # air in the stomach
     gas = scene.in_cavity(box)
     gas &= scene.organs[box] == 0

@@ -69,6 +69,7 @@ class Frame:
         pose: How the patient lies.
 
     Attributes:
+        plane: (2, X, Y) body coordinates to the patient's right and to the front, mm.
         x: (X, Y, 1) body coordinate to the patient's right, mm.
         y: (X, Y, 1) body coordinate to the front, mm.
         z: (1, 1, Z) body coordinate upwards, mm.
@@ -85,8 +86,11 @@ class Frame:
         cos, sin = np.float32(np.cos(pose.roll)), np.float32(np.sin(pose.roll))
         right, front, up = (w - np.float32(c) for w, c in zip(world, pose.shift, strict=True))
         self.front = world[1][None, :, None]
-        self.x = ((cos * right[:, None] + sin * front[None, :]) / np.float32(pose.scale[0]))[:, :, None]
-        self.y = ((cos * front[None, :] - sin * right[:, None]) / np.float32(pose.scale[1]))[:, :, None]
+        self.plane = np.empty((2, *size[:2]), np.float32)
+        np.add(cos * right[:, None], sin * front, out=self.plane[0])
+        np.subtract(cos * front, sin * right[:, None], out=self.plane[1])
+        self.plane /= np.array(pose.scale[:2], np.float32)[:, None, None]
+        self.x, self.y = self.plane[:, :, :, None]
         self.z = (up / np.float32(pose.scale[2]))[None, None, :]
 
     def places(self, points: Floats) -> Places:
@@ -105,10 +109,11 @@ class Frame:
 
     def points(self, voxels: Places, box: Box) -> Floats:
         """(3, n) body coordinates of voxels, places in a box."""
-        x, y, z = self.at(box)
-        column, k = np.divmod(voxels, z.shape[2])
+        right, front, up = box
+        column, k = np.divmod(voxels, up.stop - up.start)
         points = np.empty((3, len(voxels)), np.float32)
-        points[0], points[1], points[2] = x.reshape(-1)[column], y.reshape(-1)[column], z[0, 0, k]
+        points[:2] = self.plane[:, right, front].reshape(2, -1).take(column, axis=1)
+        points[2] = self.z[0, 0, up][k]
         return points
 
     @functools.cached_property
@@ -153,8 +158,12 @@ class Frame:
         """Field of an ellipsoid: squared distance in units of the radii."""
         c, r = np.asarray(center, np.float32), np.maximum(np.asarray(radii, np.float32), self.thin)
         box = self.box(c - r, c + r)
-        x, y, z = ((v - o) / s for v, o, s in zip(self.at(box), c.tolist(), r.tolist(), strict=True))
-        return box, (x * x + y * y) + z * z
+        right, front, up = box
+        flat = self.plane[:, right, front] - c[:2, None, None]
+        flat /= r[:2, None, None]
+        flat *= flat
+        z = (self.z[:, :, up] - c[2]) / r[2]
+        return box, (flat[0] + flat[1])[:, :, None] + z * z
 
     def capsule(self, start: Point, end: Point, radius: float) -> tuple[Box, Floats]:
         """Field of a tube with round ends: squared distance from the line in units of the radius."""
@@ -196,14 +205,12 @@ class Frame:
         az, p, q, s, length, square = per_column.T[:, :, None]
         z = self.z[0] - az
         along = z * s
-        np.add(x * p + y * q, along, out=along)
+        along += x * p + y * q
         along /= length
         along.clip(0, 1, out=along)
-        field = along * p
-        np.subtract(x, field, out=field)
-        field *= field
-        for axis, step in ((y, q), (z, s)):
-            away = along * step
+        field, away = np.zeros_like(along), np.empty_like(along)
+        for axis, step in ((x, p), (y, q), (z, s)):
+            np.multiply(along, step, out=away)
             np.subtract(axis, away, out=away)
             away *= away
             field += away
@@ -245,13 +252,12 @@ class Frame:
         first, window = self._windows(c, r.max(axis=0))
         i, j, k = (first[:, axis, None] + np.arange(count) for axis, count in enumerate(window))
         columns = (i[:, :, None] * self.size[1] + j[:, None, :]).reshape(len(c), -1)
-        x, y, z = self.x.reshape(-1).take(columns), self.y.reshape(-1).take(columns), self.z[0, 0].take(k)
-        for axis, field in enumerate((x, y, z)):
-            field -= c[:, axis, None]
-            field /= r[:, axis, None]
-            field *= field
-        x += y
-        found = places_in(x[:, :, None] + z[:, None, :] < 1)
+        flat = self.plane.reshape(2, -1).take(columns, axis=1) - c.T[:2, :, None]
+        flat /= r.T[:2, :, None]
+        flat *= flat
+        z = (self.z[0, 0].take(k) - c[:, 2:]) / r[:, 2:]
+        z *= z
+        found = places_in((flat[0] + flat[1])[:, :, None] + z[:, None, :] < 1)
         column, level = np.divmod(found, window[2])
         ball = column // columns.shape[1]
         return columns.reshape(-1).take(column) * self.size[2] + (first[ball, 2] + level), ball
