@@ -201,9 +201,10 @@ class Frame:
         lines = b - a
         length = np.maximum(lines[:, None] @ lines[:, :, None], np.float32(1e-6))[:, 0]
         columns, tube, x, y = self._columns_near(a, lines, r)
+        # From here on (Z, columns): numpy starts a loop for each row, and there are more columns than levels.
         per_column = np.concatenate([a[:, 2:], lines, length, square[:, None]], axis=1).take(tube, axis=0)
-        az, p, q, s, length, square = per_column.T[:, :, None]
-        z = self.z[0] - az
+        az, p, q, s, length, square = np.ascontiguousarray(per_column.T)
+        z = self.z.reshape(-1, 1) - az
         along = z * s
         along += x * p + y * q
         along /= length
@@ -214,8 +215,7 @@ class Frame:
             np.subtract(axis, away, out=away)
             away *= away
             field += away
-        found = places_in(field < square)
-        column, k = np.divmod(found, self.size[2])
+        k, column = np.divmod(places_in(field < square), len(columns))
         return columns[column] * self.size[2] + k, tube[column]
 
     def _columns_near(
@@ -224,8 +224,8 @@ class Frame:
         """Columns of voxels that may hold some of a tube, for each tube: seen from above they lie within its radius.
 
         Returns:
-            (columns,) place in the flat plane, number of the tube, and, both (columns, 1), way from the tube's start to
-            the right and to the front.
+            (columns,) place in the flat plane, number of the tube, and way from the tube's start to the right and to
+            the front.
         """
         low, high = np.minimum(starts, starts + lines), np.maximum(starts, starts + lines)
         reach = float(radii.max())
@@ -244,7 +244,7 @@ class Frame:
         tube, column = np.divmod(near, x.shape[1])
         i, j = np.divmod(column, front.stop - front.start)
         columns = (i + right.start) * self.size[1] + (j + front.start)
-        return columns, tube, x.reshape(-1, 1)[near], y.reshape(-1, 1)[near]
+        return columns, tube, x.reshape(-1)[near], y.reshape(-1)[near]
 
     def balls(self, centers: Floats, radii: Floats) -> tuple[Places, NDArray[np.intp]]:
         """Voxels inside ellipsoids, as `ellipsoid` has them, of all at once; `centers` and `radii` (n, 3)."""
