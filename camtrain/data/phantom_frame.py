@@ -197,7 +197,8 @@ class Frame:
         """
         a, b = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
         r = np.maximum(radii, self.thin).astype(np.float32)
-        square = np.array([one**2 for one in r])  # as `capsule` has it: numpy rounds squares of arrays another way
+        # As `capsule` has it: numpy rounds squares of arrays another way.
+        square = np.array([one**2 for one in r], np.float32)
         lines = b - a
         length = np.maximum(lines[:, None] @ lines[:, :, None], np.float32(1e-6))[:, 0]
         columns, tube, x, y = self._columns_near(a, lines, r)
