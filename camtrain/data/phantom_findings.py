@@ -76,7 +76,7 @@ def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> Sequence[Patch | Pl
     return [(box, (scene.organs[box] == HEART) & ~before)]
 
 
-# How often it is the aorta's first stretch above the valve, or one up to the second, and so on.
+# Up to which draw from 0 to 1 it is the aorta's stretch 1, 2, and so on; stretch 0, from the valve, is left out.
 _STRETCHES = np.array([0.2, 0.15, 0.15, 0.15, 0.15, 0.2]).cumsum()
 
 
