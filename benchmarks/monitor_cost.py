@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from _pairs import machine
 from monai.networks.nets import DenseNet121
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -126,7 +127,7 @@ def alarms(options: argparse.Namespace) -> tuple[float, float]:
 def main() -> None:
     """Print one line per head and one for the pictures."""
     options = read_options(__doc__, pairs=3, size=64, labels=8, batch=4, cases=200, present=0.15)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {options.size}^3, {options.labels} labels")
+    print(f"{options.size}^3, {options.labels} labels; {machine()}")
     drawing = pictures(options)
     print(
         f"pictures of 12 cases x 8 labels, drawn and written: {min(drawing):.2f} s of processor time "

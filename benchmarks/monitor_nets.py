@@ -40,8 +40,9 @@ def compare(net: str, head: str, layer: str, labels: int, size: int, args: argpa
     found = next(row.name for row in ct.layers(model, image, seen=False) if row.default)
     # EfficientNet's last activation is a module that runs several times: the last run counts.
     monitor = monitor_of(labels, f"net.{network.mid if layer == 'mid' else found}", every_n_epochs=0, call=-1)
-    start = time.process_time()
     with torch.no_grad():
+        model(image)
+        start = time.process_time()
         model(image)
     number = batch * max(2, round(args.seconds / (time.process_time() - start)))
     loader, module = DataLoader(cases(number, network.shape(size), labels, args.present), batch), Lit(model)

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from _pairs import machine
 from monai.networks.nets import DenseNet121, ResNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -187,10 +188,9 @@ def read_options(description: str | None, **defaults: float) -> argparse.Namespa
 def main() -> None:
     """Print one line per network."""
     options = read_options(__doc__, pairs=15, size=64, labels=80, batch=2, cases=8, present=0.15)
-    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     print(
         f"{options.pairs} interleaved pairs, {options.cases} cases of {options.size}^3, batch {options.batch}, "
-        f"{options.labels} labels of which {options.present:.0%} are present, {machine}"
+        f"{options.labels} labels of which {options.present:.0%} are present, {machine()}"
     )
     for name, (make, layer) in NETS.items():
         print(name)
