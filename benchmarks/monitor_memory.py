@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from _pairs import machine
 from monitor_cost import affine_head, other_head
 from torch.utils.data import DataLoader
 from validation_cost import Lit, cases, cost_of, monitor_of, read_options, trainer_in
@@ -48,7 +49,7 @@ def measure(watched: bool, options: argparse.Namespace) -> Peak:
 def main() -> None:
     """One line per pair, and the median of the ratios."""
     options = read_options(__doc__, pairs=3, size=64, labels=8, batch=4, cases=96, present=0.15, two_layers=0)
-    print(f"{options.cases} cases, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    print(f"{options.cases} cases, {machine()}", flush=True)
     ratios = []
     for pair in range(options.pairs):
         found: dict[bool, Peak] = {}

@@ -20,8 +20,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from _pairs import machine
-
 ROOT = Path(__file__).parents[1]
 FIGURE = re.compile(
     r"^(?P<row>\|.*?)\| (?P<median>\d+\.\d+) \((?P<low>\d+\.\d+)-(?P<high>\d+\.\d+)\)"
@@ -41,6 +39,7 @@ class Part(NamedTuple):
         upper: Highest upper end of the interval.
         only: Rows that the limit is for hold all of this.
         python: Interpreter, where it is not this one; the part is left out where there is none.
+        pairs: How many were asked for.
     """
 
     title: str
@@ -50,6 +49,7 @@ class Part(NamedTuple):
     upper: float | None = None
     only: tuple[str, ...] = ()
     python: str = ""
+    pairs: int = PAIRS
 
 
 MONAI = "DenseNet121 EfficientNet-B0 ResNet18 ResNet50"
@@ -146,6 +146,20 @@ PARTS = {
     "monitor_labels": Part(
         "The same with 80 labels", "the same", "validation_cost.py --pairs 6 --cases 32",
     ),
+    "monitor_nets": Part(
+        "A validation epoch with the monitor, every network", "at most 1.10 x a plain one", "monitor_nets.py", 1.10,
+        pairs=0,
+    ),
+    "monitor_heads": Part(
+        "The same with 1, 16 and 80 labels, at two sizes, with both heads",
+        "at most 1.10 x a plain one (affine), 1.25 x (hidden layer)",
+        "monitor_nets.py --nets DenseNet121 --labels 1 16 80 --sizes 32 64 --heads affine mlp --pairs 5 --seconds 3",
+        1.10, None, ("| affine |",), pairs=0,
+    ),
+    "monitor_mid": Part(
+        "The same on a middle layer", "no figure: a backward pass per label that is present in a batch",
+        "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --layers mid --labels 1 16 80 --pairs 3 --seconds 3",
+    ),
     "monitor_32": Part("The same at 32^3", "the same", "validation_cost.py --size 32 --pairs 6 --cases 100"),
     "monitor_128": Part("The same at 128^3", "the same", "validation_cost.py --size 128 --pairs 4 --cases 4"),
     "monitor_memory": Part(
@@ -190,8 +204,8 @@ def verdict(part: Part, text: str) -> str:
         for row in rows
         if float(row["median"]) <= part.limit and (part.upper is None or float(row["high"]) <= part.upper)
     ]
-    few = sum(row["pairs"] is not None and int(row["pairs"]) < PAIRS for row in rows)
-    doubt = f" {few} have fewer than the {PAIRS} pairs that were asked for." if few else ""
+    few = sum(row["pairs"] is not None and int(row["pairs"]) < part.pairs for row in rows)
+    doubt = f" {few} have fewer than the {part.pairs} pairs that were asked for." if few else ""
     return f" **{len(kept)} of {len(rows)} rows keep it.**{doubt}" if rows else ""
 
 
@@ -201,8 +215,8 @@ def page(out: Path) -> str:
         "# What it costs\n\n"
         "`make bench` (`python benchmarks/run_all.py`) makes this page. Ratios of pieces that take turns in one run,\n"
         "in processor time unless said otherwise: median and, in brackets, the interval of 90 % of that median.\n"
-        "Ratios below 1 are noise. The machine is small and was not always idle; no GPU has run these.\n\n"
-        f"{machine()}\n"
+        "Ratios below 1 are noise. The machines are small and were not always idle; each part names its own. No GPU\n"
+        "has run these.\n"
     ]
     for name, part in PARTS.items():
         if not (file := out / f"{name}.json").exists():

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from _pairs import machine
 from monai.networks.nets import DenseNet121, ResNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -52,6 +53,11 @@ class Lit(pl.LightningModule):
         super().__init__()
         self.net = net
 
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.net(image)
+        return logits
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch."""
         loss = nn.functional.binary_cross_entropy_with_logits(self.net(batch["image"]), batch["label"])
@@ -59,16 +65,17 @@ class Lit(pl.LightningModule):
         return loss
 
 
-def cases(number: int, size: int, labels: int, present: float) -> list[dict[str, Tensor]]:
+def cases(number: int, size: int | tuple[int, int, int], labels: int, present: float) -> list[dict[str, Tensor]]:
     """Noise with three organs as boxes: cost depends on grids and on how many labels are present."""
     generator = torch.Generator().manual_seed(0)
-    organs = torch.zeros(1, size, size, size, dtype=torch.uint8)
-    third = size // 3
+    shape = (size, size, size) if isinstance(size, int) else size
+    organs = torch.zeros(1, *shape, dtype=torch.uint8)
+    first, second, third = (edge // 3 for edge in shape)
     for index in range(3):
-        organs[:, index * third : (index + 1) * third, third : 2 * third, third:] = index + 1
+        organs[:, index * first : (index + 1) * first, second : 2 * second, third:] = index + 1
     return [
         {
-            "image": torch.randn(1, size, size, size, generator=generator),
+            "image": torch.randn(1, *shape, generator=generator),
             "label": (torch.rand(labels, generator=generator) < present).float(),
             "organs": organs,
         }
@@ -181,10 +188,9 @@ def read_options(description: str | None, **defaults: float) -> argparse.Namespa
 def main() -> None:
     """Print one line per network."""
     options = read_options(__doc__, pairs=15, size=64, labels=80, batch=2, cases=8, present=0.15)
-    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     print(
         f"{options.pairs} interleaved pairs, {options.cases} cases of {options.size}^3, batch {options.batch}, "
-        f"{options.labels} labels of which {options.present:.0%} are present, {machine}"
+        f"{options.labels} labels of which {options.present:.0%} are present, {machine()}"
     )
     for name, (make, layer) in NETS.items():
         print(name)

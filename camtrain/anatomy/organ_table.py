@@ -15,6 +15,7 @@ from torch import Tensor
 from camtrain._errors import InputError, nearest
 from camtrain._grid import to_grid
 from camtrain.anatomy._ids import narrowed, voxels_with
+from camtrain.anatomy._rule_plan import RulePlan
 from camtrain.anatomy.rules import Rule, shape_region
 from camtrain.anatomy.table_file import check_sections, parse_groups, parse_organs, parse_rule, read_table
 
@@ -90,6 +91,7 @@ class OrganTable:
         self._entries = copy.deepcopy(dict(sections["labels"]))
         self._rules = {n: parse_rule(n, v, self._organs, self._groups, where) for n, v in self._entries.items()}
         self._ignore_unknown: bool = sections.get("ignore_unknown", False)
+        self._plan = RulePlan.of([*self._rules.values()])
         return self
 
     def __repr__(self) -> str:
@@ -260,9 +262,9 @@ class OrganTable:
         grid = tuple(ids.shape[2:] if size is None else size)
         steps = self._steps(spacing, ids)
         if allowed_organs is None:
-            return self._regions(ids, [*self._rules.values()], grid, mode, steps)
+            return self._regions(ids, self._plan, grid, mode, steps)
         parts = [
-            self._regions(ids[b : b + 1], rules, grid, mode, steps and steps[b : b + 1])
+            self._regions(ids[b : b + 1], RulePlan.of(rules), grid, mode, steps and steps[b : b + 1])
             for b, rules in enumerate(self._narrowed(allowed_organs, len(ids)))
         ]
         return torch.cat(parts)
@@ -285,31 +287,29 @@ class OrganTable:
         ]
 
     def _regions(
-        self, ids: Tensor, wanted: list[Rule | None], grid: tuple[int, ...], mode: str, steps: list[list[float]] | None
+        self, ids: Tensor, plan: RulePlan, grid: tuple[int, ...], mode: str, steps: list[list[float]] | None
     ) -> Tensor:
         """(B, L, *S') of one rule per label, each distinct one made once."""
-        rules = list(dict.fromkeys(rule for rule in wanted if rule is not None))
-        regions = self._combined(ids, rules, grid, mode)
-        for index, rule in enumerate(rules):
+        regions = self._combined(ids, plan, grid, mode)
+        for index, rule in enumerate(plan.rules):
             if rule.anywhere:
                 regions[:, index] = True
             elif rule.shaped:
                 regions[:, index] = self._shaped(ids, rule, grid, mode, steps)
-        if len(rules) == len(wanted):
+        if plan.columns == range(len(plan.rules)):
             return regions
-        nowhere = regions.new_zeros((len(ids), 1, *grid))
-        index_of = [len(rules) if rule is None else rules.index(rule) for rule in wanted]
-        return torch.cat([regions, nowhere], dim=1)[:, index_of] if None in wanted else regions[:, index_of]
+        if len(plan.rules) in plan.columns:
+            regions = torch.cat([regions, regions.new_zeros((len(ids), 1, *grid))], dim=1)
+        return regions[:, plan.columns]
 
-    def _combined(self, ids: Tensor, rules: list[Rule], grid: tuple[int, ...], mode: str) -> Tensor:
+    def _combined(self, ids: Tensor, plan: RulePlan, grid: tuple[int, ...], mode: str) -> Tensor:
         """(B, R, *S'): for rules that are plain lists, the union of their organs' cells; False for the others."""
-        names = list(dict.fromkeys(n for rule in rules if not rule.shaped for n in rule.organs))
-        member = torch.tensor([[not r.shaped and n in r.organs for n in names] for r in rules], device=ids.device)
-        regions = torch.zeros((len(ids), len(rules), *grid), dtype=torch.bool, device=ids.device)
+        member = plan.member.to(ids.device)
+        regions = torch.zeros((len(ids), len(plan.rules), *grid), dtype=torch.bool, device=ids.device)
         step = max(1, AT_ONCE // max(1, ids.numel()))
-        for start in range(0, len(names), step):
+        for start in range(0, len(plan.names), step):
             part = slice(start, start + step)
-            voxels = [self._voxels(ids, name) for name in names[part]]
+            voxels = [self._voxels(ids, name) for name in plan.names[part]]
             # One organ at a time is what large volumes come as: no second copy of it.
             cells = to_grid(torch.cat(voxels, dim=1) if len(voxels) > 1 else voxels[0], grid, mode)
             # A sum of zeros and ones is above zero in any precision: this is a union, whatever autocast does.

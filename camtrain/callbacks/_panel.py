@@ -86,13 +86,14 @@ class PanelEntry:
         Args:
             scale: Method -> end of the colours.
             masked: Does somebody take masks?
-            past: Method -> epoch -> resting plane, for the strip over the epochs.
+            past: Method -> name of the epoch -> resting plane, for the strip over the epochs.
         """
         return draw_case(self.scenes, self.maps, caption=self.caption, scale=scale, masked=masked, past=past)
 
     def resting_planes(self) -> dict[str, Floats]:
-        """Method -> its map on the plane that is the same in all epochs, in the map's own cells."""
-        return {method: resting_plane(self.scenes, values) for method, values in self.maps.items()}
+        """Method -> its map on the plane that is the same in all epochs, in the map's own cells, if it was computed."""
+        known = {method: values for method, values in self.maps.items() if np.isfinite(values).any()}
+        return {method: resting_plane(self.scenes, values) for method, values in known.items()}
 
 
 class Panel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from camtrain.callbacks._panel import PanelEntry
 from camtrain.reporting.case_picture import COLUMNS
 
 CELLS = 1 << 10  # of a plane: it is drawn about a hundred pixels wide
+
+
+_Key = tuple[str, str, str, str]  # split, case, label, method
 
 
 class PastMaps:
@@ -26,10 +29,10 @@ class PastMaps:
 
     def __init__(self) -> None:
         self._epochs: dict[str, list[int]] = {}
-        self._planes: dict[tuple[str, str, str, str], dict[int, Floats]] = {}
+        self._planes: dict[_Key, dict[int, Floats]] = {}
 
-    def add(self, split: str, entries: Sequence[PanelEntry], epoch: int) -> list[dict[str, dict[int, Floats]]]:
-        """Take the maps of a pass.
+    def add(self, split: str, entries: Sequence[PanelEntry], epoch: int) -> list[dict[str, dict[str, Floats]]]:
+        """Take the maps of a pass of a fit.
 
         Epochs that come later are those of a run that this one has left; planes on another grid are of another layer.
 
@@ -39,20 +42,35 @@ class PastMaps:
             epoch: Epoch of the Trainer.
 
         Returns:
-            Of each pair: method -> epoch -> plane, this epoch's as the last.
+            Of each pair: method -> name of the epoch -> plane, this epoch's as the last. A map that was not computed
+            has no plane.
         """
         drawn = self._epochs[split] = [e for e in self._epochs.get(split, []) if e < epoch] + [epoch]
         columns, shown = spread(drawn), []
-        for one in entries:
-            planes = one.resting_planes()
-            shown.append({m: self._take((split, one.case, one.label, m), p, columns) for m, p in planes.items()})
+        for entry in entries:
+            own = {}
+            for key, plane in _planes(split, entry):
+                self._planes[key] = self._before(key, plane, columns[:-1]) | {epoch: plane}
+                own[key[-1]] = _named(self._planes[key])
+            shown.append(own)
         return shown
 
-    def _take(self, key: tuple[str, str, str, str], plane: Floats, columns: Sequence[int]) -> dict[int, Floats]:
-        new, before = coarse(plane, CELLS), self._planes.get(key, {})
-        kept = {e: before[e] for e in columns[:-1] if e in before and before[e].shape == new.shape}
-        self._planes[key] = kept | {columns[-1]: new}
-        return self._planes[key]
+    def beside(self, split: str, entries: Sequence[PanelEntry]) -> list[dict[str, dict[str, Floats]]]:
+        """The maps of a pass outside a fit, as `now` beside the epochs of the fit; nothing of them is kept."""
+        drawn = self._epochs.get(split, [])
+        columns, shown = spread(drawn, COLUMNS - 1) if drawn else [], []
+        for entry in entries:
+            own = {}
+            for key, plane in _planes(split, entry):
+                if before := self._before(key, plane, columns):
+                    own[key[-1]] = _named(before) | {"now": plane}
+            shown.append(own)
+        return shown
+
+    def _before(self, key: _Key, plane: Floats, epochs: Sequence[int]) -> dict[int, Floats]:
+        """What is kept of these epochs, on the grid of this plane."""
+        kept = self._planes.get(key, {})
+        return {e: kept[e] for e in epochs if e in kept and kept[e].shape == plane.shape}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: plain lists, words, numbers and tensors."""
@@ -69,6 +87,15 @@ class PastMaps:
             (split, case, label, method): {int(e): plane.numpy().copy() for e, plane in planes.items()}
             for split, case, label, method, planes in state["planes"]
         }
+
+
+def _planes(split: str, entry: PanelEntry) -> Iterator[tuple[_Key, Floats]]:
+    for method, plane in entry.resting_planes().items():
+        yield (split, entry.case, entry.label, method), coarse(plane, CELLS)
+
+
+def _named(planes: Mapping[int, Floats]) -> dict[str, Floats]:
+    return {f"epoch {epoch}": plane for epoch, plane in planes.items()}
 
 
 def spread(drawn: Sequence[int], most: int = COLUMNS) -> list[int]:

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from camtrain._errors import InputError
 from camtrain.callbacks._case_scores import rows_of
 from camtrain.callbacks._outlets import Outlets
@@ -30,6 +32,7 @@ def publish_pictures(
     name: str | None,
     epoch: int,
     step: int,
+    fitting: bool,
 ) -> None:
     """Draw the panel and hand on its pictures, an overview, and a row for each pair.
 
@@ -37,20 +40,22 @@ def publish_pictures(
         outlets: Where they go.
         entries: Split -> its pairs, with scores.
         scale: Method -> end of the colour scale; grows here where it is too small.
-        past: The maps of earlier epochs, to which these are added.
+        past: The maps of earlier epochs, to which those of a fit are added.
         name: Name of the monitor, part of the keys.
         epoch: Epoch of the Trainer.
         step: Global step of the Trainer.
+        fitting: Is this a pass of a fit?
     """
     grow(scale, [entry for listed in entries.values() for entry in listed])
     pictures = sum(len(listed) for listed in entries.values())
+    masked = outlets.masked
     outlets.send("begin", pictures)
     for split, listed in entries.items():
         rows = rows_of(listed, split, epoch, step)
         outlets.cases.add(rows)
         outlets.send("rows", _key(split, name, "cases"), _COLUMNS, _worst_first(rows), step)
-        before = past.add(split, listed, epoch)
-        drawn = [entry.draw(scale, outlets.masked, own) for entry, own in zip(listed, before, strict=True)]
+        before = past.add(split, listed, epoch) if fitting else past.beside(split, listed)
+        drawn = [entry.draw(_ends(scale, entry), masked, own) for entry, own in zip(listed, before, strict=True)]
         for label in dict.fromkeys(entry.label for entry in listed):
             chosen = [place for place, entry in enumerate(listed) if entry.label == label]
             captions, names = zip(*((listed[i].caption, f"{listed[i].case}_{label}") for i in chosen), strict=True)
@@ -64,11 +69,17 @@ def grow(scale: MutableMapping[str, float], entries: Sequence[PanelEntry]) -> No
     """One colour scale per method (Grad-CAM behind a flatten head is a hundredth of HiResCAM), in powers of two.
 
     It only grows: a scale fixed on the maps of an untrained net would show nothing but saturated colours later. What
-    was drawn before on a smaller one stands in the strip of every later picture on this one.
+    was drawn before on a smaller one stands in the strip of every later picture on this one. Of maps that are all zero
+    or not computed nothing can be learnt about it.
     """
     for method in dict.fromkeys(method for entry in entries for method in entry.maps):
-        needed = shared_scale(entry.maps[method] for entry in entries if method in entry.maps)
-        scale[method] = max(scale.get(method, 0.0), 2.0 ** math.ceil(math.log2(needed)))
+        maps = [entry.maps[method] for entry in entries if method in entry.maps]
+        if any(bool((np.isfinite(each) & (each != 0)).any()) for each in maps):
+            scale[method] = max(scale.get(method, 0.0), 2.0 ** math.ceil(math.log2(shared_scale(maps))))
+
+
+def _ends(scale: Mapping[str, float], entry: PanelEntry) -> dict[str, float]:
+    return {method: scale.get(method, 1.0) for method in entry.maps}
 
 
 def _key(*parts: str | None) -> str:

@@ -79,6 +79,8 @@ class Publisher:
         self._best: dict[str, float] = {}
         self._due = False
         self._due_at: int | None = None
+        self._moment: tuple[int, int] | None = None
+        self._loaded: tuple[int, int] | None = None
         self._left: dict[str, set[str]] = {}
 
     @property
@@ -96,8 +98,9 @@ class Publisher:
         if stage == "fit":
             self._earlier = None
             self._run_id, self._scale, self._best, self._due_at, self._introduced = None, {}, {}, None, []
+            self._moment = None
             self._past, self._wandb = PastMaps(), []
-        self._outlets, self._opening = None, Opening()
+        self._outlets, self._opening, self._loaded = None, Opening(), None
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
 
@@ -110,18 +113,32 @@ class Publisher:
         """What a checkpoint keeps: which run and where, also in W&B, scales, best scores, last pictures, past maps."""
         where = self._earlier if self._root is None else str(Path(self._root).absolute())
         kept = {"run_id": self._run_id, "root": where, "wandb": list(self._wandb), "drawn": self._due_at}
-        return {**kept, "scale": dict(self._scale), "best": dict(self._best), "past": self._past.state()}
+        moment = None if self._moment is None else list(self._moment)
+        drawn = {"moment": moment, "scale": dict(self._scale), "past": self._past.state()}
+        return {**kept, **drawn, "best": dict(self._best)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on with an earlier run, as far as it had begun."""
         self._run_id = state.get("run_id") or self._run_id
         self._earlier = state.get("root")
         self._wandb = list(state.get("wandb") or [])
-        self._scale = dict(state.get("scale") or self._scale)
+        # An earlier checkpoint, looked at behind a fit, does not take its scale back.
+        self._scale |= {m: max(end, self._scale.get(m, 0.0)) for m, end in (state.get("scale") or {}).items()}
         self._best = dict(state.get("best") or self._best)
         self._due_at = state.get("drawn", self._due_at)
         if "past" in state:
             self._past.load(state["past"])
+        if (moment := state.get("moment")) is not None:
+            self._moment = self._loaded = (int(moment[0]), int(moment[1]))
+
+    def moment(self, trainer: Any) -> tuple[int, int]:
+        """Epoch and step that a pass stands for: outside a fit those of the checkpoint, where one was loaded.
+
+        A Trainer that validates a checkpoint counts from 0, and would take the place of the fit's first epoch.
+        """
+        if trainer.state.fn != "fit" and self._loaded is not None:
+            return self._loaded
+        return int(trainer.current_epoch), int(trainer.global_step)
 
     def begin(self, trainer: Any) -> bool:
         """A pass begins: is it one with pictures? Always outside of a fit; the same on every process.
@@ -132,6 +149,8 @@ class Publisher:
         for max_steps or early stopping may end the fit before.
         """
         n, epoch, last = self.every_n_epochs, int(trainer.current_epoch), self._due_at
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._moment = self.moment(trainer)
         if not n or trainer.state.fn != "fit" or trainer.sanity_checking:
             self._due = bool(n)
             return self._due
@@ -249,13 +268,14 @@ class Publisher:
         outlets = self._opened(trainer) if scores else None
         if outlets is None:
             return
-        epoch, step = int(trainer.current_epoch), int(trainer.global_step)
+        (epoch, step), fitting = self.moment(trainer), trainer.state.fn == "fit"
         outlets.scores.add(_rows(scores, epoch, step))
         for split, rows in scores.items():
             if len(names) > self.max_label_keys:
                 self._table(outlets, split, rows, names, step)
         if drawn := {split: listed for split, listed in entries.items() if listed}:
-            outlets.drawing(publish_pictures, outlets, drawn, self._scale, self._past, self.name, epoch, step)
+            how = self._scale, self._past, self.name, epoch, step, fitting
+            outlets.drawing(publish_pictures, outlets, drawn, *how)
             if self._nifti.due(epoch):
                 outlets.nifti(self._nifti, drawn, epoch)
         outlets.send("flush", step)

@@ -137,6 +137,7 @@ class Recorder:
         methods: Sequence[str],
         shown: Mapping[str, Collection[str]],
         files: Patience | None = None,
+        moment: tuple[int, int] | None = None,
     ) -> None:
         """Write what was collected, and the report.
 
@@ -146,13 +147,14 @@ class Recorder:
             methods: Attention methods, the first with the plain keys first.
             shown: Split -> cases of its panel; others were wanted for a while only, and are dropped.
             files: What scores and pictures go through: while that fails, of which it has told, nothing is tried here.
+            moment: Epoch and step that the pass stands for; None = those of the Trainer.
         """
         if run_dir is None or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         with self._harmless():
             self._drop_others(shown)
             if files is None or not files.failing:
-                self._write(trainer, run_dir, methods)
+                self._write(trainer, run_dir, methods, moment or (int(trainer.current_epoch), int(trainer.global_step)))
         self.begin()
 
     @contextmanager
@@ -182,7 +184,7 @@ class Recorder:
                 for key in [key for key in made if key[0] == split and key[1] not in cases]:
                     del made[key]
 
-    def _write(self, trainer: Any, run_dir: RunDir, methods: Sequence[str]) -> None:
+    def _write(self, trainer: Any, run_dir: RunDir, methods: Sequence[str], moment: tuple[int, int]) -> None:
         if self._report is None or self._report.folder != run_dir.path:
             self._report = RunReport(run_dir.path)
             # A test of the finished run joins its folder; how to reproduce it is the command of the fit.
@@ -196,7 +198,7 @@ class Recorder:
             write_volume(run_dir.volume_path(case, split), volume)
         self._known.update(self._volumes)
         self._volumes.clear()
-        epoch, step = int(trainer.current_epoch), int(trainer.global_step)
+        epoch, step = moment
         for split, maps in self._maps.items():
             write_maps(run_dir.maps_path(epoch, split), maps, epoch=epoch, step=step, split=split)
         self._report.write()

@@ -14,6 +14,7 @@ from camtrain._errors import InputError
 from camtrain._label_rates import label_rates
 from camtrain.callbacks._alarm_seen import ALL
 from camtrain.callbacks._memory import out_of_memory
+from camtrain.callbacks._waiting_rows import WaitingRows
 from camtrain.metrics import (
     ClassSensitivity,
     EmptyMapRate,
@@ -31,6 +32,7 @@ from camtrain.metrics._pair_metric import sum_dtype, synced
 from camtrain.metrics._pairs import select_pairs
 from camtrain.reporting.run_dir import MEAN
 
+_MAPS, _ALLOWED = "maps of ", "allowed of "
 # Measure -> is more better? None: neither. For tables and for whoever sets `monitor=`.
 MEASURES: dict[str, bool | None] = {
     "auroc": True,
@@ -130,6 +132,7 @@ class ScoreBook:
         self.places = SamePlace(count).to(device) if with_organs else None
         self.alone = {method: ClassSensitivity(count, average="none").to(device) for method in self.methods}
         self.sums = {method: SumToScore(count).to(device) for method in self.methods if with_sums}
+        self._waiting = WaitingRows()
 
     def update_logits(self, logits: Tensor, label: Tensor) -> None:
         """Count what one batch was said to be: (B, L) each, NaN = unknown."""
@@ -143,31 +146,68 @@ class ScoreBook:
         has_organs: Tensor,
         logits: Tensor,
     ) -> None:
-        """Count the maps of one batch; `maps` and `allowed` by method, each pair on a grid of its own."""
-        for method, each in maps.items():
-            self.alone[method].update(each, label)
+        """Count the maps of one batch, a small one together with those that come; `maps` and `allowed` by method."""
+        words = {"label": label, "has_organs": has_organs, "logits": logits}
+        regions = {} if allowed is None else {f"{_ALLOWED}{method}": each for method, each in allowed.items()}
+        fresh = {f"{_MAPS}{method}": each for method, each in maps.items()} | regions | words
+        if not self._waiting.take(fresh):
+            self._count(fresh)
+
+    def _count(self, rows: Mapping[str, Tensor]) -> None:
+        """Count maps and regions by method, each pair on a grid of its own."""
+        label, has_organs, logits = rows["label"], rows["has_organs"], rows["logits"]
+        for method in [name.removeprefix(_MAPS) for name in rows if name.startswith(_MAPS)]:
+            maps, allowed = rows[f"{_MAPS}{method}"], rows.get(f"{_ALLOWED}{method}")
+            self.alone[method].update(maps, label)
             if method in self.sums:
-                self.sums[method].update(each, logits)
+                self.sums[method].update(maps, logits)
             if allowed is not None:
                 # Chosen once for all: with many labels that is most of what a score costs.
-                pairs = select_pairs(each, allowed[method], label, has_organs, len(self.names))
+                pairs = select_pairs(maps, allowed, label, has_organs, len(self.names))
                 for metric in self.maps[method].values():
                     metric.update_pairs(pairs)
                 if self.places is not None and method == self.methods[0]:
                     self.places.update_pairs(pairs)
 
+    def settle(self) -> None:
+        """Count the maps that wait, all of them or, where something fails, none; one by one where memory is short."""
+        if not len(self._waiting):
+            return
+        states, rows = self._states(), self._waiting.waiting()
+        for parts in ([slice(None)], [slice(i, i + 1) for i in range(len(self._waiting))]):
+            try:
+                for part in parts:
+                    self._count({name: each[part] for name, each in rows.items()})
+                break
+            except Exception as error:
+                self._set(states)
+                if not out_of_memory(error) or len(parts) == len(self._waiting):
+                    raise
+        self._waiting.cut()
+
     def reset(self) -> None:
         """Begin anew."""
+        self._waiting.cut()
         for metric in [self.auroc, *self._of_maps()]:
             metric.reset()
 
-    def kept(self) -> list[dict[str, Any]]:
-        """What maps have counted so far, to go back to: updates replace the tensors of a state, so this is no copy."""
+    def kept(self) -> tuple[int, list[dict[str, Any]]]:
+        """What maps have counted so far, to go back to. What waits is counted here, if at all: not in between."""
+        if self._waiting.half_full:
+            self.settle()
+        return len(self._waiting), self._states()
+
+    def restore(self, kept: tuple[int, Sequence[Mapping[str, Any]]]) -> None:
+        """Go back to what `kept` gave."""
+        self._waiting.cut(kept[0])
+        self._set(kept[1])
+
+    def _states(self) -> list[dict[str, Any]]:
+        """Updates replace the tensors of a state, so this is no copy."""
         return [{name: getattr(m, name) for name in (*m._defaults, "_update_count")} for m in self._of_maps()]
 
-    def restore(self, kept: Sequence[Mapping[str, Any]]) -> None:
-        """Go back to what `kept` gave."""
-        for metric, state in zip(self._of_maps(), kept, strict=True):
+    def _set(self, states: Sequence[Mapping[str, Any]]) -> None:
+        for metric, state in zip(self._of_maps(), states, strict=True):
             for name, value in state.items():
                 setattr(metric, name, value)
             metric._computed = None
@@ -178,12 +218,14 @@ class ScoreBook:
 
     def thresholds(self, methods: Sequence[str]) -> dict[str, Tensor]:
         """Method -> (L,) OrganIoU thresholds of this split (all processes must call it together)."""
+        self.settle()
         return {m: metrics["organ_iou"].best_thresholds().cpu() for m, metrics in self.maps.items() if m in methods}
 
     def beside(self) -> dict[str, dict[str, float]]:
         """Figures per label that alarms need beside the scores (all processes must call it together)."""
         if self.places is None:
             return {}
+        self.settle()
         chance = self.maps[self.methods[0]]["energy_inside"].chance("none").double().cpu().tolist()
         with synced(self.places):
             pooled, share = float(self.places.pooled()), self.places.averaged("none").double().cpu().tolist()
@@ -196,6 +238,8 @@ class ScoreBook:
 
     def compute(self, methods: Sequence[str]) -> list[Score]:
         """All defined scores of these methods, in a fixed order (all processes must call it together)."""
+        if methods:
+            self.settle()
         logits, label = self.auroc.rows()
         try:
             scores = self._of_logits(logits, label)

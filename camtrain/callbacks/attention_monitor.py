@@ -164,7 +164,7 @@ class AttentionMonitor(Callback):
         return f"{type(self).__qualname__}[{self.name or ''}]"
 
     def state_dict(self) -> dict[str, Any]:
-        """Frozen thresholds, the panel, and where the run writes; plain values, so that `weights_only` loads them."""
+        """Thresholds, the panel and its past maps, where the run writes; plain values, for `weights_only`."""
         panels = {split: panel.state() for split, panel in self.panels.items() if panel.complete}
         shown = [] if self.recorder is None else self.recorder.state()
         kept = {"thresholds": dict(self.thresholds), "panels": panels, "shown": shown, "alarms": self.alarms.state()}
@@ -197,8 +197,7 @@ class AttentionMonitor(Callback):
             if self.recorder is not None:
                 self.recorder.start()
         self.publisher.setup(trainer, stage)
-        if self.guard_loggers:
-            self._guard = LoggerGuard(trainer.loggers)
+        self._guard = LoggerGuard(trainer.loggers) if self.guard_loggers else None
         step, end = HOOKS[stage]
         self._wrapped = [
             WrappedStep(pl_module, step, partial(self._step, trainer, pl_module)),
@@ -394,6 +393,7 @@ class AttentionMonitor(Callback):
             self.alarms.publish(trainer, self.publisher.write_alarms, self.name)
             if self.recorder is not None:
                 shown = {split: {entry.case for entry in listed} for split, listed in entries.items()}
-                self.recorder.write(trainer, self.publisher.run_dir, self.methods, shown, self.publisher.files)
+                moment, files = self.publisher.moment(trainer), self.publisher.files
+                self.recorder.write(trainer, self.publisher.run_dir, self.methods, shown, files, moment)
         for panel in self.panels.values():
             panel.end()

@@ -95,6 +95,7 @@ class ModuleWatch:
         self._entered: list[_Entered] = []
         self._giver: nn.Module | None = None
         self._holds_modes = False
+        self._first = True
         self._level = 0
 
     @property
@@ -181,7 +182,14 @@ class ModuleWatch:
             logits = self._logits(next(iter(sources.values())), outputs, prefer if outputs is None else outputs)
         if len(sources) > 1:
             _refuse_other_branches(sources, logits)
+        self._learn()
         return sources, logits
+
+    def _learn(self) -> None:
+        """Where the last run of a named layer counts, the next step need not record the way from the first one."""
+        for capture in self._captures if self._first and self.cut and self.call == -1 else ():
+            capture.begin = len(capture.outputs) - 1
+        self._first = False
 
     def rerun(self) -> Rerun:
         """How to run again what the last `take_all` was taken of.
@@ -207,7 +215,7 @@ class ModuleWatch:
         return [last if found else self.call for found in self._found]
 
     def _ask_again(self) -> None:
-        """Where a layer ran less often than in the forward that found it, no graph began: the network runs once more.
+        """Where a layer ran less often than in an earlier forward, no graph began: the network runs once more.
 
         From then on the graph begins at the first run. Other watches of the step see nothing of it.
         """
@@ -219,10 +227,10 @@ class ModuleWatch:
         entered = self._entered[-1]
         needed, inside = {*self._layers, self._head} - {None}, set(entered.module.modules())
         if not needed <= inside:
-            ran = ", ".join(f"{plain_name(c.name)!r} {len(c.outputs)} time(s)" for c in self._captures)
+            ran = ", ".join(f"{plain_name(c.name)!r} {len(c.outputs)} x" for c in self._captures)
             raise InputError(
-                f"what was found for layer=None ran less often in this step than when it was found ({ran}), and the "
-                "step calls the parts of the network one after another: name a layer, with layer= and call="
+                f"the layer ran less often in this step than before or than when it was found ({ran}), and the step "
+                "calls the parts of the network one after another: name a layer that runs once, or call= from the front"
             )
         self.forget()
         tensors = [leaf for leaf in tree_leaves((entered.args, entered.kwargs)) if isinstance(leaf, Tensor)]

@@ -28,7 +28,7 @@ _EDGES = [
 _CLASSES = np.array([1, 2, 0, 3, 4], dtype=np.uint8)
 _GAP, _MARGIN = 4, 6
 COLUMNS = 8  # epochs beside each other in a picture
-Past = Mapping[str, Mapping[int, npt.NDArray[np.float32]]]  # title -> epoch -> map on the plane of `resting_plane`
+Past = Mapping[str, Mapping[str, npt.NDArray[np.float32]]]  # title -> "epoch 3" -> map on the plane of `resting_plane`
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ def resting_plane(scenes: Mapping[str, Scene], values: Map) -> npt.NDArray[np.fl
 
 
 def _strip(
-    scene: Scene, title: str, planes: Mapping[int, npt.NDArray[np.float32]], end: float, where: str, width: int
+    scene: Scene, title: str, planes: Mapping[str, npt.NDArray[np.float32]], end: float, where: str, width: int
 ) -> Pixels:
-    """One map over the epochs: the newest `COLUMNS` planes on one scale, under a headline and above their epochs."""
+    """One map over the epochs: the last `COLUMNS` planes on one scale, under a headline and above their names."""
     shown = dict(list(planes.items())[-COLUMNS:])
     column = (width - _GAP * (COLUMNS - 1)) // COLUMNS
     plane, (high, wide) = scene.planes[0], _alone(scene, column)
@@ -194,10 +194,10 @@ def _strip(
 
 
 @functools.lru_cache(maxsize=8)
-def _feet(epochs: tuple[int, ...], step: int, wide: int, width: int) -> Pixels:
+def _feet(names: tuple[str, ...], step: int, wide: int, width: int) -> Pixels:
     """The line below a strip; in a pass it is the same for every case of one shape."""
-    at = [(place * step + wide / 2, 7.0) for place in range(len(epochs))]
-    letters = [(f"epoch {epoch}", xy, "mm", 10, _draw.FAINT) for epoch, xy in zip(epochs, at, strict=True)]
+    middles = [place * step + max(wide, _draw.text_width(name, 10) + 2) / 2 for place, name in enumerate(names)]
+    letters = [(name, (middle, 7.0), "mm", 10, _draw.FAINT) for name, middle in zip(names, middles, strict=True)]
     feet = _draw.write(_draw.sheet(15, width), letters)
     feet.setflags(write=False)
     return feet
@@ -234,6 +234,7 @@ def _side(
 ) -> _Side:
     boxes = boxes_of(scene, width)
     height = max(top + high for _, top, _, high, _ in boxes)
+    width = max(width, *(left + wide for _, _, left, _, wide in boxes))  # a plane one voxel wide takes some pixels too
     rows = [_draw.sheet(height, width) for _ in range(1 + len(maps))]
     layers = {name: np.zeros((height, width), np.uint8) for name in (_mask_names(scene, maps) if masked else ())}
     letters, tile = [], None

@@ -16,7 +16,7 @@ from conftest import LAYER, TABLE, loader, make_cases, make_lit, make_net, make_
 from PIL import Image
 
 import camtrain as ct
-from camtrain.callbacks import _alarm_questions, _pictures
+from camtrain.callbacks import _alarm_questions, _pictures, _waiting_rows
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._fixed_cases import FixedCases
 from camtrain.callbacks._panel import Panel, PanelEntry
@@ -75,7 +75,10 @@ def test_one_by_one_the_scores_and_pictures_are_the_same(tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_what_was_half_counted_is_not_counted_twice(tmp_path, monkeypatch):
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_was_half_counted_is_not_counted_twice(tmp_path, monkeypatch, waits):
+    if not waits:
+        monkeypatch.setattr(_waiting_rows, "ROWS", 0)
     update, calls, fatal = RelevanceRank.update_pairs, [], []
 
     def update_pairs(self, pairs):
@@ -86,11 +89,16 @@ def test_what_was_half_counted_is_not_counted_twice(tmp_path, monkeypatch):
 
     monkeypatch.setattr(RelevanceRank, "update_pairs", update_pairs)
     plain, *_ = fit(tmp_path / "plain", epochs=1)
-    fatal.append(len(calls) - 1)  # a batch in the middle of the one epoch, which four other scores have taken by then
+    # A batch in the middle of the one epoch, or all that have waited, which four other scores have taken by then.
+    fatal.append(len(calls) - (0 if waits else 1))
     calls.clear()
     scores, said, *_ = fit(tmp_path / "less", epochs=1)
-    assert len(said) == 1
-    assert "MemoryError" in said[0]
+    if waits:
+        assert said == []  # one by one they are all counted, and the next batches need not know
+        assert len(calls) > fatal[0]
+    else:
+        assert len(said) == 1
+        assert "MemoryError" in said[0]
     assert scores == pytest.approx(plain, abs=1e-6)
 
 

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from PIL import Image
 import camtrain as ct
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.callbacks._past_maps import CELLS, PastMaps, spread
+from camtrain.callbacks._pictures import grow
 from camtrain.reporting.case_picture import COLUMNS, case_scenes
 
 SHAPE = (12, 16, 20)
@@ -45,7 +47,7 @@ def test_the_epochs_shown_are_the_first_the_last_and_some_at_equal_distances(cou
 def test_the_plane_kept_is_the_one_through_the_organ(axes):
     """Written anew: nearest cells of an axial plane, rows from the front, columns from the patient's right."""
     values = np.random.default_rng(0).standard_normal(SHAPE)  # a cell for each voxel: nothing lies between cells
-    shown = PastMaps().add("val", [entry(values, axes=axes)], 3)[0]["hirescam"][3]
+    shown = PastMaps().add("val", [entry(values, axes=axes)], 3)[0]["hirescam"]["epoch 3"]
     where = {None: "RAS"}.get(axes, axes)
     order = [next(i for i, a in enumerate(where) if a in pair) for pair in ("RL", "AP", "SI")]
     turned = np.transpose(values, order)
@@ -66,7 +68,7 @@ def test_a_long_run_keeps_a_few_planes_and_a_checkpoint_brings_them_back():
     for epoch in range(50):
         shown = past.add("val", [entry(fine * epoch), entry(fine[:2, :2], case="b")], epoch)
     planes = shown[0]["hirescam"]
-    assert list(planes) == [0, 8, 16, 24, 32, 40, 48, 49]
+    assert list(planes) == [f"epoch {epoch}" for epoch in (0, 8, 16, 24, 32, 40, 48, 49)]
     assert all(plane.size <= CELLS for plane in planes.values())
     file = io.BytesIO()
     torch.save(past.state(), file)
@@ -77,8 +79,9 @@ def test_a_long_run_keeps_a_few_planes_and_a_checkpoint_brings_them_back():
     more = [each.add("val", [entry(fine)], 50)[0]["hirescam"] for each in (past, again)]
     assert list(more[0]) == list(more[1])
     assert all(np.array_equal(more[0][e], more[1][e]) for e in more[0])
-    for epoch, plane in more[1].items():
-        np.testing.assert_allclose(plane, more[1][50] * (1 if epoch == 50 else epoch), rtol=1e-4, atol=1e-4)
+    for name, plane in more[1].items():
+        epoch = int(name.removeprefix("epoch "))
+        np.testing.assert_allclose(plane, more[1]["epoch 50"] * (1 if epoch == 50 else epoch), rtol=1e-4, atol=1e-4)
 
 
 def test_an_abandoned_future_and_another_layer_are_forgotten():
@@ -86,17 +89,49 @@ def test_an_abandoned_future_and_another_layer_are_forgotten():
     for epoch in range(5):
         past.add("val", [entry(np.full((4, 4, 4), epoch))], epoch)
     again = past.add("val", [entry(np.full((4, 4, 4), 7))], 2)[0]["hirescam"]
-    assert {epoch: float(plane[0, 0]) for epoch, plane in again.items()} == {0: 0.0, 1: 1.0, 2: 7.0}
-    assert list(past.add("val", [entry(np.ones((6, 8, 10)))], 3)[0]["hirescam"]) == [3]
-    assert list(past.add("test", [entry(np.ones((6, 8, 10)))], 4)[0]["hirescam"]) == [4]
+    assert {name: float(plane[0, 0]) for name, plane in again.items()} == {"epoch 0": 0, "epoch 1": 1, "epoch 2": 7}
+    assert list(past.add("val", [entry(np.ones((6, 8, 10)))], 3)[0]["hirescam"]) == ["epoch 3"]
+    assert list(past.add("test", [entry(np.ones((6, 8, 10)))], 4)[0]["hirescam"]) == ["epoch 4"]
+
+
+def test_outside_a_fit_the_network_stands_beside_the_epochs_and_nothing_is_kept():
+    past = PastMaps()
+    for epoch in range(8):
+        past.add("val", [entry(np.full((4, 4, 4), epoch)), entry(np.ones((4, 4, 4)), case="b")], epoch)
+    before = str(past.state())
+    now = [entry(np.full((4, 4, 4), 9)), entry(np.ones((2, 2, 2)), case="b"), entry(np.ones((4, 4, 4)), case="c")]
+    shown, *others = past.beside("val", now)
+    columns = {name: float(plane[0, 0]) for name, plane in shown["hirescam"].items()}
+    assert columns == {"epoch 0": 0, "epoch 2": 2, "epoch 4": 4, "epoch 6": 6, "epoch 7": 7, "now": 9}
+    assert others == [{}, {}]  # alone there is nothing to compare with
+    assert past.beside("test", now) == [{}, {}, {}]
+    assert str(past.state()) == before
+
+
+def test_a_map_that_was_not_computed_is_no_plane_of_zeros():
+    past = PastMaps()
+    for epoch in range(3):
+        (shown,) = past.add("val", [entry(np.full((4, 4, 4), np.nan if epoch == 1 else 2.0))], epoch)
+        assert list(shown.get("hirescam", {})) == [["epoch 0"], [], ["epoch 0", "epoch 2"]][epoch]
+
+
+@pytest.mark.parametrize("nothing", [0.0, np.nan])
+def test_maps_of_nothing_leave_the_scale_alone(nothing):
+    scale = {}
+    grow(scale, [entry(np.full((4, 4, 4), nothing))])
+    assert scale == {}
+    grow(scale, [entry(np.full((4, 4, 4), 0.004))])
+    grow(scale, [entry(np.full((4, 4, 4), nothing))])
+    assert scale == {"hirescam": 2.0**-7}
 
 
 class Louder(ct.AttentionMonitor):
-    """Each epoch the last layer says eight times as much, so that the end of the colours must grow."""
+    """Before each validation of a fit the last layer says eight times as much: the end of the colours must grow."""
 
-    def on_train_epoch_end(self, trainer, pl_module):
-        with torch.no_grad():
-            pl_module.net.head[-1].weight.mul_(8.0)
+    def on_validation_start(self, trainer, pl_module):
+        if trainer.state.fn == "fit":
+            with torch.no_grad():
+                pl_module.net.head[-1].weight.mul_(8.0)
 
 
 def colourful(pixels):
@@ -141,3 +176,45 @@ def test_each_picture_shows_the_epochs_before_on_its_own_scale_also_after_a_resu
     assert found[3] > 8 * found[1]
     (kept,) = second.publisher._past._planes.values()
     assert list(kept) == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_validated_takes_no_epochs_place(kit, tmp_path):
+    """A Trainer that only validates counts from 0, and would write over the fit's first epoch."""
+
+    def monitor():
+        return Louder(kit.LAYER, kit.TABLE, panel_cases=1, labels_per_case=1, alarms=[])
+
+    data, first = kit.loader(kit.make_cases()), monitor()
+    keep = pl.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    trainer = kit.make_trainer(tmp_path, first, keep, max_epochs=4, enable_checkpointing=True)
+    trainer.fit(kit.make_lit(kit.make_net()), data, data)
+    run, end = first.publisher.run_dir, first.publisher._scale["hirescam"]
+
+    def files():
+        return {p: p.read_bytes() for p in sorted(run.path.rglob("epochs/*/*")) if p.suffix == ".png"}
+
+    (picture,) = run.epoch_path(0).glob("case*.png")
+    before, maps = files(), run.maps_path(0).read_bytes()
+    for epoch, monitoring in ((3, monitor()), (1, monitor()), (1, first)):
+        other = kit.make_trainer(tmp_path, monitoring)
+        path = tmp_path / f"epoch={epoch}.ckpt"
+        other.validate(kit.make_lit(kit.make_net()), data, ckpt_path=path, weights_only=True, verbose=False)
+        assert monitoring.publisher.run_dir.path == run.path
+        changed = {path.parent.name for path, content in files().items() if content != before.get(path)}
+        assert changed <= {f"{epoch:04d}"}
+        assert run.maps_path(0).read_bytes() == maps
+        saved = torch.load(path, weights_only=True)["callbacks"][first.state_key]["scale"]["hirescam"]
+        assert saved < end or epoch == 3
+        assert monitoring.publisher._scale["hirescam"] == (end if monitoring is first else saved)
+        kept = list(range(epoch + 1))
+        assert [list(planes) for planes in monitoring.publisher._past._planes.values()] == [kept]
+        assert {row.epoch for row in run.read_scores()} == {0, 1, 2, 3}
+        # The fit's own last columns, and what is there now.
+        pixels = np.asarray(Image.open(run.epoch_path(epoch) / picture.name).convert("RGB"))
+        step = (840 - 12 - 4 * (COLUMNS - 1)) // COLUMNS + 4
+        tiles = [pixels[-110:-55, 6 + i * step :][:, : step - 4] for i in range(epoch + 2)]
+        assert colourful(tiles[-1]) == pytest.approx(colourful(tiles[-2]), abs=0.5)
+        # On the whole fit's scale the first epochs are grey.
+        assert (colourful(tiles[-1]) > 1) == (monitoring is not first)
+        before = files()

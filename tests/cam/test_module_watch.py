@@ -371,6 +371,32 @@ def test_a_layer_that_was_found_is_recorded_from_its_last_run_on(mode):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_named_layer_is_recorded_from_its_last_run_on_from_the_second_step(mode):
+    model, x = Often().eval(), torch.rand(2, 2, 5, 6)
+    watch, first = ModuleWatch(model, "act", call=-1, cut=True), ModuleWatch(model, "act", call=0, cut=True)
+    # Runs, then from which run on there is a graph; 2 is less often than before, so that the network is asked again.
+    for runs, recorded, asked_again in ((3, 0, 0), (3, 2, 0), (4, 2, 0), (2, 2, 1), (4, 0, 0), (3, 0, 0)):
+        model.runs = runs
+        model.needed.clear()
+        with mode():
+            watch.start()
+            logits = model(x)
+            maps = attention_maps(*watch.take(), create_graph=False)
+            watch.stop()
+        assert model.needed[:runs] == [number >= recorded for number in range(runs)]
+        assert len(model.needed) == runs * (1 + asked_again)
+        torch.testing.assert_close(maps.sum((2, 3)) + model.fc.bias, logits)
+    for _ in range(2):  # a run counted from the front needs the graph from there on
+        model.needed.clear()
+        with mode():
+            first.start()
+            model(x)
+            first.take()
+            first.stop()
+        assert model.needed == [True] * 3
+
+
 def test_parts_that_run_it_less_often_than_the_forward_that_found_it():
     model, x = Often().eval(), torch.rand(2, 2, 5, 6)
     name, _ = default_layer(model, x)
@@ -379,7 +405,7 @@ def test_parts_that_run_it_less_often_than_the_forward_that_found_it():
     with torch.no_grad():
         watch.start()
         model.fc(model.features(x).mean((2, 3)))
-        with pytest.raises(ct.InputError, match=r"'act' 1 time.*parts.*name a layer"):
+        with pytest.raises(ct.InputError, match=r"'act' 1 x.*parts.*name a layer"):
             watch.take()
     watch.stop()
 

@@ -152,7 +152,8 @@ def test_a_strip_shows_all_epochs_in_the_colours_of_this_picture(chest, rank):
     scenes = case_scenes(image, maps, lungs)
     plane = resting_plane(scenes, values)
     shares = [0.0, 0.25, 0.5, 1.0]
-    past = {"m": {10 * place: plane * share for place, share in enumerate(shares)}, "gone": {0: plane}, "other": {}}
+    planes = {f"epoch {10 * place}": plane * share for place, share in enumerate(shares)}
+    past = {"m": planes, "gone": {"now": plane}, "other": {}}
     drawn, without = draw_case(scenes, maps, **given, past=past), draw_case(scenes, maps, **given)
     high = drawn.pixels.shape[0] - without.pixels.shape[0]
     assert drawn.masks.keys() == without.masks.keys()
@@ -168,6 +169,27 @@ def test_a_strip_shows_all_epochs_in_the_colours_of_this_picture(chest, rank):
         column = below[:, 6 + place * (wide + 4) :][:, : size[1]]
         found = [top for top in range(len(column) - size[0]) if np.array_equal(column[top : top + size[0]], tile)]
         assert len(found) == 1, f"epoch {10 * place} is not in its column"
+
+
+def test_the_names_below_narrow_tiles_are_whole():
+    image = np.random.default_rng(0).random((24, 128, 20))
+    scenes = case_scenes(image, {"m": np.ones((2, 4, 2))})
+    plane = resting_plane(scenes, np.ones((2, 4, 2)))
+    given = {"caption": "", "scale": {"m": 1.0}}
+    drawn = draw_case(scenes, {"m": np.ones((2, 4, 2))}, **given, past={"m": {"epoch 100": plane}})
+    other = draw_case(scenes, {"m": np.ones((2, 4, 2))}, **given, past={"m": {"poch 100": plane}})
+    apart = np.argwhere((drawn.pixels != other.pixels).any(-1))
+    assert apart[:, 1].min() >= 6  # not cut at the page's margin
+    written = np.argwhere(drawn.pixels[apart[:, 0].min() : apart[:, 0].max() + 1, :200].max(-1) > 60)
+    assert np.ptp(written[:, 1]) >= text_width("epoch 100", 10) - 3
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (64, 1, 64), (64, 64, 1), (1, 32, 32), (1, 1, 9)])
+def test_volumes_one_voxel_thick_are_drawn(shape):
+    maps = {"m": np.random.default_rng(0).standard_normal([max(1, n // 16) for n in shape])}
+    picture = compose_case(np.random.default_rng(0).random(shape), maps, np.ones(shape, bool), scale={"m": 1.0})
+    assert all(mask.shape == picture.pixels.shape[:2] for mask in picture.masks.values())
+    assert coloured(picture.pixels).any()
 
 
 def test_names_in_an_overview_stay_distinguishable():

@@ -1,0 +1,90 @@
+"""What a validation epoch costs with the monitor, for every network: interleaved pairs of epochs with and without it.
+
+    python benchmarks/monitor_nets.py                                          # five networks, 80 labels, 64^3
+    python benchmarks/monitor_nets.py --nets DenseNet121 --labels 1 16 80 --sizes 32 64 --heads affine mlp
+
+The monitor scores HiResCAM on the layer that `layer=None` finds (`--layers mid`: on a middle one) against the organs of
+each label, with every free measure; pictures and alarms are off. An epoch has as many cases as a plain one of about
+`--seconds` needs, in batches of 2. Processor time; the interval is that of the median, 90 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import tempfile
+import time
+import warnings
+from functools import partial
+
+import torch
+from _networks import NETWORKS, with_mlp_head
+from _pairs import Ratio, interleaved, machine
+from torch.utils.data import DataLoader
+from validation_cost import Lit, cases, monitor_of, trainer_in
+
+import camtrain as ct
+
+HEADER = "| network | head | layer | labels | volume | epoch with / without | ms more | ms plain | pairs |"
+FIVE = ["DenseNet121", "EfficientNet-B0", "ResNet18", "ResNet50", "AxialNet"]
+
+
+def compare(net: str, head: str, layer: str, labels: int, size: int, args: argparse.Namespace) -> Ratio:
+    """Epochs of one setting with the monitor over plain ones."""
+    torch.manual_seed(0)
+    network, batch = NETWORKS[net], 2
+    model = network.make(labels, size).eval()
+    model = with_mlp_head(model, network.head).eval() if head == "mlp" else model
+    image = torch.rand(batch, 1, *network.shape(size))
+    found = next(row.name for row in ct.layers(model, image, seen=False) if row.default)
+    # EfficientNet's last activation is a module that runs several times: the last run counts.
+    monitor = monitor_of(labels, f"net.{network.mid if layer == 'mid' else found}", every_n_epochs=0, call=-1)
+    with torch.no_grad():
+        model(image)
+        start = time.process_time()
+        model(image)
+    number = batch * max(2, round(args.seconds / (time.process_time() - start)))
+    loader, module = DataLoader(cases(number, network.shape(size), labels, args.present), batch), Lit(model)
+    with tempfile.TemporaryDirectory() as folder:
+        plain, watched = (
+            partial(trainer.validate, module, loader, verbose=False)
+            for trainer in (trainer_in(folder), trainer_in(folder, monitor))
+        )
+        return interleaved(plain, watched, args.pairs, warm=1)
+
+
+def main() -> None:
+    """Print a line per setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", choices=list(NETWORKS), default=FIVE)
+    parser.add_argument("--heads", nargs="+", choices=["affine", "mlp"], default=["affine"])
+    parser.add_argument("--layers", nargs="+", choices=["last", "mid"], default=["last"])
+    parser.add_argument("--labels", nargs="+", type=int, default=[80])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[64])
+    parser.add_argument("--present", type=float, default=0.15)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    for talker in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(talker).setLevel(logging.ERROR)
+    torch.set_num_threads(args.threads)
+    print(f"{HEADER}\n" + "|---" * HEADER.count(" | ") + "|---|")
+    for net, head, layer, labels, size in itertools.product(
+        args.nets, args.heads, args.layers, args.labels, args.sizes
+    ):
+        if layer == "mid" and NETWORKS[net].mid is None:
+            continue
+        found = compare(net, head, layer, labels, size, args)
+        print(
+            f"| {net} | {head} | {layer} | {labels} | {NETWORKS[net].volume(size)} | {found} | {found.extra:.1f} "
+            f"| {found.plain:.0f} | {found.pairs} |",
+            flush=True,
+        )
+    print(f"\nprocessor time of epochs, batch 2, {args.present:.0%} of the labels present, {machine()}")
+
+
+if __name__ == "__main__":
+    main()
