@@ -5,6 +5,7 @@ Every case follows from (seed, split, index) alone, so cases can be made in any 
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from camtrain._errors import InputError, nearest
-from camtrain.data.phantom_body import Scene, draw_anatomy, paint_body
+from camtrain.data.phantom_anatomy import draw_anatomy
+from camtrain.data.phantom_body import Scene, paint_body
 from camtrain.data.phantom_findings import FINDINGS, PAINTING_ORDER, paint_finding
-from camtrain.data.phantom_frame import Bools, Frame, affine_of
+from camtrain.data.phantom_frame import Bools, Frame, Places, affine_of, places_in
 from camtrain.data.phantom_shortcuts import PLACES, paint_marker
 
 LABELS = tuple(FINDINGS)
@@ -55,18 +57,21 @@ class Case:
     affine: NDArray[np.float64]
 
 
-def to_image(hu: NDArray[np.float32]) -> NDArray[np.float32]:
+def to_image(hu: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Hounsfield units to the network's input: `WINDOW` becomes 0 to 1, what lies outside is clipped.
+
+    Args:
+        hu: Hounsfield units, of any shape.
+        out: Where to put the image, of the same shape; `hu` itself will do.
 
     Example:
         >>> to_image(np.array([-1000, -100, 2000], np.float32)).tolist()
         [0.0, 0.5, 1.0]
     """
     low, high = WINDOW
-    image: NDArray[np.float32] = hu - np.float32(low)
+    image: NDArray[np.float32] = np.subtract(hu, np.float32(low), out=out)
     image /= np.float32(high - low)
-    np.clip(image, 0, 1, out=image)
-    return image
+    return image.clip(0, 1, out=image)
 
 
 def unpack(bits: NDArray[np.uint8], labels: Sequence[str]) -> Bools:
@@ -169,7 +174,7 @@ class Phantom:
                 paint_marker(scene, name, self.shortcut_at)
         return self._finish(f"{split}-{index:05d}", scene, truth, marks)
 
-    def marked(self, split: str, index: int, organs: NDArray[np.uint8]) -> NDArray[np.intp]:
+    def marked(self, split: str, index: int, organs: NDArray[np.uint8]) -> Places:
         """Where the markers of a case lie, without making it anew: places in the flat volume.
 
         Args:
@@ -184,7 +189,7 @@ class Phantom:
         for name in self.labels:
             if marks[name]:
                 paint_marker(scene, name, self.shortcut_at)
-        return np.flatnonzero(scene.markers)
+        return places_in(scene.markers != 0)
 
     def _finish(self, name: str, scene: Scene, truth: dict[str, bool], marks: dict[str, bool]) -> Case:
         organs = scene.organs
@@ -212,20 +217,26 @@ class Phantom:
         """Gaussian copula: one common cause and one own cause per finding."""
         draws = self._rng(split, index, "label").standard_normal(1 + len(LABELS))
         latent = math.sqrt(self.cooccurrence) * draws[0] + math.sqrt(1 - self.cooccurrence) * draws[1:]
-        drawn = dict(zip(LABELS, latent < ndtri(self.prevalence), strict=True))
-        return {name: bool(drawn[name]) for name in self.labels}
+        drawn = dict(zip(LABELS, (latent < _quantile(self.prevalence)).tolist(), strict=True))
+        return {name: drawn[name] for name in self.labels}
 
     def _draw_marker(self, split: str, index: int, truth: dict[str, bool]) -> dict[str, bool]:
-        draws = dict(zip(LABELS, self._rng(split, index, "marker").random(len(LABELS)), strict=True))
         if self.shortcut is None or split == "shift_free":
             return dict.fromkeys(self.labels, False)
+        draws = dict(zip(LABELS, self._rng(split, index, "marker").random(len(LABELS)).tolist(), strict=True))
         agree = {"shift_random": 0.5, "shift_reversed": 1 - self.shortcut}.get(split, self.shortcut)
-        return {name: truth[name] == bool(draws[name] < agree) for name in self.labels}
+        return {name: truth[name] == (draws[name] < agree) for name in self.labels}
 
     def _forced(self, word: str, given: Mapping[str, bool] | None) -> dict[str, bool]:
         for name in given or {}:
             one_of(word, name, self.labels)
         return {name: bool(value) for name, value in (given or {}).items()}
+
+
+@functools.lru_cache(maxsize=16)
+def _quantile(share: float) -> float:
+    """Below which this share of a normal distribution lies."""
+    return float(ndtri(share))
 
 
 def one_of(word: str, value: str, known: Sequence[str]) -> None:
@@ -250,13 +261,13 @@ def _blur(hu: NDArray[np.float32], scratch: NDArray[np.float32], weight: float =
         weight: w.
     """
     flat, room = hu.reshape(-1), scratch.reshape(-1)
-    for axis, step in enumerate((hu.shape[1] * hu.shape[2], hu.shape[2], 1)):
+    edges = ((hu[0], hu[-1]), (hu[:, 0], hu[:, -1]), (hu[:, :, 0], hu[:, :, -1]))
+    for (first, last), step in zip(edges, (hu.shape[1] * hu.shape[2], hu.shape[2], 1), strict=True):
         # Along the whole memory, rows run over into each other only in the outermost planes, which are put back.
-        planes = np.moveaxis(hu, axis, 0)
-        outer = planes[0].copy(), planes[-1].copy()
+        outer = first.copy(), last.copy()
         middle, smooth = flat[step:-step], room[: -2 * step]
         np.add(flat[2 * step :], flat[: -2 * step], out=smooth)
         smooth *= np.float32(weight)
         middle *= np.float32(1 - 2 * weight)
         middle += smooth
-        planes[0], planes[-1] = outer
+        first[...], last[...] = outer

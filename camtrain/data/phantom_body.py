@@ -1,4 +1,4 @@
-"""A healthy chest on the scanner table: one patient's measures, and the painting of the scan and of its organs.
+"""A healthy chest on the scanner table: the painting of the scan and of its organs.
 
 Numbers are millimetres in body coordinates (x to the right, y to the front, z up; the origin lies in mid-chest) and
 Hounsfield units of a contrast-enhanced CT. They give the layout and the proportions of a supine adult, not an atlas.
@@ -6,47 +6,22 @@ Hounsfield units of a contrast-enhanced CT. They give the layout and the proport
 
 from __future__ import annotations
 
+import bisect
 import functools
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from camtrain.data.phantom_frame import Bools, Box, Floats, Frame, Patch, Pose, inside
+from camtrain.data.phantom_anatomy import Anatomy
+from camtrain.data.phantom_frame import Bools, Box, Floats, Frame, Patch, inside, places_in
 
 ORGANS = {"lung_left": 1, "lung_right": 2, "heart": 3, "great_vessels": 4, "mediastinum": 5, "spine": 6}
 LUNG_LEFT, LUNG_RIGHT, HEART, VESSELS, MEDIASTINUM, SPINE = ORGANS.values()
 
 AIR, FAT, SKIN, MUSCLE, BONE = -1000.0, -100.0, 20.0, 55.0, 480.0
+RIB = 0.75 * BONE
 BLOOD, MYOCARDIUM, FLUID, LIVER = 290.0, 150.0, 4.0, 110.0
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Measures of one patient, mm and HU."""
-
-    pose: Pose
-    width: float  # half-axes of the trunk
-    depth: float
-    fat: float  # thickness under the skin
-    wall: float  # muscle and ribs
-    lung_hu: float
-    lung_gradient: float  # HU per mm towards the back
-    dome_right: float  # height of the diaphragm
-    dome_left: float
-    rib_phase: float
-    heart: Floats  # (3,) centre
-    heart_axes: Floats  # (3,) half-axes: long axis, then the two short ones
-    heart_frame: Floats  # (3, 3) rows: unit vectors of the axes; the first points to the apex
-    heart_scale: float  # natural variation of size
-    aorta: Floats  # (n, 3) centreline from the valve over the arch down to the abdomen
-    aorta_radius: float
-
-    @property
-    def cavity(self) -> tuple[float, float]:
-        """Half-axes of the inside of the rib cage."""
-        return self.width - self.fat - self.wall, self.depth - self.fat - self.wall
 
 
 @dataclass
@@ -62,7 +37,6 @@ class Scene:
         markers: (X, Y, Z) uint8, one bit per marker.
         heart_outer: Size of the pericardium, 1 = the average patient's heart.
         heart_inner: Size of the muscle inside it.
-        chest: Box that holds the inside of the rib cage.
     """
 
     frame: Frame
@@ -73,87 +47,32 @@ class Scene:
     markers: NDArray[np.uint8] = field(init=False)
     heart_outer: float = 1.0
     heart_inner: float = 1.0
-    chest: Box = field(init=False)
 
     def __post_init__(self) -> None:
         self.lesions = np.zeros(self.frame.size, np.uint8)
         self.markers = np.zeros(self.frame.size, np.uint8)
-        half_width, half_depth = self.anatomy.cavity
-        x, y, z = self.frame.x, self.frame.y, self.frame.z
-        self._round: Floats = np.abs(x / half_width) ** 2.3 + np.abs(y / half_depth) ** 2.3
-        self._roof: Floats = 1 - np.clip((z - 10) / 108, 0, None) ** 2
+
+    @functools.cached_property
+    def chest(self) -> Box:
+        """Box that holds the inside of the rib cage."""
         within = self._round[:, :, 0] < self._roof.max()
-        self.chest = span(within.any(1)), span(within.any(0)), span(self._roof[0, 0] > self._round.min())
+        return span(within.any(1)), span(within.any(0)), span(self._roof[0, 0] > self._round.min())
+
+    @functools.cached_property
+    def _round(self) -> Floats:
+        half_width, half_depth = self.anatomy.cavity
+        result: Floats = np.abs(self.frame.x / half_width) ** 2.3 + np.abs(self.frame.y / half_depth) ** 2.3
+        return result
+
+    @functools.cached_property
+    def _roof(self) -> Floats:
+        result: Floats = 1 - np.maximum((self.frame.z - 10) / 108, 0) ** 2
+        return result
 
     def in_cavity(self, box: Box) -> Bools:
         """Voxels of a box inside the rib cage (lungs, heart, vessels, and the abdomen below the diaphragm)."""
         result: Bools = self._round[box[:2]] < self._roof[:, :, box[2]]
         return result
-
-
-_MEASURES: dict[str, tuple[float, float]] = {
-    # In the order in which they are drawn: another order would be other patients.
-    **{"shift_x": (-9, 9), "shift_y": (-4, 8), "shift_z": (-10, 10)},
-    **{"scale_x": (0.94, 1.06), "scale_y": (0.94, 1.06), "scale_z": (0.94, 1.06), "roll": (-0.07, 0.07)},
-    **{"apex_x": (-0.08, 0.08), "apex_y": (-0.08, 0.08), "apex_z": (-0.08, 0.08)},
-    **{"fat": (7, 20), "width": (-5, 5), "depth": (-3, 3), "wall": (17, 21)},
-    **{"lung_hu": (-870, -810), "lung_gradient": (0.3, 0.9), "dome_right": (-52, -36), "dome_left": (-62, -46)},
-    **{"rib_phase": (0, 26), "heart_x": (-4, 4), "heart_y": (-4, 4), "heart_z": (-5, 5), "heart_scale": (0.93, 1.03)},
-    **{"arch_top": (40, 52), "aorta_back": (-36, -30), "aorta_left": (-24, -16), "aorta_radius": (11.5, 14)},
-}
-
-
-def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """One patient from the population: pose, proportions, fat, density of the lungs, course of the aorta."""
-    m = {name: rng.uniform(low, high) for name, (low, high) in _MEASURES.items()}
-    return Anatomy(
-        pose=Pose(
-            shift=(m["shift_x"], m["shift_y"], m["shift_z"]),
-            scale=(m["scale_x"], m["scale_y"], m["scale_z"]),
-            roll=m["roll"],
-        ),
-        width=130 + 0.5 * m["fat"] + m["width"],
-        depth=88 + 0.4 * m["fat"] + m["depth"],
-        fat=m["fat"],
-        wall=m["wall"],
-        lung_hu=m["lung_hu"],
-        lung_gradient=m["lung_gradient"],
-        dome_right=m["dome_right"],
-        dome_left=m["dome_left"],
-        rib_phase=m["rib_phase"],
-        heart=np.array([-20 + m["heart_x"], 16 + m["heart_y"], -28 + m["heart_z"]], np.float32),
-        heart_axes=np.array([53, 42, 44], np.float32),
-        heart_frame=_heart_frame(-0.74 + m["apex_x"], 0.42 + m["apex_y"], -0.52 + m["apex_z"]),
-        heart_scale=m["heart_scale"],
-        aorta=_aorta(top=m["arch_top"], back=m["aorta_back"], left=m["aorta_left"]),
-        aorta_radius=m["aorta_radius"],
-    )
-
-
-def _heart_frame(right: float, front: float, up: float) -> Floats:
-    """(3, 3) unit vectors: to the apex, and two across it."""
-    apex, side = np.array([right, front, up]), np.array([0.6, 0.75, 0.0])
-    apex /= math.sqrt(apex @ apex)
-    side -= apex * (side @ apex)
-    side /= math.sqrt(side @ side)
-    (a, b, c), (d, e, f) = apex.tolist(), side.tolist()
-    third = (b * f - c * e, c * d - a * f, a * e - b * d)
-    return np.array([apex, side, third], np.float32)
-
-
-_TURN = np.linspace(0, np.pi, 6)
-
-
-def _aorta(top: float, back: float, left: float) -> Floats:
-    line = np.empty((9, 3))
-    t = (1 - np.cos(_TURN)) / 2
-    line[0] = -2.0, 14.0, -8.0
-    line[1:7, 0] = 12.0 + t * (left - 12.0)
-    line[1:7, 1] = 16.0 + t * (back - 16.0)
-    line[1:7, 2] = top + 18 * np.sin(_TURN)
-    line[7] = left, back - 3, -40.0
-    line[8] = left + 10, back - 2, -190.0
-    return line
 
 
 def paint_body(anatomy: Anatomy, size: tuple[int, int, int], rng: np.random.Generator) -> Scene:
@@ -181,16 +100,24 @@ def paint_body(anatomy: Anatomy, size: tuple[int, int, int], rng: np.random.Gene
     return scene
 
 
+_NECK = 75.0
+"""mm; from here upwards the trunk tapers."""
+
+
 def shell(anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> Floats:
     """(X, Y, Z) distance from the long axis of the trunk, 1 on the skin; the trunk tapers to the neck."""
-    radius = np.sqrt((x / anatomy.width) ** 2 + (y / anatomy.depth) ** 2)
-    result: Floats = radius / np.maximum(_taper(z), 0.35)
+    result: Floats = _radius(anatomy, x, y) / _taper(z)
     return result
 
 
+def _radius(anatomy: Anatomy, x: Floats, y: Floats) -> Floats:
+    radius: Floats = np.sqrt((x / anatomy.width) ** 2 + (y / anatomy.depth) ** 2)
+    return radius
+
+
 def _taper(z: Floats) -> Floats:
-    taper: Floats = 1 - 0.3 * (np.clip(z - 75, 0, None) / 75) ** 2
-    return taper
+    taper: Floats = 1 - 0.3 * (np.maximum(z - _NECK, 0) / 75) ** 2
+    return np.maximum(taper, 0.35, out=taper)
 
 
 def span(where: Bools) -> slice:
@@ -208,40 +135,54 @@ def _table(scene: Scene) -> None:
     scene.hu[(y < top - 3) & (y > top - 5) & slab] = -600
 
 
-_STEPS = np.arange(256) / 200
+_STEPS = (np.arange(256) / 200).tolist()
 
 
 def _trunk(scene: Scene) -> None:
+    """Skin, fat, muscle and ribs: layers from the axis outwards, by one look-up on the distance in steps of 1/200."""
     a, f = scene.anatomy, scene.frame
     mean = (a.width + a.depth) / 2
-    # Layers from the axis outwards, by one look-up on the distance in steps of 1/200.
-    muscle, fat, skin = (int(np.searchsorted(_STEPS, 1 - depth / mean)) for depth in (a.fat, 3, 0))
+    muscle, fat, skin = (bisect.bisect_left(_STEPS, 1 - depth / mean) for depth in (a.fat, 3, 0))
     values = np.full(len(_STEPS), AIR, np.float32)
     values[:skin], values[:fat], values[:muscle] = SKIN, FAT, MUSCLE
-    bone_from = int(np.searchsorted(_STEPS, 1 - (a.fat + a.wall - 3) / mean, side="right"))
-    bone_to = int(np.searchsorted(_STEPS, 1 - (a.fat + 5) / mean))
-    scene.hu.fill(AIR)
-    x, y, z = f.x[:, :, 0], f.y[:, :, 0], f.z[0]
-    i, j = np.nonzero(shell(a, x, y, z[:, :1]) < 1)  # the trunk is widest below
-    # Below the neck one plane is as the other: their levels are the first column.
-    neck = int(np.append(_taper(z[0]) == 1, False).argmin())
-    levels = np.minimum(shell(a, x[i, j, None], y[i, j, None], z[:, neck - 1 :]) * 200, 255).astype(np.uint8)
-    columns, bony = np.empty((len(i), f.size[2]), np.float32), (levels >= bone_from) & (levels < bone_to)
-    columns[:, :neck], columns[:, neck:] = values[levels[:, :1]], values[levels[:, 1:]]
+    bone_from = bisect.bisect_right(_STEPS, 1 - (a.fat + a.wall - 3) / mean)
+    bone_to = bisect.bisect_left(_STEPS, 1 - (a.fat + 5) / mean)
+    hu, x, y, z = scene.hu.reshape(-1, f.size[2]), f.x.reshape(-1, 1), f.y.reshape(-1, 1), f.z[0]
+    # Below the neck one plane is as the other, but for the ribs.
+    neck = bisect.bisect_right(z[0].tolist(), _NECK)
+    radius = _radius(a, x, y)
+    plane = (radius * 200).astype(np.intp)
+    below = values.take(plane, mode="clip")
+    hu[:, :neck], hu[:, neck:] = below, AIR
     # Ribs run down towards the front, one every 26 mm.
-    near = np.flatnonzero(bony.any(axis=1))
-    turns: Floats = z / 26 + ((0.4 * y + a.rib_phase) / 26)[i[near], j[near], None]
+    phase, turns = (0.4 * y + a.rib_phase) / 26, z / 26
+    bony = places_in((plane >= bone_from) & (plane < bone_to))
+    ribs = _in_rib(turns[:, :neck] + phase[bony])
+    ribs &= z[:, :neck] > -110
+    hu[bony, :neck] = np.where(ribs, np.float32(RIB), below[bony])
+    inner = places_in(plane < skin)  # the trunk is nowhere wider
+    levels = (radius[inner] / _taper(z[:, neck:]) * 200).astype(np.intp)
+    above = values.take(levels, mode="clip")
+    bony = places_in((levels >= bone_from) & (levels < bone_to))
+    column, k = np.divmod(bony, max(levels.shape[1], 1))
+    ribs = _in_rib(turns[0, neck:][k] + phase[inner[column], 0])
+    above.reshape(-1)[bony[ribs]] = RIB
+    hu[inner, neck:] = above
+    _breastbone(scene)
+
+
+def _in_rib(turns: Floats) -> Bools:
     turns -= np.floor(turns)
-    ribs, bony = (turns < 0.42) & (z > -110), bony[near]
-    ribs[:, :neck] &= bony[:, :1]
-    ribs[:, neck:] &= bony[:, 1:]
-    row, k = np.nonzero(ribs)
-    columns[near[row], k] = np.float32(BONE * 0.75)
-    scene.hu[i, j] = columns
+    found: Bools = turns < 0.42
+    return found
+
+
+def _breastbone(scene: Scene) -> None:
+    a, f = scene.anatomy, scene.frame
     box = f.box((-17, a.depth - a.fat - 20, -40), (17, a.depth - a.fat - 8, 85))
     right, front, up = f.at(box)
     flat = (np.abs(right) < 17) & (np.abs(front - a.depth + a.fat + 12) < max(5.5, f.thin))
-    np.copyto(scene.hu[box], BONE * 0.6, where=flat & (np.abs(up - 22) < 62))  # the breastbone
+    np.copyto(scene.hu[box], BONE * 0.6, where=flat & (np.abs(up - 22) < 62))
 
 
 def _cavity(scene: Scene) -> None:
@@ -251,19 +192,23 @@ def _cavity(scene: Scene) -> None:
     cavity = scene.in_cavity(scene.chest)
     dome = np.where(x > 0, np.float32(a.dome_right), np.float32(a.dome_left))
     hump = np.minimum(((np.abs(x) - 48) / 62) ** 2 + ((y - 8) / 72) ** 2, 1.6)
-    lung = cavity & (z > dome - 48 * hump)
-    belly = cavity & ~lung
+    lung = z > dome - 48 * hump
+    lung &= cavity
     gap = 9 + 17 * np.exp(-(((y + 8) / 30) ** 2))
     right, left = x > gap, x < -gap - 2
     organ = np.where(right, np.uint8(LUNG_RIGHT), np.where(left, np.uint8(LUNG_LEFT), np.uint8(MEDIASTINUM)))
-    np.copyto(scene.organs[scene.chest], organ, where=lung)
+    np.multiply(organ, lung.view(np.uint8), out=scene.organs[scene.chest])  # nothing else has an organ yet
     air = a.lung_hu - a.lung_gradient * y + 14 * np.sin(x / 23 + a.rib_phase)
-    np.copyto(scene.hu[scene.chest], np.where(right | left, air, np.float32(-25)), where=lung)
+    air = np.where(right | left, air, np.float32(-25))
     soft = np.where(x > -18 - 0.25 * y, LIVER, np.where(y < 0, LIVER + 15, 35)).astype(np.float32)
-    np.copyto(scene.hu[scene.chest], np.where((np.abs(x) < 22) & (y < -12), -60, soft), where=belly)
+    soft = np.where((np.abs(x) < 22) & (y < -12), np.float32(-60), soft)
+    np.copyto(scene.hu[scene.chest], soft, where=cavity)
+    np.copyto(scene.hu[scene.chest], air, where=lung)
     box, dist = f.ellipsoid((-48, 34, a.dome_left - 42), (26, 14, 20))  # air in the stomach
-    inside_belly = scene.in_cavity(box) & (scene.organs[box] == 0)
-    scene.hu[box][(dist < 1) & inside_belly] = -850
+    gas = scene.in_cavity(box)
+    gas &= scene.organs[box] == 0
+    gas &= dist < 1
+    np.copyto(scene.hu[box], -850, where=gas)
 
 
 def _spine(scene: Scene) -> None:
@@ -272,12 +217,12 @@ def _spine(scene: Scene) -> None:
     box = f.box((-34, back - 50, -200), (34, back + 22, 200))
     x, y, z = f.at(box)
     y = y - back + 6 * np.cos(z / 90)
-    behind = y + 21
+    behind, aside = y + 21, np.abs(x)
     body = (x / 19) ** 2 + (y / 15) ** 2 < 1
     disc = np.mod(z + a.rib_phase, 27) < 5
     canal = (x / 9) ** 2 + (behind / 8) ** 2 < 1
-    arch = ((x / 16) ** 2 + (behind / 13) ** 2 < 1) | ((np.abs(x) < 5) & (y < -25) & (y > -44))
-    wings = (np.abs(y + 20) < 6) & (np.abs(x) < 32)
+    arch = ((x / 16) ** 2 + (behind / 13) ** 2 < 1) | ((aside < 5) & (y < -25) & (y > -44))
+    wings = (np.abs(y + 20) < 6) & (aside < 32)
     marrow = (x / 15) ** 2 + (y / 11) ** 2 < 1
     region = body | canal | arch | (wings & ~disc)
     hu = scene.hu[box]
@@ -307,7 +252,7 @@ def heart_box(scene: Scene, outer: float) -> Box:
     """Voxels that hold a heart of this size."""
     a = scene.anatomy
     # The heart bulges beyond the ellipsoid of its half-axes by less than 5 %.
-    reach = 1.05 * outer * np.sqrt(((a.heart_frame * a.heart_axes[:, None]) ** 2).sum(axis=0))
+    reach = 1.05 * outer * a.heart_reach
     return scene.frame.box(a.heart - reach, a.heart + reach)
 
 
@@ -325,29 +270,54 @@ def paint_heart(scene: Scene, outer: float, inner: float) -> Patch:
         Voxels between the two.
     """
     box = heart_box(scene, outer)
-    long, short, third = heart_coordinates(scene, box)
-    size = np.sqrt(long**2 + (short**2 + third**2) * (1 + 0.22 * long / outer))
-    where = (scene.organs[box] != VESSELS) & (scene.organs[box] != SPINE) & scene.in_cavity(box)
+    along = heart_coordinates(scene.anatomy, *scene.frame.at(box))
+    size = _heart_size(along, outer)
+    organs, hu = scene.organs[box], scene.hu[box]
+    where = scene.in_cavity(box)
+    where &= organs != VESSELS
+    where &= organs != SPINE
     heart = inside(size / outer, where)
+    voxels = places_in(heart)
+    chambers = along.reshape(3, 1, -1).take(voxels, axis=2)
+    chambers /= inner
+    chambers = chambers - _MIDDLES
+    chambers /= _REACHES
+    chambers *= chambers
+    left, right, atria = chambers[0] + chambers[1] + chambers[2] < 1
+    hu[heart] = np.where(left | right | atria, np.float32(BLOOD), np.float32(MYOCARDIUM))
     rim = heart & (size >= inner)
-    u, v, w = (c[heart] / inner for c in (long, short, third))
-    left = ((u - 0.12) / 0.62) ** 2 + ((v + 0.38) / 0.36) ** 2 + (w / 0.5) ** 2 < 1
-    right = ((u - 0.05) / 0.6) ** 2 + ((v - 0.48) / 0.33) ** 2 + (w / 0.55) ** 2 < 1
-    atria = ((u + 0.62) / 0.3) ** 2 + (v / 0.6) ** 2 + (w / 0.6) ** 2 < 1
-    scene.hu[box][heart] = np.where(left | right | atria, np.float32(BLOOD), np.float32(MYOCARDIUM))
-    np.copyto(scene.hu[box], FLUID, where=rim)
-    np.copyto(scene.organs[box], HEART, where=heart)
+    np.copyto(hu, FLUID, where=rim)
+    np.copyto(organs, HEART, where=heart)
     scene.heart_outer, scene.heart_inner = outer, inner
     return box, rim
 
 
-def heart_coordinates(scene: Scene, box: Box) -> tuple[Floats, Floats, Floats]:
-    """Coordinates along the heart's own axes, in units of the average patient's half-axes."""
-    a = scene.anatomy
-    x, y, z = (v - c for v, c in zip(scene.frame.at(box), a.heart, strict=True))
-    rows = a.heart_frame / a.heart_axes[:, None]
-    first, second, third = (r[0] * x + r[1] * y + r[2] * z for r in rows)
-    return first, second, third
+# Left ventricle, right ventricle, atria: middles and half-axes along each of the heart's axes.
+_MIDDLES = np.array([[0.12, 0.05, -0.62], [-0.38, 0.48, 0.0], [0.0, 0.0, 0.0]], np.float32)[:, :, None]
+_REACHES = np.array([[0.62, 0.6, 0.3], [0.36, 0.33, 0.6], [0.5, 0.55, 0.6]], np.float32)[:, :, None]
+
+
+def heart_coordinates(anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> Floats:
+    """(3, ...) coordinates along the heart's own axes, in units of the average patient's half-axes."""
+    right, front, up = anatomy.heart_rows.reshape(3, 3, *[1] * x.ndim)
+    a, b, c = anatomy.heart
+    flat = right * (x - a)
+    flat += front * (y - b)
+    result: Floats = np.add(flat, up * (z - c), order="C")  # axis by axis: numpy would choose point by point
+    return result
+
+
+def _heart_size(along: Floats, outer: float) -> Floats:
+    """Size of the heart that has a point on its surface: an ellipsoid that is thicker towards the apex."""
+    long, short, third = along * along
+    size = 0.22 * along[0]
+    size /= outer
+    size += 1
+    short += third
+    size *= short
+    size += long
+    result: Floats = np.sqrt(size, out=size)
+    return result
 
 
 def _great_vessels(scene: Scene, tubes: NDArray[np.intp]) -> None:
@@ -364,36 +334,39 @@ _VESSELS = np.array(
     [[(30, 8, -5), (26, 4, 95)], [(-14, 22, -5), _TRUNK], [_TRUNK, (32, -2, 14)], [_TRUNK, (-42, -6, 18)]]
 )
 _AIRWAY_RADII, _VESSEL_RADII = (8.5, 6.5, 6.0), (9.0, 13.0, 9.5, 9.5)
-_ROOTS = {LUNG_LEFT: (-40, -8, 12), LUNG_RIGHT: (36, -6, 10)}
+_ROOTS = {LUNG_LEFT: (-40.0, -8.0, 12.0), LUNG_RIGHT: (36.0, -6.0, 10.0)}
 
 
 def _lung_vessels(scene: Scene, rng: np.random.Generator, branches: int = 46) -> None:
     """Small vessels run from the two roots of the lung to random places in it and thin out on the way."""
     f = scene.frame
     steps, bow, value = _way(max(f.size), float(f.spacing.max()))
-    chest, (x, y, z) = scene.organs[scene.chest], f.at(scene.chest)
-    paths, lungs = [], []
-    for organ, root in _ROOTS.items():
-        voxels = np.flatnonzero(chest == organ)
-        bends = rng.normal(0, 9, (branches, 1, 3)).astype(np.float32)
+    organs = scene.organs[scene.chest].reshape(-1)
+    bends, picked, lungs = [], [], []
+    for organ in _ROOTS:
+        voxels = places_in(organs == organ)
+        bend = rng.normal(0, 9, (branches, 3))
         picks = rng.random(branches)
-        if not len(voxels):
-            continue
-        i, j, k = np.unravel_index(voxels[(picks * len(voxels)).astype(np.intp)], chest.shape)
-        ends = np.stack([x[i, j, 0], y[i, j, 0], z[0, 0, k]])[:, :, None] - np.array(root)[:, None, None]
-        paths.append(np.array(root)[:, None, None] + steps * ends + bow * bends.transpose(2, 0, 1))
-        lungs.append(organ)
+        if len(voxels):
+            bends.append(bend.astype(np.float32))
+            picked.append(voxels.take((picks * len(voxels)).astype(np.intp)))
+            lungs.append(organ)
     if not lungs:
         return
-    at = f.index(np.moveaxis(np.concatenate(paths, axis=1), 0, -1))
-    places = (at[..., 0] * f.size[1] + at[..., 1]) * f.size[2] + at[..., 2]
-    own = scene.organs.reshape(-1)[places] == np.repeat(lungs, branches)[:, None]
-    places, values, hu = places[own], np.broadcast_to(value, own.shape)[own], scene.hu.reshape(-1)
-    hu[places] = np.maximum(hu[places], values)
+    roots = np.repeat([_ROOTS[organ] for organ in lungs], branches, axis=0).T
+    paths = np.multiply.outer(f.points(np.concatenate(picked), scene.chest) - roots, steps)
+    paths += roots[:, :, None]
+    paths += np.multiply.outer(np.concatenate(bends).T, bow)
+    places = f.places(paths)
+    own = scene.organs.reshape(-1).take(places) == np.repeat(np.array(lungs, np.uint8), branches)[:, None]
+    found, hu = places_in(own), scene.hu.reshape(-1)
+    places = places.reshape(-1).take(found)
+    hu[places] = np.maximum(hu[places], value.take(found % len(value)))
 
 
 @functools.lru_cache(maxsize=16)
 def _way(longest: int, spacing: float) -> tuple[Floats, Floats, Floats]:
     """Steps from 0 to 1, so many that a line leaves no gap; how far a bent line strays there; HU of a vessel there."""
     steps = np.linspace(0, 1, 2 * longest // 3, dtype=np.float32)
-    return steps, 4 * steps * (1 - steps), -300 - 380 * steps / np.clip(6.7 / np.float64(spacing), 0.2, 1)
+    value = -300 - 380 * steps / np.clip(6.7 / np.float64(spacing), 0.2, 1)
+    return steps.astype(np.float64), 4 * steps * (1 - steps), value.astype(np.float32)

@@ -21,6 +21,8 @@ Box = tuple[slice, slice, slice]
 Point = Sequence[float] | Floats
 Patch = tuple[Box, Bools]
 """A box, and which of its voxels."""
+Places = NDArray[np.intp]
+"""Places in the flat volume."""
 
 FIELD_OF_VIEW = (320.0, 240.0, 300.0)
 """Physical size of every phantom scan in mm, whatever its number of voxels."""
@@ -48,6 +50,11 @@ def affine_of(size: Sequence[int]) -> NDArray[np.float64]:
         >>> affine_of((32, 24, 30))[0].tolist()
         [10.0, 0.0, 0.0, -155.0]
     """
+    return _affine(tuple(size)).copy()
+
+
+@functools.lru_cache(maxsize=16)
+def _affine(size: tuple[int, ...]) -> NDArray[np.float64]:
     spacing = np.array(FIELD_OF_VIEW) / np.array(size)
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = (spacing - FIELD_OF_VIEW) / 2
@@ -62,6 +69,7 @@ class Frame:
         pose: How the patient lies.
 
     Attributes:
+        plane: (2, X, Y) body coordinates to the patient's right and to the front, mm.
         x: (X, Y, 1) body coordinate to the patient's right, mm.
         y: (X, Y, 1) body coordinate to the front, mm.
         z: (1, 1, Z) body coordinate upwards, mm.
@@ -78,22 +86,49 @@ class Frame:
         cos, sin = np.float32(np.cos(pose.roll)), np.float32(np.sin(pose.roll))
         right, front, up = (w - np.float32(c) for w, c in zip(world, pose.shift, strict=True))
         self.front = world[1][None, :, None]
-        self.x = ((cos * right[:, None] + sin * front[None, :]) / np.float32(pose.scale[0]))[:, :, None]
-        self.y = ((cos * front[None, :] - sin * right[:, None]) / np.float32(pose.scale[1]))[:, :, None]
+        self.plane = np.empty((2, *size[:2]), np.float32)
+        np.add(cos * right[:, None], sin * front, out=self.plane[0])
+        np.subtract(cos * front, sin * right[:, None], out=self.plane[1])
+        self.plane /= np.array(pose.scale[:2], np.float32)[:, None, None]
+        self.x, self.y = self.plane[:, :, :, None]
         self.z = (up / np.float32(pose.scale[2]))[None, None, :]
 
-    def index(self, points: Floats) -> NDArray[np.intp]:
-        """Voxel that holds each body point, (..., 3), clipped to the scan."""
-        cos, sin = np.cos(self.pose.roll), np.sin(self.pose.roll)
-        x, y, z = (points[..., axis] * scale for axis, scale in enumerate(self.pose.scale))
-        voxels = np.empty((3, *points.shape[:-1]), np.intp)
-        for axis, place in enumerate((cos * x - sin * y, sin * x + cos * y, z)):
-            place += self.pose.shift[axis]
-            place += FIELD_OF_VIEW[axis] / 2
-            place /= self.spacing[axis]
-            np.minimum(np.maximum(place, 0, out=place), self.size[axis] - 1, out=place)
-            voxels[axis] = place
-        return np.moveaxis(voxels, 0, -1)
+    def places(self, points: Floats) -> Places:
+        """Voxels that hold body points, clipped to the scan: (3, n, m) mm become (n, m) places in the flat volume."""
+        turn, shift = self.to_voxels
+        voxels = (turn.T @ points.reshape(3, -1)).reshape(points.shape)
+        voxels += shift[:, None, None] + 0.5  # whole numbers at the borders of voxels
+        last = np.array(self.size)[:, None, None] - 1
+        i, j, k = voxels.clip(0, last, out=voxels).astype(np.intp)
+        i *= self.size[1]
+        i += j
+        i *= self.size[2]
+        i += k
+        found: Places = i
+        return found
+
+    def points(self, voxels: Places, box: Box) -> Floats:
+        """(3, n) body coordinates of voxels, places in a box."""
+        right, front, up = box
+        column, k = np.divmod(voxels, up.stop - up.start)
+        points = np.empty((3, len(voxels)), np.float32)
+        points[:2] = self.plane[:, right, front].reshape(2, -1).take(column, axis=1)
+        points[2] = self.z[0, 0, up][k]
+        return points
+
+    @functools.cached_property
+    def to_voxels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(3, 3) and (3,): body points times the one plus the other are places on the grid, 0 in the first voxel."""
+        (right, front, up), (wide, deep, high) = self.pose.scale, self.spacing.tolist()
+        turn = [
+            [self._cos * right / wide, self._sin * right / deep, 0.0],
+            [-self._sin * front / wide, self._cos * front / deep, 0.0],
+            [0.0, 0.0, up / high],
+        ]
+        shift = [
+            s / step + (n - 1) / 2 for s, step, n in zip(self.pose.shift, (wide, deep, high), self.size, strict=True)
+        ]
+        return np.array(turn), np.array(shift)
 
     def box(self, low: Point, high: Point) -> Box:
         """Voxels that cover the body block from `low` to `high` (mm), one voxel of margin, never empty."""
@@ -101,18 +136,19 @@ class Frame:
         x, y, z = right * (x0 + x1) / 2, front * (y0 + y1) / 2, up * (z0 + z1) / 2
         wide, deep, high_ = right * (x1 - x0) / 2, front * (y1 - y0) / 2, up * (z1 - z0) / 2
         cos, sin, turned = self._cos, self._sin, abs(self._sin)
-        return (
-            self._cover(0, cos * x - sin * y, cos * wide + turned * deep),
-            self._cover(1, sin * x + cos * y, turned * wide + cos * deep),
-            self._cover(2, z, high_),
+        bands = (
+            (cos * x - sin * y, cos * wide + turned * deep),
+            (sin * x + cos * y, turned * wide + cos * deep),
+            (z, high_),
         )
-
-    def _cover(self, axis: int, center: float, reach: float) -> slice:
-        shift, extent, n = self.pose.shift[axis], FIELD_OF_VIEW[axis], self.size[axis]
-        first = math.floor((center - reach + shift + extent / 2) * n / extent) - 1
-        last = math.floor((center + reach + shift + extent / 2) * n / extent) + 2
-        first = min(max(first, 0), n - 1)
-        return slice(first, max(min(last, n), first + 1))
+        box = []
+        for (center, reach), shift, extent, n in zip(bands, self.pose.shift, FIELD_OF_VIEW, self.size, strict=True):
+            first = math.floor((center - reach + shift + extent / 2) * n / extent) - 1
+            last = math.floor((center + reach + shift + extent / 2) * n / extent) + 2
+            first = 0 if first < 0 else n - 1 if first >= n else first
+            last = n if last > n else first + 1 if last <= first else last
+            box.append(slice(first, last))
+        return box[0], box[1], box[2]
 
     def at(self, box: Box) -> tuple[Floats, Floats, Floats]:
         """Body coordinates inside a box."""
@@ -122,8 +158,12 @@ class Frame:
         """Field of an ellipsoid: squared distance in units of the radii."""
         c, r = np.asarray(center, np.float32), np.maximum(np.asarray(radii, np.float32), self.thin)
         box = self.box(c - r, c + r)
-        x, y, z = ((v - o) / s for v, o, s in zip(self.at(box), c.tolist(), r.tolist(), strict=True))
-        return box, (x * x + y * y) + z * z
+        right, front, up = box
+        flat = self.plane[:, right, front] - c[:2, None, None]
+        flat /= r[:2, None, None]
+        flat *= flat
+        z = (self.z[:, :, up] - c[2]) / r[2]
+        return box, (flat[0] + flat[1])[:, :, None] + z * z
 
     def capsule(self, start: Point, end: Point, radius: float) -> tuple[Box, Floats]:
         """Field of a tube with round ends: squared distance from the line in units of the radius."""
@@ -134,8 +174,7 @@ class Frame:
         p, q, s = line.tolist()
         along = (x * p + y * q) + z * s
         along /= max(float(line @ line), 1e-6)
-        np.maximum(along, 0, out=along)
-        np.minimum(along, 1, out=along)
+        along.clip(0, 1, out=along)
         field: Floats = np.zeros_like(along)
         for axis, step in ((x, p), (y, q), (z, s)):  # in place: tubes are small, and arrays cost more than sums
             away = along * step
@@ -145,7 +184,7 @@ class Frame:
         field /= r**2
         return box, field
 
-    def tubes(self, starts: Floats, ends: Floats, radii: Sequence[float]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def tubes(self, starts: Floats, ends: Floats, radii: Sequence[float]) -> tuple[Places, NDArray[np.intp]]:
         """Voxels inside tubes with round ends, as `capsule` has them, of all tubes at once.
 
         Args:
@@ -157,95 +196,86 @@ class Frame:
             (voxels,) place of each in the flat volume, and (voxels,) number of its tube.
         """
         a, b = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
-        r = [np.float32(max(radius, self.thin)) for radius in radii]
-        reach = np.array(r)[:, None]
-        cells = _Cells(self, np.minimum(a, b) - reach, np.maximum(a, b) + reach)
+        r = np.maximum(radii, self.thin).astype(np.float32)
+        # As `capsule` has it: numpy rounds squares of arrays another way.
+        square = np.array([one**2 for one in r], np.float32)
         lines = b - a
-        length = np.array([max(float(line @ line), 1e-6) for line in lines], np.float32)
-        (ax, ay, az), (p, q, s) = a.T[:, cells.solid], lines.T[:, cells.solid]
-        x, y = self.x[cells.i, cells.j, 0] - ax, self.y[cells.i, cells.j, 0] - ay
-        column, flat = cells.column, x * p + y * q
-        z = self.z[0, 0][cells.k] - az[column]
-        along = z * s[column]
-        np.add(flat[column], along, out=along)
-        along /= length[cells.solid][column]
-        np.minimum(np.maximum(along, 0, out=along), 1, out=along)
-        field = np.zeros_like(along)
-        for axis, step in ((x[column], p), (y[column], q), (z, s)):
-            axis -= along * step[column]
-            axis *= axis
-            field += axis
-        field /= np.array([one**2 for one in r])[cells.solid][column]
-        return cells.where(field < 1)
+        length = np.maximum(lines[:, None] @ lines[:, :, None], np.float32(1e-6))[:, 0]
+        columns, tube, x, y = self._columns_near(a, lines, r)
+        # From here on (Z, columns): numpy starts a loop for each row, and there are more columns than levels.
+        per_column = np.concatenate([a[:, 2:], lines, length, square[:, None]], axis=1).take(tube, axis=0)
+        az, p, q, s, length, square = np.ascontiguousarray(per_column.T)
+        z = self.z.reshape(-1, 1) - az
+        along = z * s
+        along += x * p + y * q
+        along /= length
+        along.clip(0, 1, out=along)
+        field, away = np.zeros_like(along), np.empty_like(along)
+        for axis, step in ((x, p), (y, q), (z, s)):
+            np.multiply(along, step, out=away)
+            np.subtract(axis, away, out=away)
+            away *= away
+            field += away
+        k, column = np.divmod(places_in(field < square), len(columns))
+        return columns[column] * self.size[2] + k, tube[column]
 
-    def balls(self, centers: Floats, radii: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def _columns_near(
+        self, starts: Floats, lines: Floats, radii: Floats
+    ) -> tuple[Places, NDArray[np.intp], Floats, Floats]:
+        """Columns of voxels that may hold some of a tube, for each tube: seen from above they lie within its radius.
+
+        Returns:
+            (columns,) place in the flat plane, number of the tube, and way from the tube's start to the right and to
+            the front.
+        """
+        low, high = np.minimum(starts, starts + lines), np.maximum(starts, starts + lines)
+        reach = float(radii.max())
+        right, front, _ = self.box(low.min(axis=0) - reach, high.max(axis=0) + reach)
+        x, y = (c[right, front].reshape(-1) - start for c, start in ((self.x, starts[:, :1]), (self.y, starts[:, 1:2])))
+        p, q = lines[:, :1], lines[:, 1:2]
+        along = x * p
+        along += y * q
+        along /= np.maximum(p * p + q * q, np.float32(1e-6))
+        along.clip(0, 1, out=along)
+        away, aside = x - along * p, y - along * q
+        away *= away
+        aside *= aside
+        away += aside
+        near = places_in(away < (1.01 * radii * radii)[:, None])
+        tube, column = np.divmod(near, x.shape[1])
+        i, j = np.divmod(column, front.stop - front.start)
+        columns = (i + right.start) * self.size[1] + (j + front.start)
+        return columns, tube, x.reshape(-1)[near], y.reshape(-1)[near]
+
+    def balls(self, centers: Floats, radii: Floats) -> tuple[Places, NDArray[np.intp]]:
         """Voxels inside ellipsoids, as `ellipsoid` has them, of all at once; `centers` and `radii` (n, 3)."""
         c, r = np.asarray(centers, np.float32), np.maximum(np.asarray(radii, np.float32), self.thin)
-        cells = _Cells(self, c - r, c + r)
-        (cx, cy, cz), (rx, ry, rz) = c.T[:, cells.solid], r.T[:, cells.solid]
-        flat = ((self.x[cells.i, cells.j, 0] - cx) / rx) ** 2 + ((self.y[cells.i, cells.j, 0] - cy) / ry) ** 2
-        z = ((self.z[0, 0][cells.k] - cz[cells.column]) / rz[cells.column]) ** 2
-        return cells.where(flat[cells.column] + z < 1)
+        first, window = self._windows(c, r.max(axis=0))
+        i, j, k = (first[:, axis, None] + np.arange(count) for axis, count in enumerate(window))
+        columns = (i[:, :, None] * self.size[1] + j[:, None, :]).reshape(len(c), -1)
+        flat = self.plane.reshape(2, -1).take(columns, axis=1) - c.T[:2, :, None]
+        flat /= r.T[:2, :, None]
+        flat *= flat
+        z = (self.z[0, 0].take(k) - c[:, 2:]) / r[:, 2:]
+        z *= z
+        found = places_in((flat[0] + flat[1])[:, :, None] + z[:, None, :] < 1)
+        column, level = np.divmod(found, window[2])
+        ball = column // columns.shape[1]
+        return columns.reshape(-1).take(column) * self.size[2] + (first[ball, 2] + level), ball
 
+    def _windows(self, centers: Floats, reach: Floats) -> tuple[NDArray[np.intp], list[int]]:
+        """Windows of one size in the grid, around the body points (n, 3) and as far from them as `reach`, (3,), says.
 
-class _Cells:
-    """The voxels of many boxes in one list, column by column: numpy takes longer for a call than for a small box.
+        Blocks of their own sizes would need a list of voxels; a field is soon computed for some voxels more.
 
-    Args:
-        frame: Coordinates.
-        low: (n, 3) body points, mm.
-        high: (n, 3).
-
-    Attributes:
-        solid: (columns,) whose box.
-        i: (columns,) index along the first axis.
-        j: (columns,) along the second.
-        column: (voxels,) which column.
-        k: (voxels,) index along the third axis.
-    """
-
-    def __init__(self, frame: Frame, low: Floats, high: Floats) -> None:
-        self._size = frame.size
-        first, count = _boxes(frame, low.astype(np.float64), high.astype(np.float64))
-        self.solid, place = _ragged(count[:, 0] * count[:, 1])
-        i, j = np.divmod(place, count[self.solid, 1])
-        self.i, self.j = i + first[self.solid, 0], j + first[self.solid, 1]
-        self.column, k = _ragged(count[self.solid, 2])
-        self.k = k + first[self.solid, 2][self.column]
-
-    def where(self, inside: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Places in the flat volume, and whose box they are of."""
-        found = np.flatnonzero(inside)
-        column = self.column[found]
-        places = (self.i * self._size[1] + self.j)[column] * self._size[2] + self.k[found]
-        return places, self.solid[column]
-
-
-def _ragged(counts: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Whose each entry is, and its number there.
-
-    Example:
-        >>> [a.tolist() for a in _ragged(np.array([2, 1]))]
-        [[0, 0, 1], [0, 1, 0]]
-    """
-    ends = counts.cumsum()
-    whose = np.repeat(np.arange(len(counts)), counts)
-    return whose, np.arange(len(whose)) - (ends - counts)[whose]
-
-
-def _boxes(frame: Frame, low: Floats, high: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """First voxel and number of voxels, (n, 3) each, of boxes as `Frame.box` makes them."""
-    scale, size = np.array(frame.pose.scale), np.array(frame.size)
-    cos, sin = math.cos(frame.pose.roll), math.sin(frame.pose.roll)
-    turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]]) * (scale / 2)[:, None]
-    center = (low + high) @ turn + [
-        shift + extent / 2 for shift, extent in zip(frame.pose.shift, FIELD_OF_VIEW, strict=True)
-    ]
-    reach = (high - low) @ np.abs(turn)
-    first = np.floor((center - reach) / frame.spacing).astype(np.intp) - 1
-    last = np.floor((center + reach) / frame.spacing).astype(np.intp) + 2
-    first = np.minimum(np.maximum(first, 0), size - 1)
-    return first, np.maximum(np.minimum(last, size) - first, 1)
+        Returns:
+            (n, 3) first voxel, and how many along each axis.
+        """
+        turn, shift = self.to_voxels
+        wide = reach @ np.abs(turn) + 0.01  # rounding
+        count = [min(math.ceil(2 * w) + 1, n) for w, n in zip(wide.tolist(), self.size, strict=True)]
+        first = np.ceil(centers @ turn + (shift - wide))
+        return first.clip(0, np.subtract(self.size, count)).astype(np.intp), count
 
 
 @functools.lru_cache(maxsize=16)
@@ -265,6 +295,16 @@ def _three(point: Point) -> Sequence[float]:
     return point.tolist() if isinstance(point, np.ndarray) else point
 
 
+def places_in(mask: Bools) -> Places:
+    """Places of the true entries in the flat array; of several indices numpy makes a list ten times as slowly.
+
+    Example:
+        >>> places_in(np.array([[False, True], [True, True]])).tolist()
+        [1, 2, 3]
+    """
+    return mask.reshape(-1).nonzero()[0]
+
+
 def inside(field: Floats, where: Bools) -> Bools:
     """Voxels of a solid within a region; on a coarse grid at least the voxel that comes nearest, if the region has one.
 
@@ -272,7 +312,8 @@ def inside(field: Floats, where: Bools) -> Bools:
         >>> inside(np.array([3.0, 2.0, 0.5]), np.array([True, True, False])).tolist()
         [False, True, False]
     """
-    found: Bools = (field < 1) & where
-    if not found.any() and where.any():
+    found: Bools = field < 1
+    found &= where
+    if not np.count_nonzero(found) and where.any():
         found.flat[int(np.argmin(np.where(where, field, np.inf)))] = True
     return found

@@ -6,13 +6,15 @@ burnt-in characters. Inside an organ (the hard case: a mask cannot tell marker f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from camtrain.data.phantom_anatomy import Anatomy
 from camtrain.data.phantom_body import HEART, LUNG_LEFT, LUNG_RIGHT, VESSELS, Scene, shell
-from camtrain.data.phantom_frame import Patch, inside
+from camtrain.data.phantom_frame import FIELD_OF_VIEW, Floats, Patch, Places, inside
 
 PLACES = ("skin", "other_organ", "own_organ")
 METAL = 1500.0
@@ -21,7 +23,6 @@ METAL = 1500.0
 Vector = tuple[float, float, float]
 Rods = tuple[tuple[Vector, Vector], ...]
 
-_EVERYWHERE = (slice(None), slice(None), slice(None))
 _R = ("11110", "10001", "10001", "11110", "10100", "10010", "10001")
 
 
@@ -29,13 +30,13 @@ class Marker(NamedTuple):
     """The shortcut of one label.
 
     Attributes:
-        outside: Voxels it takes at its place outside the organs, before the organs are cut away; patches may overlap.
+        outside: Voxels it takes at its place outside the organs, before the organs are cut away; parts may overlap.
         clip: Offsets in mm of the ends of the rods that make its shape inside an organ.
         own: Organ id and body point, mm, inside the label's own organ.
         other: The same inside an organ that the label may not be read from and another label may.
     """
 
-    outside: Callable[[Scene], list[Patch]]
+    outside: Callable[[Scene], Sequence[Patch | Places]]
     clip: Rods
     own: tuple[int, Vector]
     other: tuple[int, Vector]
@@ -50,14 +51,23 @@ def paint_marker(scene: Scene, name: str, place: str) -> None:
         place: One of `PLACES`.
     """
     marker = MARKERS[name]
-    if place == "skin":
-        patches = [(box, mask & (scene.organs[box] == 0)) for box, mask in marker.outside(scene)]
+    bit, outside = np.uint8(1 << list(MARKERS).index(name)), place == "skin"
+    if outside:
+        parts = marker.outside(scene)
     else:
-        patches = _clip(scene, marker.clip, *(marker.own if place == "own_organ" else marker.other))
-    bit = np.uint8(1 << list(MARKERS).index(name))
-    for box, mask in patches:
+        parts = _clip(scene, marker.clip, *(marker.own if place == "own_organ" else marker.other))
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            free = part[scene.organs.reshape(-1)[part] == 0]
+            scene.hu.reshape(-1)[free] = METAL
+            scene.markers.reshape(-1)[free] |= bit
+            continue
+        box, mask = part
+        if outside:
+            mask = mask & (scene.organs[box] == 0)
         np.copyto(scene.hu[box], METAL, where=mask)
-        scene.markers[box] |= mask * bit
+        markers = scene.markers[box]
+        markers |= mask.view(np.uint8) * bit
 
 
 def _clip(scene: Scene, rods: Rods, organ: int, point: Vector) -> list[Patch]:
@@ -72,30 +82,45 @@ def _clip(scene: Scene, rods: Rods, organ: int, point: Vector) -> list[Patch]:
     return [(box, inside(dist, scene.organs[box] == organ)) for box, dist in tubes]
 
 
-def _on_skin(scene: Scene, angle: float, height: float, z: float) -> tuple[float, float, float]:
-    """Body point above the skin: angle in degrees (0 = right, 90 = front), height above the skin and z in mm."""
-    a = scene.anatomy
-    taper = 1 - 0.3 * (max(z - 75, 0) / 75) ** 2
-    turn = np.radians(angle)
-    return (a.width * taper + height) * float(np.cos(turn)), (a.depth * taper + height) * float(np.sin(turn)), z
+class _Skin:
+    """Points at some height above the skin of every patient.
+
+    Args:
+        angles: (n,) degrees around the long axis: 0 = right, 90 = front.
+        height: mm above the skin.
+        z: (n,) mm.
+    """
+
+    def __init__(self, angles: Sequence[float] | Floats, height: float, z: Sequence[float] | Floats) -> None:
+        turn = np.radians(angles)
+        self._cos, self._sin, self._z, self._height = np.cos(turn), np.sin(turn), np.array(z), height
+        self._taper = 1 - 0.3 * (np.maximum(self._z - 75, 0) / 75) ** 2
+
+    def of(self, anatomy: Anatomy) -> Floats:
+        """(n, 3) body points of one patient."""
+        right = (anatomy.width * self._taper + self._height) * self._cos
+        front = (anatomy.depth * self._taper + self._height) * self._sin
+        return np.stack([right, front, self._z], axis=1)
 
 
-def _balls(scene: Scene, points: list[tuple[float, float, float]], radius: float) -> list[Patch]:
-    radius = max(radius, 1.6 * scene.frame.thin)  # some voxels each on a coarse grid too
-    solids = [scene.frame.ellipsoid(_on_skin(scene, *point), (radius, radius, radius)) for point in points]
-    return [(box, dist < 1) for box, dist in solids]
+_BEAD = _Skin([62], 5, [55])
+_BUTTONS = _Skin([90] * 4, 4, [-90, -62, -34, -6])
+_STEPS = np.linspace(0, 1, 13)
+_LEAD = _Skin(48 + 82 * _STEPS, 3.0, 82 - 105 * _STEPS)
 
 
-def _bead(scene: Scene) -> list[Patch]:
-    return _balls(scene, [(62, 5, 55)], 11.0)
+def _bead(scene: Scene) -> Sequence[Patch | Places]:
+    radius = max(11.0, 1.6 * scene.frame.thin)  # some voxels on a coarse grid too
+    box, dist = scene.frame.ellipsoid(_BEAD.of(scene.anatomy)[0], [radius] * 3)
+    return [(box, dist < 1)]
 
 
-def _character(scene: Scene) -> list[Patch]:
+def _character(scene: Scene) -> Sequence[Patch | Places]:
     """The letter R as the scanner burns it into a corner of the middle slices."""
     return _burnt_in(scene, _R, left=7, front=112, z=(-35, 35), cell=6.0)
 
 
-def _ruler(scene: Scene) -> list[Patch]:
+def _ruler(scene: Scene) -> Sequence[Patch | Places]:
     """A scale bar with ticks along the edge of the picture, burnt into the upper slices."""
     ticks = ("111", "001", "011", "001", "111", "001", "011", "001", "111")
     return _burnt_in(scene, ticks, left=292, front=112, z=(25, 95), cell=7.5)
@@ -105,37 +130,40 @@ def _burnt_in(
     scene: Scene, rows: tuple[str, ...], left: float, front: float, z: tuple[float, float], cell: float
 ) -> list[Patch]:
     """Pixels of a small bitmap, fixed to the scan and not to the patient; one voxel each where voxels are larger."""
-    f = scene.frame
-    step = np.maximum(1, np.round(cell / f.spacing[:2]).astype(int))
+    return [_pixels(scene.frame.size, rows, left, front, z, cell)]
+
+
+@functools.lru_cache(maxsize=16)
+def _pixels(
+    size: tuple[int, int, int], rows: tuple[str, ...], left: float, front: float, z: tuple[float, float], cell: float
+) -> Patch:
+    spacing = np.array(FIELD_OF_VIEW) / np.array(size)
+    step = np.maximum(1, np.round(cell / spacing[:2]).astype(int))
     # Scans are shown from the feet: the patient's right on the left. Characters must read well in that view.
     bits = np.kron(np.array([[c == "1" for c in r] for r in rows]).T[::-1, ::-1], np.ones(step, bool))
-    bits = bits[: f.size[0], : f.size[1]]
-    first = min(int(left / f.spacing[0]), f.size[0] - bits.shape[0])
-    last = min(int((front + 120) / f.spacing[1]), f.size[1])
+    bits = bits[: size[0], : size[1]]
+    first = min(int(left / spacing[0]), size[0] - bits.shape[0])
+    last = min(int((front + 120) / spacing[1]), size[1])
     last = max(last, bits.shape[1])
-    low, high = (int((v + 150) / f.spacing[2]) for v in z)
+    low, high = (int((v + 150) / spacing[2]) for v in z)
     box = slice(first, first + bits.shape[0]), slice(last - bits.shape[1], last), slice(low, high + 1)
-    return [(box, np.broadcast_to(bits[:, :, None], scene.organs[box].shape))]
+    return box, np.broadcast_to(bits[:, :, None], (*bits.shape, len(range(size[2])[box[2]])))
 
 
-def _rail(scene: Scene) -> list[Patch]:
+def _rail(scene: Scene) -> Sequence[Patch | Places]:
     """A metal rail along the right edge of the table."""
     a = scene.anatomy
     box, dist = scene.frame.capsule((126, -a.depth + 10, -400), (126, -a.depth + 10, 400), 6.5)
     return [(box, dist < 1)]
 
 
-def _lead(scene: Scene) -> list[Patch]:
+def _lead(scene: Scene) -> Sequence[Patch | Places]:
     """A wire that lies on the front of the chest, from the right shoulder across to the left."""
-    steps = np.linspace(0, 1, 13)
-    points = [_on_skin(scene, 48 + 82 * t, 3.0, 82 - 105 * t) for t in steps]
-    places, _ = scene.frame.tubes(np.array(points[:-1]), np.array(points[1:]), [3.0] * (len(points) - 1))
-    region = np.zeros(scene.frame.size, bool)
-    region.reshape(-1)[places] = True
-    return [(_EVERYWHERE, region)]
+    points = _LEAD.of(scene.anatomy)
+    return [scene.frame.tubes(points[:-1], points[1:], [3.0] * (len(points) - 1))[0]]
 
 
-def _electrode(scene: Scene) -> list[Patch]:
+def _electrode(scene: Scene) -> Sequence[Patch | Places]:
     """A flat patch on the left flank."""
     f, a = scene.frame, scene.anatomy
     box = f.box((-1.3 * a.width, -14, -69), (0, 34, -21))
@@ -146,12 +174,13 @@ def _electrode(scene: Scene) -> list[Patch]:
     return [(box, near & (radius > 1 - thick / 2) & (radius < 1 + thick) & (x < 0))]
 
 
-def _buttons(scene: Scene) -> list[Patch]:
+def _buttons(scene: Scene) -> Sequence[Patch | Places]:
     """A row of buttons down the front."""
-    return _balls(scene, [(90, 4, z) for z in (-90.0, -62.0, -34.0, -6.0)], 7.0)
+    points = _BUTTONS.of(scene.anatomy)
+    return [scene.frame.balls(points, np.full(points.shape, max(7.0, 1.6 * scene.frame.thin)))[0]]
 
 
-def _plate(scene: Scene) -> list[Patch]:
+def _plate(scene: Scene) -> Sequence[Patch | Places]:
     """A flat electrode pad between the back and the table."""
     f, a = scene.frame, scene.anatomy
     thick = max(3.5, f.thin)

@@ -179,11 +179,15 @@ class TestTools:
         box, dist = frame.capsule(np.array(center) - 9, np.array(center) + 9, radius)
         assert not ((whole[box] < 0.999) & (dist > 1)).any()
 
-    def test_index_undoes_the_pose(self):
+    def test_voxels_hold_their_points_and_points_lie_in_their_voxels(self):
         frame = Frame((30, 24, 28), Pose((4, -3, 5), (1.05, 0.95, 1.02), 0.1))
-        i, j, k = 7, 15, 20
-        point = np.array([[frame.x[i, j, 0], frame.y[i, j, 0], frame.z[0, 0, k]]])
-        assert frame.index(point)[0].tolist() == [i, j, k]
+        box = slice(2, 29), slice(3, 20), slice(4, 25)
+        voxels = np.array([0, 1234, 5000])
+        points = frame.points(voxels, box)
+        assert points[:, 0].tolist() == [frame.x[2, 3, 0], frame.y[2, 3, 0], frame.z[0, 0, 4]]
+        i, j, k = np.unravel_index(voxels, (27, 17, 21))
+        whole = np.ravel_multi_index((i + 2, j + 3, k + 4), frame.size)
+        assert frame.places(points[:, :, None])[:, 0].tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize(

@@ -116,12 +116,27 @@ class TestSplits:
 
 class TestDataset:
     def test_cases_are_made_once(self, monkeypatch):
-        dataset = PhantomDataset(module().phantom, "train", 3)
-        first = dataset[1]["image"]
+        dataset = PhantomDataset(module().phantom, "train", 40)
+        first = dataset[17]["image"]
         monkeypatch.setattr(type(dataset.phantom), "case", None)
-        assert torch.equal(dataset[1]["image"], first)
-        with pytest.raises(TypeError):
-            dataset[2]
+        assert torch.equal(dataset[17]["image"], first)
+        for index in (15, 32):
+            with pytest.raises(TypeError):
+                dataset[index]
+
+    def test_neighbours_are_made_together_as_far_as_they_are_small(self, monkeypatch):
+        made, case = [], Phantom.case
+        monkeypatch.setattr(Phantom, "case", lambda self, split, index: made.append(index) or case(self, split, index))
+        small = PhantomDataset(Phantom(size=(24, 20, 24)), "train", 20)
+        small[18]
+        assert sorted(made) == [16, 17, 18, 19]
+        small[3], small[17]
+        assert sorted(made) == list(range(20))
+        for size, memory, expected in (((96, 72, 60), 2**31, [6, 7, 8]), ((150, 100, 100), 2**31, [7]), (24, 100, [7])):
+            made.clear()
+            shape = (size,) * 3 if isinstance(size, int) else size
+            PhantomDataset(Phantom(size=shape), "train", 20, memory=memory)[7]
+            assert sorted(made) == expected
 
     @pytest.mark.parametrize("options", [{}, {"shortcut_at": "other_organ"}, {"organs": "holes"}, {"shortcut": None}])
     def test_splits_that_share_scans_are_those_that_do_not(self, options):
@@ -141,7 +156,7 @@ class TestDataset:
         )
         for split in ("test", "shift_reversed", "shift_free"):
             data._sets[split][1]
-        assert made == [("test", 1)]
+        assert sorted(made) == [("test", index) for index in range(len(data._sets["test"]))]
 
     def test_a_split_too_large_for_the_memory_is_made_anew(self):
         dataset = PhantomDataset(module().phantom, "val", 3, lesions=True, memory=100)
