@@ -1,5 +1,7 @@
 """The phantom's cases: reproducible, well laid out, and drawn from the population that was asked for."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -217,3 +219,18 @@ def test_wrong_split_and_forced_label():
         Phantom().case("shift_reverse", 0)
     with pytest.raises(InputError, match="label does not know 'effusion'"):
         Phantom(labels=("nodule",)).case("train", 0, label={"effusion": True})
+
+
+@pytest.mark.parametrize("options", [{}, {"organs": "holes", "shortcut_at": "own_organ"}, {"labels": ("aneurysm",)}])
+@pytest.mark.parametrize("split", ["train", "shift_reversed"])
+def test_several_cases_are_those_made_one_by_one(options, split):
+    phantom = Phantom(size=(24, 20, 26), cooccurrence=0.3, seed=3, **options)
+    indices = [7, 2, 31, 4, 2]
+    for index, made in zip(indices, phantom.cases(split, indices), strict=True):
+        alone = phantom.case(split, index)
+        for field in dataclasses.fields(alone):
+            one, other = getattr(alone, field.name), getattr(made, field.name)
+            assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other, field.name
+    assert phantom.cases(split, []) == []
+    forced = phantom.cases(split, [1, 2], label={"aneurysm": True}, marker={"aneurysm": False})
+    assert all(case.label[phantom.labels.index("aneurysm")] == 1 for case in forced)

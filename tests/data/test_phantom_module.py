@@ -118,15 +118,17 @@ class TestDataset:
     def test_cases_are_made_once(self, monkeypatch):
         dataset = PhantomDataset(module().phantom, "train", 40)
         first = dataset[17]["image"]
-        monkeypatch.setattr(type(dataset.phantom), "case", None)
+        monkeypatch.setattr(type(dataset.phantom), "cases", None)
         assert torch.equal(dataset[17]["image"], first)
         for index in (15, 32):
             with pytest.raises(TypeError):
                 dataset[index]
 
     def test_neighbours_are_made_together_as_far_as_they_are_small(self, monkeypatch):
-        made, case = [], Phantom.case
-        monkeypatch.setattr(Phantom, "case", lambda self, split, index: made.append(index) or case(self, split, index))
+        made, cases = [], Phantom.cases
+        monkeypatch.setattr(
+            Phantom, "cases", lambda self, split, at, *args: made.extend(at) or cases(self, split, at, *args)
+        )
         small = PhantomDataset(Phantom(size=(24, 20, 24)), "train", 20)
         small[18]
         assert sorted(made) == [16, 17, 18, 19]
@@ -150,10 +152,13 @@ class TestDataset:
 
     def test_scans_of_the_same_people_are_made_once(self, monkeypatch):
         data, made = module(), []
-        case = Phantom.case
-        monkeypatch.setattr(
-            Phantom, "case", lambda self, *args, **kwargs: made.append(args) or case(self, *args, **kwargs)
-        )
+        cases = Phantom.cases
+
+        def counted(self, split, at, *args, **kwargs):
+            made.extend((split, index) for index in at)
+            return cases(self, split, at, *args, **kwargs)
+
+        monkeypatch.setattr(Phantom, "cases", counted)
         for split in ("test", "shift_reversed", "shift_free"):
             data._sets[split][1]
         assert sorted(made) == [("test", index) for index in range(len(data._sets["test"]))]
