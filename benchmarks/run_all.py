@@ -39,7 +39,7 @@ class Part(NamedTuple):
         upper: Highest upper end of the interval.
         only: Rows that the limit is for hold all of this.
         python: Interpreter, where it is not this one; the part is left out where there is none.
-        pairs: How many were asked for.
+        pairs: How many were asked for; 0: not said.
     """
 
     title: str

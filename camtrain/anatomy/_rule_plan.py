@@ -33,6 +33,7 @@ class RulePlan:
         places = {rule: place for place, rule in enumerate(dict.fromkeys(r for r in wanted if r is not None))}
         rules, columns = list(places), [len(places) if rule is None else places[rule] for rule in wanted]
         names = list(dict.fromkeys(n for rule in rules if not rule.shaped for n in rule.organs))
-        member = torch.tensor([[not rule.shaped and n in rule.organs for n in names] for rule in rules])
+        unites = [[not rule.shaped and n in rule.organs for n in names] for rule in rules]
+        member = torch.tensor(unites, device="cpu")
         same = columns == list(range(len(rules)))
         return cls(rules, range(len(rules)) if same else columns, names, member)

@@ -81,6 +81,7 @@ class Publisher:
         self._due_at: int | None = None
         self._moment: tuple[int, int] | None = None
         self._loaded: tuple[int, int] | None = None
+        self._stands: tuple[int, int] | None = None
         self._left: dict[str, set[str]] = {}
 
     @property
@@ -100,7 +101,7 @@ class Publisher:
             self._run_id, self._scale, self._best, self._due_at, self._introduced = None, {}, {}, None, []
             self._moment = None
             self._past, self._wandb = PastMaps(), []
-        self._outlets, self._opening, self._loaded = None, Opening(), None
+        self._outlets, self._opening, self._loaded, self._stands = None, Opening(), None, None
         # `log_dir` is a broadcast: every process must ask for it.
         self._root = str(trainer.log_dir or trainer.default_root_dir)
 
@@ -126,19 +127,31 @@ class Publisher:
         self._scale |= {m: max(end, self._scale.get(m, 0.0)) for m, end in (state.get("scale") or {}).items()}
         self._best = dict(state.get("best") or self._best)
         self._due_at = state.get("drawn", self._due_at)
+        self._past = PastMaps()
         if "past" in state:
             self._past.load(state["past"])
-        if (moment := state.get("moment")) is not None:
-            self._moment = self._loaded = (int(moment[0]), int(moment[1]))
+        moment = state.get("moment")
+        self._moment = None if moment is None else (int(moment[0]), int(moment[1]))
+
+    def loads(self, epoch: int, step: int) -> None:
+        """A checkpoint is loaded, of this epoch and step; its state comes next."""
+        self._loaded = epoch, step
 
     def moment(self, trainer: Any) -> tuple[int, int]:
         """Epoch and step that a pass stands for: outside a fit those of the checkpoint, where one was loaded.
 
-        A Trainer that validates a checkpoint counts from 0, and would take the place of the fit's first epoch.
+        A Trainer that validates a checkpoint counts from 0, and would take the place of the fit's first epoch. One that
+        was saved between two validations is none of the fit's passes: it gets an epoch of which nothing is there yet.
         """
-        if trainer.state.fn != "fit" and self._loaded is not None:
-            return self._loaded
-        return int(trainer.current_epoch), int(trainer.global_step)
+        if trainer.state.fn == "fit" or self._loaded is None:
+            return int(trainer.current_epoch), int(trainer.global_step)
+        if self._stands is None:
+            epoch, step = self._loaded
+            self._stands = self._moment if self._moment is not None and self._moment[1] == step else None
+            while self._stands is None:
+                taken = self.run_dir is not None and self.run_dir.epoch_path(epoch).exists()
+                self._stands, epoch = None if taken else (epoch, step), epoch + 1
+        return self._stands
 
     def begin(self, trainer: Any) -> bool:
         """A pass begins: is it one with pictures? Always outside of a fit; the same on every process.

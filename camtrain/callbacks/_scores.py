@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,7 @@ class ScoreBook:
         self.places = SamePlace(count).to(device) if with_organs else None
         self.alone = {method: ClassSensitivity(count, average="none").to(device) for method in self.methods}
         self.sums = {method: SumToScore(count).to(device) for method in self.methods if with_sums}
-        self._waiting = WaitingRows()
+        self._waiting, self._told = WaitingRows(), False
 
     def update_logits(self, logits: Tensor, label: Tensor) -> None:
         """Count what one batch was said to be: (B, L) each, NaN = unknown."""
@@ -170,20 +171,45 @@ class ScoreBook:
                     self.places.update_pairs(pairs)
 
     def settle(self) -> None:
-        """Count the maps that wait, all of them or, where something fails, none; one by one where memory is short."""
+        """Count the maps that wait: all at once, where memory ends in that one by one, without those that do not fit.
+
+        Where anything else fails, none of them are counted, and they go on waiting.
+        """
         if not len(self._waiting):
             return
         states, rows = self._states(), self._waiting.waiting()
-        for parts in ([slice(None)], [slice(i, i + 1) for i in range(len(self._waiting))]):
+        try:
             try:
-                for part in parts:
-                    self._count({name: each[part] for name, each in rows.items()})
-                break
+                self._count(rows)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                self._set(states)
+                self._one_by_one(rows)
+        except Exception:
+            self._set(states)
+            raise
+        self._waiting.cut()
+
+    def _one_by_one(self, rows: Mapping[str, Tensor]) -> None:
+        lost = 0
+        for row in range(len(self._waiting)):
+            states = self._states()
+            try:
+                self._count({name: each[row : row + 1] for name, each in rows.items()})
             except Exception as error:
                 self._set(states)
-                if not out_of_memory(error) or len(parts) == len(self._waiting):
+                if not out_of_memory(error):
                     raise
-        self._waiting.cut()
+                lost += 1
+        if lost and not self._told:
+            self._told = True
+            warnings.warn(
+                f"camtrain: memory ended in AttentionMonitor, training goes on: {lost} case(s) are left out of the "
+                "scores of maps of this epoch, and from now on all for which it does not suffice",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def reset(self) -> None:
         """Begin anew."""

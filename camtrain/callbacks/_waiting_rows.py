@@ -44,12 +44,14 @@ class WaitingRows:
         return self._number > 0 and 2 * self._number >= len(next(iter(self._room.values())))
 
     def take(self, fresh: Mapping[str, Tensor]) -> bool:
-        """Copy some rows; False where there is no room for them, or where rows of another kind wait.
+        """Copy some rows; False where there is no room for them, where rows of another kind wait, or there are none.
 
         Args:
             fresh: Name -> (b, ...), the same b for all.
         """
         number = len(next(iter(fresh.values())))
+        if not number or any(len(each) != number for each in fresh.values()):
+            return False  # whoever counts them says what is wrong
         if not self._number:
             self._make_room(fresh)
         end = self._number + number

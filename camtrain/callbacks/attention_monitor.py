@@ -148,14 +148,12 @@ class AttentionMonitor(Callback):
         self._guard: LoggerGuard | None = None
         self.alarms = Alarms(alarms, stop_on, self._asked[0], reshape)
         self.table_after_fit = table_after_fit
-        self.scores: dict[str, list[Score]] = {}
-        self.thresholds: dict[str, Tensor] = {}
+        self.scores, self.thresholds = dict[str, list[Score]](), dict[str, Tensor]()
         self._limits: dict[str, dict[str, Tensor]] = {}
         self._new_panel = partial(Panel, panel_cases, labels_per_case, nifti.named, nifti.number)
         self._books: dict[str, ScoreBook] = {}
-        self._due: list[Asked] = []
         self._repeats, self.relief, self._at = Repeats(), Relief(), (0, 0)
-        self._wrapped: list[WrappedStep] = []
+        self._due, self._wrapped = list[Asked](), list[WrappedStep]()
         self._watch: ModuleWatch | None = None
 
     @property
@@ -179,6 +177,10 @@ class AttentionMonitor(Callback):
         if self.recorder is not None:
             self.recorder.load(state_dict.get("shown", []))
         self.publisher.load(state_dict)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Know what is loaded: a Trainer that only validates counts from 0."""
+        self.publisher.loads(int(checkpoint.get("epoch", 0)), int(checkpoint.get("global_step", 0)))
 
     # Lightning's hooks ------------------------------------------------------------------------------------------------
 
@@ -353,9 +355,7 @@ class AttentionMonitor(Callback):
         return self._books[split]
 
     def _panel(self, split: str) -> Panel:
-        if split not in self.panels:
-            self.panels[split] = self._new_panel()
-        return self.panels[split]
+        return self.panels.setdefault(split, self._new_panel())
 
     def _finish(self, trainer: Any, pl_module: Any, original: Callable[..., Any]) -> Any:
         """Log the scores, but not those of the sanity check, which has seen a batch or two.

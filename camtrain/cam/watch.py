@@ -182,14 +182,15 @@ class ModuleWatch:
             logits = self._logits(next(iter(sources.values())), outputs, prefer if outputs is None else outputs)
         if len(sources) > 1:
             _refuse_other_branches(sources, logits)
-        self._learn()
+        if self._first and self.cut and self.call == -1 and len(self._entered) == 1 and self._can_ask():
+            for capture in self._captures:  # the next step need not record the way to the last run, which counts
+                capture.begin = len(capture.outputs) - 1
+        self._first = False
         return sources, logits
 
-    def _learn(self) -> None:
-        """Where the last run of a named layer counts, the next step need not record the way from the first one."""
-        for capture in self._captures if self._first and self.cut and self.call == -1 else ():
-            capture.begin = len(capture.outputs) - 1
-        self._first = False
+    def _can_ask(self) -> bool:
+        """Are the layers and the head inside the module that the step called last, so that it can run once more?"""
+        return {*self._layers, self._head} - {None} <= set(self._entered[-1].module.modules())
 
     def rerun(self) -> Rerun:
         """How to run again what the last `take_all` was taken of.
@@ -225,8 +226,7 @@ class ModuleWatch:
         ):
             return
         entered = self._entered[-1]
-        needed, inside = {*self._layers, self._head} - {None}, set(entered.module.modules())
-        if not needed <= inside:
+        if not self._can_ask():
             ran = ", ".join(f"{plain_name(c.name)!r} {len(c.outputs)} x" for c in self._captures)
             raise InputError(
                 f"the layer ran less often in this step than before or than when it was found ({ran}), and the step "

@@ -218,3 +218,34 @@ def test_a_checkpoint_that_is_validated_takes_no_epochs_place(kit, tmp_path):
         # On the whole fit's scale the first epochs are grey.
         assert (colourful(tiles[-1]) > 1) == (monitoring is not first)
         before = files()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_between_two_validations_leaves_all_of_the_fit_as_it_is(kit, tmp_path):
+    def monitor():
+        return ct.AttentionMonitor(kit.LAYER, kit.TABLE, panel_cases=1, labels_per_case=1, alarms=[])
+
+    data, first = kit.loader(kit.make_cases()), monitor()
+    keep = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=2)
+    trainer = kit.make_trainer(tmp_path, first, keep, max_epochs=3, enable_checkpointing=True)
+    trainer.fit(kit.make_lit(kit.make_net()), data, data)
+    run = first.publisher.run_dir
+
+    def written():
+        files = {p: p.read_bytes() for p in sorted(run.path.rglob("epochs/*/*"))}
+        return files, {row[:-1]: row.value for row in run.read_scores()}
+
+    assert {row.step for row in run.read_scores()} == {3, 6, 9}
+    # Step 2 comes before any validation: nothing says which run it is of, and it has one of its own. The others are
+    # between two; step 6 is saved before the validation of its weights, and does not know of it.
+    for step, epoch in ((2, 0), (4, 3), (8, 4), (6, 5)):
+        files, rows = written()
+        other, path = kit.make_trainer(tmp_path, added := monitor()), tmp_path / f"step={step}.ckpt"
+        other.validate(kit.make_lit(kit.make_net()), data, ckpt_path=path, weights_only=True, verbose=False)
+        now, more = written()
+        assert all(now[p] == content for p, content in files.items())
+        own = added.publisher.run_dir
+        assert (own.path == run.path) == (step != 2)
+        assert {row[:2] for row in own.read_scores()} - {row[:2] for row in rows} == {(epoch, step)}
+        assert {p.parent.name for p in now.keys() - files.keys()} == ({f"{epoch:04d}"} if step != 2 else set())
+        assert all(more[row] == value for row, value in rows.items())

@@ -397,6 +397,19 @@ def test_a_named_layer_is_recorded_from_its_last_run_on_from_the_second_step(mod
         assert model.needed == [True] * 3
 
 
+def test_a_step_that_calls_the_parts_itself_is_recorded_from_the_first_run_on():
+    model, x = Often().eval(), torch.rand(2, 2, 5, 6)
+    watch = ModuleWatch(model, "act", call=-1, cut=True, logits="fc")
+    for runs in (3, 2, 1):
+        model.runs = runs
+        with torch.no_grad():
+            watch.start()
+            logits = model.fc(model.features(x).mean((2, 3)))
+            maps = attention_maps(*watch.take(), create_graph=False)
+            watch.stop()
+        torch.testing.assert_close(maps.sum((2, 3)) + model.fc.bias, logits)
+
+
 def test_parts_that_run_it_less_often_than_the_forward_that_found_it():
     model, x = Often().eval(), torch.rand(2, 2, 5, 6)
     name, _ = default_layer(model, x)
