@@ -244,31 +244,34 @@ def _contracted(weights: Tensor, activations: Tensor) -> Tensor:
 
 def label_gradients(logits: Tensor, source: Tensor, chosen: Selection, create_graph: bool) -> Iterator[Tensor]:
     """One partial backward pass per selected label: sample i's j-th label in pass j, for all samples at once."""
-    for j in range(chosen.picks.shape[1]):
-        scores = logits.gather(1, chosen.picks[:, j : j + 1])[:, 0]
-        if chosen.valid is not None:
-            scores = torch.where(chosen.valid[:, j], scores, torch.zeros_like(scores))
-        yield _gradient(scores.sum(), source, create_graph)
-
-
-def _gradient(score: Tensor, source: Tensor, create_graph: bool) -> Tensor:
-    if score.grad_fn is None:
+    if logits.grad_fn is None and chosen.picks.shape[1]:
         raise InputError(NO_LINK)
-    start = start_of(score, source)
+    for j in range(chosen.picks.shape[1]):
+        pick, wanted = chosen.picks[:, j : j + 1], torch.zeros_like(logits)
+        # What a pass starts with, instead of a score for each: a gather and a sum, forward and backward, saved.
+        if chosen.valid is None:
+            wanted.scatter_(1, pick, 1.0)
+        else:
+            wanted.scatter_(1, pick, chosen.valid[:, j : j + 1].to(logits.dtype))
+        yield _gradient(logits, source, wanted, create_graph)
+
+
+def _gradient(logits: Tensor, source: Tensor, wanted: Tensor, create_graph: bool) -> Tensor:
+    start = start_of(logits, source)
     try:
         if start == 1:
-            return _slope(score, source, create_graph, None)
-        gradient = precise(_slope(score, source, create_graph, torch.full_like(score, start))) / start
+            return _slope(logits, source, wanted, create_graph)
+        gradient = precise(_slope(logits, source, wanted * start, create_graph)) / start
         if bool(gradient.isfinite().all()):
             return gradient
-        return _slope(score, source, create_graph, None)
+        return _slope(logits, source, wanted, create_graph)
     except RuntimeError as error:
         raise (explained(error) or error) from None
 
 
-def _slope(score: Tensor, source: Tensor, create_graph: bool, start: Tensor | None) -> Tensor:
+def _slope(logits: Tensor, source: Tensor, wanted: Tensor, create_graph: bool) -> Tensor:
     (gradient,) = torch.autograd.grad(
-        score, source, start, retain_graph=True, create_graph=create_graph, allow_unused=True
+        logits, source, wanted, retain_graph=True, create_graph=create_graph, allow_unused=True
     )
     if gradient is None:
         raise InputError(NO_LINK)
