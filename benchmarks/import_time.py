@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 
+from _pairs import machine
+
 PIECES = {
     "python alone": ["-c", "pass"],
     "import camtrain": ["-c", "import camtrain"],
@@ -36,6 +38,7 @@ def main() -> None:
     for name, each in seconds.items():
         middle = statistics.median(each)
         print(f"| {name} | {middle:.2f} ({min(each):.2f}-{max(each):.2f}) | {middle - bare:.2f} |")
+    print(f"\n{machine()}")
 
 
 if __name__ == "__main__":
