@@ -38,7 +38,7 @@ GROUPS: list[tuple[str, str, str, str]] = [
     ("torch/utils/data/", "", PLAIN, "collating"),
     ("torch/utils/data/_utils/collate.py", "", PLAIN, "!collating"),
     ("camtrain/data/", "", OURS, "data: handed out, transforms"),
-    ("camtrain/data/phantom.py", "", OURS, "!data: cases of the phantom are made"),
+    ("camtrain/data/phantom_dataset.py", "_make", OURS, "!data: cases of the phantom are made"),
     ("torch/optim/", "", PLAIN, "optimizer"),
     ("torch/autograd/", "", PLAIN, "backward"),
     ("torch/_tensor.py", "backward", PLAIN, "backward"),
