@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    binary_calibration_error,
-)
+from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 RATES = ("auroc", "auprc", "calibration_error")
 BINS = 15
@@ -32,6 +28,8 @@ def label_rates(name: str, probability: Tensor, label: Tensor) -> Tensor:
         >>> label_rates("auprc", probability, torch.tensor([[1.0], [0.0], [1.0]]))
         tensor([0.8333], dtype=torch.float64)
     """
+    if name == "auprc":
+        return _average_precision(probability, label)
     found = torch.full((label.shape[1],), torch.nan, dtype=probability.dtype, device=probability.device)
     for column in range(label.shape[1]):
         known = ~label[:, column].isnan()
@@ -65,6 +63,28 @@ def add_block(blocks: list[Tensor], fresh: Tensor) -> None:
     blocks.append(fresh)
 
 
+def _average_precision(score: Tensor, label: Tensor) -> Tensor:
+    """(L,) sum of precision x gain of recall over the thresholds, of all labels at once.
+
+    A library's function takes one label after the other, 20 ms for 80, and sums in float32.
+    """
+    known = ~label.isnan()
+    undefined = (score.isnan() & known).any(dim=0)
+    # Unknown cases come last: no probability is below zero.
+    ordered, order = score.masked_fill(~known | score.isnan(), -1.0).sort(dim=0, descending=True)
+    hits = ((label == 1) & known).gather(0, order).long().cumsum(dim=0)  # whole numbers: exact, and so on a GPU
+    rank = torch.arange(1, len(score) + 1, device=score.device)[:, None]
+    # Cases with one score stand or fall together: only the last of them is a threshold.
+    threshold = rank <= known.sum(dim=0)
+    threshold[:-1] &= ordered[:-1] != ordered[1:]
+    upto = torch.where(threshold, hits, 0).cummax(dim=0).values
+    before = torch.cat([torch.zeros_like(upto[:1]), upto[:-1]])
+    area = torch.where(threshold, ((hits - before) * hits).to(score.dtype) / rank, 0.0).sum(dim=0)
+    present = hits[-1:].sum(dim=0)
+    undefined |= (present == 0) | (present == known.sum(dim=0))
+    return (area / present).masked_fill(undefined, torch.nan)
+
+
 def _rate(name: str, probability: Tensor, truth: Tensor) -> Tensor:
     if name == "calibration_error":
         found: Tensor = binary_calibration_error(probability, truth, n_bins=BINS, norm="l1")
@@ -72,5 +92,5 @@ def _rate(name: str, probability: Tensor, truth: Tensor) -> Tensor:
     # Their order is all that counts: ranks in place of numbers that float32 may not tell apart.
     ranks = torch.unique(probability, return_inverse=True)[1]
     scores = (ranks + 1).double() / (len(ranks) + 1)
-    area: Tensor = (binary_auroc if name == "auroc" else binary_average_precision)(scores, truth)
+    area: Tensor = binary_auroc(scores, truth)
     return area
