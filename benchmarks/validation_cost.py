@@ -17,6 +17,8 @@ import ctypes
 import gc
 import logging
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -174,7 +176,7 @@ def spread(found: list[Cost]) -> str:
     return ", ".join(parts)
 
 
-def read_options(description: str | None, **defaults: float) -> argparse.Namespace:
+def read_options(description: str | None, **defaults: float | str) -> argparse.Namespace:
     """Numbers from the command line; no lines of Lightning's about each pass."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for word, default in defaults.items():
@@ -186,15 +188,19 @@ def read_options(description: str | None, **defaults: float) -> argparse.Namespa
 
 
 def main() -> None:
-    """Print one line per network."""
-    options = read_options(__doc__, pairs=15, size=64, labels=80, batch=2, cases=8, present=0.15)
+    """Print one line per network, each in a process of its own: what one leaves behind is not the next one's."""
+    options = read_options(__doc__, pairs=15, size=64, labels=80, batch=2, cases=8, present=0.15, net="all")
+    if options.net == "all":
+        for name in NETS:
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--net", name], check=True)
+        return
     print(
         f"{options.pairs} interleaved pairs, {options.cases} cases of {options.size}^3, batch {options.batch}, "
         f"{options.labels} labels of which {options.present:.0%} are present, {machine()}"
     )
-    for name, (make, layer) in NETS.items():
-        print(name)
-        print(f"{name} in plain passes, median and range: {spread(ratios(make, layer, options))}", flush=True)
+    make, layer = NETS[options.net]
+    print(options.net)
+    print(f"{options.net} in plain passes, median and range: {spread(ratios(make, layer, options))}", flush=True)
 
 
 if __name__ == "__main__":
