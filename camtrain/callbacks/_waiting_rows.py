@@ -23,6 +23,7 @@ class WaitingRows:
     joining what is freed around them: the process would grow (see `add_block`).
 
     Example:
+        >>> import torch
         >>> rows = WaitingRows()
         >>> rows.take({"maps": torch.ones(2, 3, 4), "label": torch.zeros(2, 3)}), len(rows)
         (True, 2)
