@@ -78,6 +78,8 @@ def _records(path: Path):
             place += left
             continue
         _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        if place + 7 + length > len(data):
+            return  # still being written
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):
