@@ -79,7 +79,7 @@ PARTS = {
     ),
     "large": Part(
         "Training step at 256^3, one case (two do not fit into 24 GB)",
-        "nothing of one case; of two or more at most 1.03 x a plain step",
+        "at most 1.03 x a plain step, of two cases or more",
         "step_cost.py --nets DenseNet121 EfficientNet-B0 --sizes 256 --batch 1 --seconds 45", 1.03, 1.05,
     ),
     "null": Part(
@@ -153,9 +153,9 @@ PARTS = {
     ),
     "monitor_heads": Part(
         "The same with 1, 16 and 80 labels and both heads (at 32^3 the last map of several cells lies mid-way)",
-        "at most 1.10 x a plain one (affine, the last layer), 1.25 x (hidden layer)",
+        "at most 1.10 x a plain one (affine), 1.25 x (hidden layer)",
         "monitor_nets.py --nets DenseNet121 --labels 1 16 80 --sizes 32 64 --heads affine mlp --pairs 5 --seconds 3",
-        1.10, None, ("| affine |", "| 64^3 |"), pairs=0,
+        1.10, None, ("| affine |",), pairs=0,
     ),
     "monitor_mid": Part(
         "The same on a middle layer", "no figure: a backward pass per label that is present in a batch",
