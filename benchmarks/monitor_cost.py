@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from validation_cost import Lit, cases, cost_of, monitor_of, ratios, read_options, spread, trainer_in
 
-from camtrain.reporting.case_picture import COLUMNS
+from camtrain.reporting.epoch_strip import COLUMNS
 
 
 def affine_head(labels: int) -> nn.Module:

@@ -5,7 +5,7 @@
 
 The monitor scores HiResCAM on the layer that `layer=None` finds (`--layers mid`: on a middle one) against the organs of
 each label, with every free measure; pictures and alarms are off. An epoch has as many cases as a plain one of about
-`--seconds` needs, in batches of 2. Processor time; the interval is that of the median, 90 %.
+`--seconds` needs, in batches of `--batch`. Processor time; the interval is that of the median, 90 %.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FIVE = ["DenseNet121", "EfficientNet-B0", "ResNet18", "ResNet50", "AxialNet"]
 def compare(net: str, head: str, layer: str, labels: int, size: int, args: argparse.Namespace) -> Ratio:
     """Epochs of one setting with the monitor over plain ones."""
     torch.manual_seed(0)
-    network, batch = NETWORKS[net], 2
+    network, batch = NETWORKS[net], args.batch
     model = network.make(labels, size).eval()
     model = with_mlp_head(model, network.head).eval() if head == "mlp" else model
     image = torch.rand(batch, 1, *network.shape(size))
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", type=int, default=[80])
     parser.add_argument("--sizes", nargs="+", type=int, default=[64])
     parser.add_argument("--present", type=float, default=0.15)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--threads", type=int, default=1)
@@ -83,7 +84,7 @@ def main() -> None:
             f"| {found.plain:.0f} | {found.pairs} |",
             flush=True,
         )
-    print(f"\nprocessor time of epochs, batch 2, {args.present:.0%} of the labels present, {machine()}")
+    print(f"\nprocessor time of epochs, batch {args.batch}, {args.present:.0%} of the labels present, {machine()}")
 
 
 if __name__ == "__main__":

@@ -111,6 +111,14 @@ PARTS = {
         "Peak memory: other heads, labels and sizes", "at most 1.03 x that of a plain one",
         "step_cost.py --memory --nets DenseNet121 --heads affine mlp --labels 1 80 --sizes 64 128 --processes 2", 1.03,
     ),
+    "memory_256": Part(
+        "Peak memory at 256^3, one case", "at most 1.03 x that of a plain one",
+        "step_cost.py --memory --nets DenseNet121 --sizes 256 --batch 1 --processes 2", 1.03,
+    ),
+    "memory_mid": Part(
+        "Peak memory at 32^3 and at a middle layer", "no figure: the graph of a backward pass per label is kept",
+        "step_cost.py --memory --nets DenseNet121 --layers last mid --labels 1 16 80 --sizes 32 64 --processes 2",
+    ),
     "maps": Part(
         "Maps of all labels, beside other libraries",
         "at most 1.05 x a forward for affine heads; never slower than torchcam; at least 10 x faster than the rest",
@@ -134,6 +142,11 @@ PARTS = {
         "at most 1.05 x a forward where the layer is the last one; never slower than torchcam",
         f"{MAPS} --nets DenseNet121 ResNet18 --heads affine --labels 80 --sizes 32 128 --rounds 8",
         1.05, None, ("| affine |", "| camtrain ", "| 128^3 |"),
+    ),
+    "maps_256": Part(
+        "Maps at 256^3, one case", "at most 1.05 x a forward for affine heads; never slower than torchcam",
+        "maps_cost.py --nets DenseNet121 EfficientNet-B0 --labels 80 --sizes 256 --batch 1 --peers torchcam --rounds 5",
+        1.05, None, ("| affine |", "| camtrain "),
     ),
     "maps_mid": Part(
         "Maps at a middle layer", "never slower than torchcam",
@@ -167,6 +180,10 @@ PARTS = {
     ),
     "monitor_128": Part(
         "The same at 128^3", "at most 1.10 x a plain one", "validation_cost.py --size 128 --pairs 4 --cases 4"
+    ),
+    "monitor_256": Part(
+        "The same at 256^3", "at most 1.10 x a plain one",
+        "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --sizes 256 --pairs 3 --batch 1", 1.10, pairs=0,
     ),
     "monitor_memory": Part(
         "Peak memory of a validation epoch with the monitor", "at most 1.05 x that of a plain one",

@@ -15,7 +15,8 @@ from camtrain._batch import Batch
 from camtrain.callbacks._choice import Choice
 from camtrain.callbacks._fine_maps import Floats, Measured, coarse, is_fine, on_host
 from camtrain.reporting import CasePicture, geometry, window_of
-from camtrain.reporting.case_picture import Past, case_scenes, draw_case, resting_plane
+from camtrain.reporting.case_picture import case_scenes, draw_case
+from camtrain.reporting.epoch_strip import Past
 from camtrain.reporting.scene import Scene
 
 
@@ -86,14 +87,9 @@ class PanelEntry:
         Args:
             scale: Method -> end of the colours.
             masked: Does somebody take masks?
-            past: Method -> name of the epoch -> resting plane, for the strip over the epochs.
+            past: Method -> name of the epoch -> map, for the strip over the epochs.
         """
         return draw_case(self.scenes, self.maps, caption=self.caption, scale=scale, masked=masked, past=past)
-
-    def resting_planes(self) -> dict[str, Floats]:
-        """Method -> its map on the plane that is the same in all epochs, in the map's own cells, if it was computed."""
-        known = {method: values for method, values in self.maps.items() if np.isfinite(values).any()}
-        return {method: resting_plane(self.scenes, values) for method, values in known.items()}
 
 
 class Panel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from camtrain._errors import InputError
 from camtrain.reporting import _draw, overlays, slices
+from camtrain.reporting.epoch_strip import Past, epoch_strip
 from camtrain.reporting.panels import Box, boxes_of, checked_scale, edge_letters, region_note, state_note
 from camtrain.reporting.scene import Scene
 
@@ -27,8 +27,6 @@ _EDGES = [
 ]
 _CLASSES = np.array([1, 2, 0, 3, 4], dtype=np.uint8)
 _GAP, _MARGIN = 4, 6
-COLUMNS = 8  # epochs beside each other in a picture
-Past = Mapping[str, Mapping[str, npt.NDArray[np.float32]]]  # title -> "epoch 3" -> map on the plane of `resting_plane`
 
 
 @dataclass(frozen=True)
@@ -146,68 +144,12 @@ def draw_case(
 ) -> CasePicture:
     """Draw what `case_scenes` has laid out; arguments as for `compose_case`, and no masks unless `masked`.
 
-    With `past` a strip for each map stands below: one plane in up to `COLUMNS` epochs, all in this picture's colours,
+    With `past` a strip for each map stands below each side: its planes in a few epochs, all in this picture's colours,
     while pictures of other epochs may have been drawn on another scale.
     """
     organ, inner = next(iter(scenes.values())), width - 2 * _MARGIN
     ends = {title: checked_scale(scale[title]) for title in maps}
-    drawn = _sides(scenes, maps, ends, inner, masked)
-    where = f"{organ.planes[0]} plane {next(iter(scenes))}" if organ.rank == 3 else "image"
-    shown = [(title, planes) for title, planes in (past or {}).items() if title in maps and planes]
-    strips = [_strip(organ, title, planes, ends[title], where, inner) for title, planes in shown]
-    return _framed(drawn, organ, ends, caption, inner, strips)
-
-
-def resting_plane(scenes: Mapping[str, Scene], values: Map) -> npt.NDArray[np.float32]:
-    """A map (*S') on the plane that is the same in all epochs: the first one through the organ.
-
-    Returns:
-        (rows, columns), in as many cells as the map has there.
-    """
-    organ = next(iter(scenes.values()))
-    plane = organ.planes[0]
-    index = organ.point[slices.NORMAL[plane]] if organ.rank == 3 else 0
-    return np.ascontiguousarray(organ.flat(organ.orient(values), plane, index))
-
-
-def _strip(
-    scene: Scene, title: str, planes: Mapping[str, npt.NDArray[np.float32]], end: float, where: str, width: int
-) -> Pixels:
-    """One map over the epochs: the last `COLUMNS` planes on one scale, under a headline and above their names."""
-    shown = dict(list(planes.items())[-COLUMNS:])
-    column = (width - _GAP * (COLUMNS - 1)) // COLUMNS
-    plane, (high, wide) = scene.planes[0], _alone(scene, column)
-    index = scene.point[slices.NORMAL[plane]] if scene.rank == 3 else 0
-    alone = overlays.grey(scene.plane(plane, index), scene.window, (high, wide))
-    rim = np.zeros((high, wide), bool)
-    if scene.allowed is not None and not scene.allowed.all():
-        rim = overlays.outline(scene.inside(plane, index, (high, wide)))
-    enlarged = overlays.enlarge(np.stack(list(shown.values())), (len(shown), high, wide))
-    laid = overlays.blend(np.concatenate([alone] * len(shown)), enlarged.reshape(-1, wide), end)
-    row = _draw.sheet(high, width)
-    for place, tile in enumerate(laid.reshape(len(shown), high, wide, 3)):
-        tile[rim] = overlays.OUTLINE
-        left = place * (column + _GAP)
-        row[:, left : left + wide] = tile
-    head = _draw.headline(f"{title} over the epochs in the same colours, {where}", width, 12, _draw.FAINT)
-    return _draw.stack([head, row, _feet(tuple(shown), column + _GAP, wide, width)], 0, down=True)
-
-
-@functools.lru_cache(maxsize=8)
-def _feet(names: tuple[str, ...], step: int, wide: int, width: int) -> Pixels:
-    """The line below a strip; in a pass it is the same for every case of one shape."""
-    middles = [place * step + max(wide, _draw.text_width(name, 10) + 2) / 2 for place, name in enumerate(names)]
-    letters = [(name, (middle, 7.0), "mm", 10, _draw.FAINT) for name, middle in zip(names, middles, strict=True)]
-    feet = _draw.write(_draw.sheet(15, width), letters)
-    feet.setflags(write=False)
-    return feet
-
-
-def _alone(scene: Scene, width: int) -> tuple[int, int]:
-    """Rows and columns of the first plane, drawn alone."""
-    high, wide = scene.extent(scene.planes[0])
-    zoom = min(width / wide, 1.5 * width / high)
-    return max(8, int(high * zoom)), max(8, int(wide * zoom))
+    return _framed(_sides(scenes, maps, ends, inner, masked, past or {}), organ, ends, caption, inner)
 
 
 @dataclass(frozen=True)
@@ -220,17 +162,28 @@ class _Side:
 
 
 def _sides(
-    sides: Mapping[str, Scene], maps: Mapping[str, Map], ends: Mapping[str, float], width: int, masked: bool
+    sides: Mapping[str, Scene],
+    maps: Mapping[str, Map],
+    ends: Mapping[str, float],
+    width: int,
+    masked: bool,
+    past: Past,
 ) -> list[_Side]:
     across = (width - _GAP * 2 * (len(sides) - 1)) // len(sides)
     return [
-        _side(scene, f"image, {where}", {t: scene.orient(m) for t, m in maps.items()}, ends, across, masked)
+        _side(scene, f"image, {where}", {t: scene.orient(m) for t, m in maps.items()}, ends, across, masked, past)
         for where, scene in sides.items()
     ]
 
 
 def _side(
-    scene: Scene, where: str, maps: Mapping[str, Map], ends: Mapping[str, float], width: int, masked: bool
+    scene: Scene,
+    where: str,
+    maps: Mapping[str, Map],
+    ends: Mapping[str, float],
+    width: int,
+    masked: bool,
+    past: Past,
 ) -> _Side:
     boxes = boxes_of(scene, width)
     height = max(top + high for _, top, _, high, _ in boxes)
@@ -255,6 +208,7 @@ def _side(
         above = len(strip) if not index else above
         # Letters once: the rows below show the same planes.
         parts += [strip, _draw.write(row, letters) if letters and not index else row]
+    parts += [epoch_strip(scene, title, past[title], ends[title], width) for title in maps if past.get(title)]
     page = _draw.stack(parts, 0, down=True)
     return _Side(page, {name: _placed(mask, page, above, 0) for name, mask in layers.items()}, np.asarray(tile))
 
@@ -271,7 +225,7 @@ def _planes(scene: Scene, box: Box, maps: Mapping[str, Map], ends: Mapping[str, 
     """Everything about one plane; grey values, region and enlarged maps are made once for pixels and masks."""
     plane, _, _, *size = box
     shape = size[0], size[1]
-    index = scene.point[slices.NORMAL[plane]] if scene.rank == 3 else 0
+    index = scene.through(plane)
     alone = overlays.grey(scene.plane(plane, index), scene.window, shape)
     pixels, masks, rim = [alone if alone.ndim == 3 else overlays.coloured(alone)], {}, None
     if scene.allowed is not None:
@@ -314,15 +268,13 @@ def _head(title: str, values: Map, ends: Mapping[str, float]) -> str:
     return f"{title}{own} ({note})" if note else f"{title}{own}"
 
 
-def _framed(
-    drawn: Sequence[_Side], scene: Scene, ends: Mapping[str, float], caption: str, width: int, strips: Sequence[Pixels]
-) -> CasePicture:
-    """Sides beside each other, and strips below, between caption and legend; the masks go where the sides went."""
+def _framed(drawn: Sequence[_Side], scene: Scene, ends: Mapping[str, float], caption: str, width: int) -> CasePicture:
+    """Sides beside each other, between caption and legend; the masks go where the sides went."""
     body = _draw.stack([side.pixels for side in drawn], 2 * _GAP, down=False)
     common = next(iter(ends.values())) if len(set(ends.values())) == 1 else None
     parts = [_draw.headline(caption, width, 14)] if caption else []
     above = sum(len(part) + 2 for part in parts) + _MARGIN
-    parts += [body, *strips, _draw.legend(width, common, region_note(scene.allowed), own="each map on its own scale")]
+    parts += [body, _draw.legend(width, common, region_note(scene.allowed), own="each map on its own scale")]
     page = _draw.stack(parts, 2, down=True, margin=_MARGIN)
     masks: dict[str, Pixels] = {}
     left = _MARGIN

@@ -17,6 +17,7 @@ OUTLINE = (70, 240, 110)
 _HALF = 255  # entries of the colour table on either side of zero
 HOUNSFIELD = (-1000.0, 400.0)
 _AIR_BELOW = -700.0  # no other unit of images goes there
+_REMEMBERED, _KEPT = 1 << 18, 96  # bytes of a plane, planes: a picture has twelve, and a case several labels
 _STRONGEST = 0.85  # opacity at the end of the scale: the anatomy stays visible under the strongest attention
 
 
@@ -72,10 +73,7 @@ def grey(pixels: npt.NDArray[np.generic], window: tuple[float, float], size: tup
     return _grey_again(values.tobytes(), values.shape, window, size)
 
 
-_REMEMBERED = 1 << 18  # bytes
-
-
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=_KEPT)
 def _grey_again(values: bytes, shape: tuple[int, ...], window: tuple[float, float], size: tuple[int, int]) -> Pixels:
     """The labels of a case are drawn one after the other, often on the same planes; of small ones the last are kept."""
     made = _grey(np.frombuffer(values, np.float32).reshape(shape), window, size)
@@ -124,8 +122,15 @@ def enlarge(values: npt.NDArray[np.floating], size: Sequence[int]) -> Floats:
     """
     result = np.asarray(values, dtype=np.float32)
     for axis, n in enumerate(size):
-        if result.shape[axis] != n:
-            result = np.moveaxis(np.tensordot(_linear(result.shape[axis], n), result, axes=(1, axis)), 0, axis)
+        if result.shape[axis] == n:
+            continue
+        weights = _linear(result.shape[axis], n)
+        if axis == result.ndim - 1:
+            result = result @ weights.T
+        elif axis == result.ndim - 2:
+            result = weights @ result
+        else:
+            result = np.moveaxis(np.tensordot(weights, result, axes=(1, axis)), 0, axis)
     return result
 
 
@@ -193,24 +198,30 @@ def blend(base: Pixels, values: npt.NDArray[np.floating], scale: float) -> Pixel
 
     Args:
         base: (rows, columns) grey or (rows, columns, 3).
-        values: (rows, columns) map values; NaN counts as zero.
+        values: (rows, columns) map values, or (n, rows, columns) of several maps; NaN counts as zero.
         scale: Absolute value with the strongest colour; beyond it nothing gets stronger.
 
     Returns:
-        (rows, columns, 3).
+        (rows, columns, 3), of several maps (n, rows, columns, 3).
 
     Example:
         >>> base = np.full((1, 2), 100, np.uint8)
         >>> blend(base, np.array([[0.0, 1.0]]), 1.0)[0].tolist()
         [[100, 100, 100], [232, 202, 58]]
     """
-    share = np.asarray(values, dtype=np.float32).clip(-scale, scale) * np.float32(_HALF / scale)
-    share[np.isnan(share)] = 0.0
-    index = np.rint(share, out=share).astype(np.intp) + _HALF
+    share = np.asarray(values, dtype=np.float32).clip(-scale, scale)
+    share *= np.float32(_HALF / scale)
+    if np.isnan(share.sum()):
+        share[np.isnan(share)] = 0.0
+    np.rint(share, out=share)
+    share += _HALF
     if base.ndim == 2:
-        laid: Pixels = np.take(_grey_table().reshape(-1, 3), index * 256 + base, axis=0)
+        share *= 256
+        share += base  # whole numbers below 2^24: exact
+        laid: Pixels = np.take(_grey_table().reshape(-1, 3), share.astype(np.intp), axis=0)
         return laid
     colour, rest = _table()
+    index = share.astype(np.intp)
     mixed: Floats = colour[index] + base * rest[index]
     return np.rint(mixed).astype(np.uint8)
 
@@ -232,7 +243,7 @@ def region(allowed: Bools, size: tuple[int, int], smooth: bool) -> Bools:
     return _region_again(allowed.tobytes(), allowed.shape, size, smooth)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=_KEPT)
 def _region_again(allowed: bytes, shape: tuple[int, ...], size: tuple[int, int], smooth: bool) -> Bools:
     """As `_grey_again`: labels share organs, and a label its region over the epochs."""
     made = _region(np.frombuffer(allowed, np.bool_).reshape(shape), size, smooth)
@@ -264,7 +275,7 @@ def outline(inside: Bools, width: int = 1) -> Bools:
     return _outline_again(inside.tobytes(), inside.shape, width)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=_KEPT)
 def _outline_again(inside: bytes, shape: tuple[int, ...], width: int) -> Bools:
     made = _outline(np.frombuffer(inside, np.bool_).reshape(shape), width)
     made.setflags(write=False)

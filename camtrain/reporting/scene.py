@@ -122,6 +122,10 @@ class Scene:
         index = self.point[axis] if index is None else index
         return int((index + 0.5) / self.image.shape[axis] * shape[axis])
 
+    def through(self, plane: str) -> int:
+        """Where along its normal the plane through `point` lies; 0 for an image that is one."""
+        return self.point[slices.NORMAL[plane]] if self.rank == 3 else 0
+
     def plane(self, name: str, index: int) -> npt.NDArray[np.generic]:
         """One plane of the image, or the image where it is one."""
         return slices.cut(self.image, name, index) if self.rank == 3 or isinstance(self.image, Sections) else self.image
@@ -177,7 +181,7 @@ class Scene:
         Returns:
             (rows, columns, 3).
         """
-        index = self.point[slices.NORMAL[plane]] if index is None and self.rank == 3 else index or 0
+        index = self.through(plane) if index is None else index
         pixels = overlays.grey(self.plane(plane, index), self.window, size)
         if values is not None:
             pixels = overlays.blend(pixels, self.enlarged(values, plane, index, size), scale)
@@ -197,12 +201,13 @@ class Scene:
         return overlays.enlarge(self.flat(values, plane, index), size)
 
     def flat(self, values: npt.NDArray[np.floating], plane: str, index: int) -> npt.NDArray[np.float32]:
-        """A map (in screen order) on one plane, as many cells as it has there; undefined cells are zero."""
-        values = np.nan_to_num(values.astype(np.float32), nan=0.0)
+        """A map (*S') in screen order, or several (n, *S'), on one plane: the cells there; undefined ones are zero."""
+        values = np.nan_to_num(values.astype(np.float32), copy=False, nan=0.0)
         if self.rank == 2:
             return values
         axis = slices.NORMAL[plane]
-        return overlays.section(values, axis, (index + 0.5) / self.image.shape[axis]).T[::-1, ::-1]
+        cut = overlays.section(values, axis - 3, (index + 0.5) / self.image.shape[axis])
+        return cut.swapaxes(-1, -2)[..., ::-1, ::-1]
 
     def inside(self, plane: str, index: int, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         """The allowed region on one plane, at the size of the picture."""

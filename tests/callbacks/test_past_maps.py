@@ -1,4 +1,4 @@
-"""What a picture knows of the epochs before: one plane of each map, a few epochs, the same after a resume."""
+"""What a picture knows of the epochs before: coarse maps, a few epochs, the same after a resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import camtrain as ct
 from camtrain.callbacks._panel import PanelEntry
 from camtrain.callbacks._past_maps import CELLS, PastMaps, spread
 from camtrain.callbacks._pictures import grow
-from camtrain.reporting.case_picture import COLUMNS, case_scenes
+from camtrain.reporting.case_picture import case_scenes
+from camtrain.reporting.epoch_strip import COLUMNS
 
 SHAPE = (12, 16, 20)
 
@@ -44,32 +45,30 @@ def test_the_epochs_shown_are_the_first_the_last_and_some_at_equal_distances(cou
 
 
 @pytest.mark.parametrize("axes", [None, "LPS", "SRA"])
-def test_the_plane_kept_is_the_one_through_the_organ(axes):
-    """Written anew: nearest cells of an axial plane, rows from the front, columns from the patient's right."""
-    values = np.random.default_rng(0).standard_normal(SHAPE)  # a cell for each voxel: nothing lies between cells
+def test_a_map_of_a_layer_is_kept_as_it_is(axes):
+    values = np.random.default_rng(0).standard_normal((5, 7, 3)).astype(np.float32)
     shown = PastMaps().add("val", [entry(values, axes=axes)], 3)[0]["hirescam"]["epoch 3"]
-    where = {None: "RAS"}.get(axes, axes)
-    order = [next(i for i, a in enumerate(where) if a in pair) for pair in ("RL", "AP", "SI")]
-    turned = np.transpose(values, order)
-    region = np.zeros(SHAPE, bool)
-    region[3:9, 4:12, 2:6] = True
-    turned_region = np.transpose(region, order)
-    for axis in range(3):
-        if where[order[axis]] not in "RAS":
-            turned, turned_region = np.flip(turned, axis), np.flip(turned_region, axis)
-    inside = np.nonzero(turned_region.any((0, 1)))[0]
-    candidates = [turned[::-1, ::-1, z].T for z in inside]
-    assert any(np.allclose(shown, c) for c in candidates)
+    np.testing.assert_array_equal(shown, values)
 
 
-def test_a_long_run_keeps_a_few_planes_and_a_checkpoint_brings_them_back():
+def test_undefined_cells_do_not_spread_where_a_fine_map_is_averaged():
+    values = np.ones((32, 32, 32), np.float32)
+    values[:2, :2, :2] = np.nan
+    (shown,) = PastMaps().add("val", [entry(values)], 0)
+    kept = shown["hirescam"]["epoch 0"]
+    assert kept.shape == (16, 16, 16)
+    np.testing.assert_allclose(kept.ravel()[1:], 1.0, rtol=1e-6)
+    assert kept[0, 0, 0] == 0
+
+
+def test_a_long_run_keeps_a_few_maps_and_a_checkpoint_brings_them_back():
     past, rng = PastMaps(), np.random.default_rng(0)
-    fine = rng.standard_normal((8, 200, 90))  # its axial plane has 1600 cells
+    fine = rng.standard_normal((8, 200, 90))
     for epoch in range(50):
         shown = past.add("val", [entry(fine * epoch), entry(fine[:2, :2], case="b")], epoch)
-    planes = shown[0]["hirescam"]
-    assert list(planes) == [f"epoch {epoch}" for epoch in (0, 8, 16, 24, 32, 40, 48, 49)]
-    assert all(plane.size <= CELLS for plane in planes.values())
+    maps = shown[0]["hirescam"]
+    assert list(maps) == [f"epoch {epoch}" for epoch in (0, 16, 32, 48, 49)]
+    assert all(values.size <= CELLS for values in maps.values())
     file = io.BytesIO()
     torch.save(past.state(), file)
     assert file.tell() < 2 * COLUMNS * CELLS * 4 + 20_000
@@ -79,9 +78,16 @@ def test_a_long_run_keeps_a_few_planes_and_a_checkpoint_brings_them_back():
     more = [each.add("val", [entry(fine)], 50)[0]["hirescam"] for each in (past, again)]
     assert list(more[0]) == list(more[1])
     assert all(np.array_equal(more[0][e], more[1][e]) for e in more[0])
-    for name, plane in more[1].items():
+    for name, values in more[1].items():
         epoch = int(name.removeprefix("epoch "))
-        np.testing.assert_allclose(plane, more[1]["epoch 50"] * (1 if epoch == 50 else epoch), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(values, more[1]["epoch 50"] * (1 if epoch == 50 else epoch), rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_development_version_has_kept_is_left_out():
+    past = PastMaps()
+    past.load({"epochs": {"val": [0]}, "planes": [["val", "a", "nodule", "hirescam", {0: torch.ones(4, 4)}]]})
+    (shown,) = past.add("val", [entry(np.ones((4, 4, 4)))], 1)
+    assert list(shown["hirescam"]) == ["epoch 1"]
 
 
 def test_an_abandoned_future_and_another_layer_are_forgotten():
@@ -89,7 +95,11 @@ def test_an_abandoned_future_and_another_layer_are_forgotten():
     for epoch in range(5):
         past.add("val", [entry(np.full((4, 4, 4), epoch))], epoch)
     again = past.add("val", [entry(np.full((4, 4, 4), 7))], 2)[0]["hirescam"]
-    assert {name: float(plane[0, 0]) for name, plane in again.items()} == {"epoch 0": 0, "epoch 1": 1, "epoch 2": 7}
+    assert {name: float(values[0, 0, 0]) for name, values in again.items()} == {
+        "epoch 0": 0,
+        "epoch 1": 1,
+        "epoch 2": 7,
+    }
     assert list(past.add("val", [entry(np.ones((6, 8, 10)))], 3)[0]["hirescam"]) == ["epoch 3"]
     assert list(past.add("test", [entry(np.ones((6, 8, 10)))], 4)[0]["hirescam"]) == ["epoch 4"]
 
@@ -101,14 +111,14 @@ def test_outside_a_fit_the_network_stands_beside_the_epochs_and_nothing_is_kept(
     before = str(past.state())
     now = [entry(np.full((4, 4, 4), 9)), entry(np.ones((2, 2, 2)), case="b"), entry(np.ones((4, 4, 4)), case="c")]
     shown, *others = past.beside("val", now)
-    columns = {name: float(plane[0, 0]) for name, plane in shown["hirescam"].items()}
+    columns = {name: float(values[0, 0, 0]) for name, values in shown["hirescam"].items()}
     assert columns == {"epoch 0": 0, "epoch 2": 2, "epoch 4": 4, "epoch 6": 6, "epoch 7": 7, "now": 9}
     assert others == [{}, {}]  # alone there is nothing to compare with
     assert past.beside("test", now) == [{}, {}, {}]
     assert str(past.state()) == before
 
 
-def test_a_map_that_was_not_computed_is_no_plane_of_zeros():
+def test_a_map_that_was_not_computed_is_no_map_of_zeros():
     past = PastMaps()
     for epoch in range(3):
         (shown,) = past.add("val", [entry(np.full((4, 4, 4), np.nan if epoch == 1 else 2.0))], epoch)
@@ -142,12 +152,16 @@ def colourful(pixels):
 
 
 def strip(run, epoch, case, columns):
-    """The strip's tiles of one picture: the lowest block of the page but for epochs and legend."""
+    """Tiles of the organ's strip in one picture: the lowest block of the page but for epochs and legend."""
     (path,) = run.epoch_path(epoch).glob(f"{case}_*.png")
     pixels = np.asarray(Image.open(path).convert("RGB"))
-    low = pixels[-110:-55]
-    step = (840 - 12 - 4 * (COLUMNS - 1)) // COLUMNS + 4
-    return pixels, [low[:, 6 + i * step : 6 + i * step + step - 4] for i in range(columns)]
+    return pixels, tiles_of(pixels, columns)
+
+
+def tiles_of(pixels, columns):
+    """Parts of the lowest planes, those on the left side: it has half of the page but for margins and a gap."""
+    step = ((840 - 12 - 8) // 2 + 4) // COLUMNS
+    return [pixels[-110:-55, 6 + i * step :][:, : step - 4] for i in range(columns)]
 
 
 @pytest.mark.slow
@@ -174,7 +188,7 @@ def test_each_picture_shows_the_epochs_before_on_its_own_scale_also_after_a_resu
     assert colourful(alone) > 8
     assert found[0] < colourful(alone) / 8
     assert found[3] > 8 * found[1]
-    (kept,) = second.publisher._past._planes.values()
+    (kept,) = second.publisher._past._maps.values()
     assert list(kept) == [0, 1, 2, 3]
 
 
@@ -208,12 +222,11 @@ def test_a_checkpoint_that_is_validated_takes_no_epochs_place(kit, tmp_path):
         assert saved < end or epoch == 3
         assert monitoring.publisher._scale["hirescam"] == (end if monitoring is first else saved)
         kept = list(range(epoch + 1))
-        assert [list(planes) for planes in monitoring.publisher._past._planes.values()] == [kept]
+        assert [list(maps) for maps in monitoring.publisher._past._maps.values()] == [kept]
         assert {row.epoch for row in run.read_scores()} == {0, 1, 2, 3}
         # The fit's own last columns, and what is there now.
         pixels = np.asarray(Image.open(run.epoch_path(epoch) / picture.name).convert("RGB"))
-        step = (840 - 12 - 4 * (COLUMNS - 1)) // COLUMNS + 4
-        tiles = [pixels[-110:-55, 6 + i * step :][:, : step - 4] for i in range(epoch + 2)]
+        tiles = tiles_of(pixels, epoch + 2)
         assert colourful(tiles[-1]) == pytest.approx(colourful(tiles[-2]), abs=0.5)
         # On the whole fit's scale the first epochs are grey.
         assert (colourful(tiles[-1]) > 1) == (monitoring is not first)

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 from camtrain._errors import InputError
 from camtrain.reporting import CasePicture, _draw, compose_case, compose_overview
 from camtrain.reporting._draw import fitted, text_width
-from camtrain.reporting.case_picture import case_scenes, draw_case, resting_plane
+from camtrain.reporting.case_picture import case_scenes, draw_case
+from camtrain.reporting.epoch_strip import COLUMNS, epoch_strip
 from camtrain.reporting.overlays import OUTLINE
 
 
@@ -144,40 +145,72 @@ def test_masks_are_made_where_they_are_wanted_only():
     np.testing.assert_array_equal(with_masks.pixels, without.pixels)
 
 
+def placed(page, tile, rows, columns):
+    """Where a tile lies in a part of a page."""
+    high, wide = tile.shape[:2]
+    return [
+        (top, left)
+        for top in range(rows.start, rows.stop - high + 1)
+        for left in range(columns.start, columns.stop - wide + 1)
+        if np.array_equal(page[top : top + high, left : left + wide], tile)
+    ]
+
+
+@pytest.mark.parametrize("axes", [None, "LPS", "SRA"])
 @pytest.mark.parametrize("rank", [2, 3])
-def test_a_strip_shows_all_epochs_in_the_colours_of_this_picture(chest, rank):
+def test_all_planes_stand_there_for_each_epoch_in_the_colours_of_this_picture(chest, rank, axes):
+    """Also those through the peak: where the attention is now, one sees since when it is there."""
     image, lungs = chest if rank == 3 else (chest[0][:, :, 14], chest[1][:, :, 14])
     values = np.random.default_rng(0).standard_normal((5, 4, 3)[:rank])
     maps, given = {"m": values, "other": values}, {"caption": "a", "scale": {"m": 2.0, "other": 1.0}}
-    scenes = case_scenes(image, maps, lungs)
-    plane = resting_plane(scenes, values)
+    spacing = {"spacing": (1.0, 1.3, 2.1)[:rank]}
+    scenes = case_scenes(image, maps, lungs, axes=axes if rank == 3 else None, **spacing)
     shares = [0.0, 0.25, 0.5, 1.0]
-    planes = {f"epoch {10 * place}": plane * share for place, share in enumerate(shares)}
-    past = {"m": planes, "gone": {"now": plane}, "other": {}}
+    epochs = {f"epoch {10 * place}": values * share for place, share in enumerate(shares)}
+    past = {"m": epochs, "gone": {"now": values}, "other": {}}
     drawn, without = draw_case(scenes, maps, **given, past=past), draw_case(scenes, maps, **given)
-    high = drawn.pixels.shape[0] - without.pixels.shape[0]
+    before, high = len(without.pixels), drawn.pixels.shape[0] - without.pixels.shape[0]
     assert drawn.masks.keys() == without.masks.keys()
     for name, mask in drawn.masks.items():
-        np.testing.assert_array_equal(mask[: len(without.masks[name])], without.masks[name])
-        assert not mask[-high - 30 :].any()
-    scene, wide = next(iter(scenes.values())), (840 - 12 - 4 * 7) // 8
-    down, across = scene.extent(scene.planes[0])
-    size = int(down * min(wide / across, 1.5 * wide / down)), int(across * min(wide / across, 1.5 * wide / down))
-    scaled = [scene.tile(scene.planes[0], size, scene.orient(values * share), scale=2.0) for share in shares]
-    below = drawn.pixels[without.pixels.shape[0] - 40 :]
-    for place, tile in enumerate(scaled):
-        column = below[:, 6 + place * (wide + 4) :][:, : size[1]]
-        found = [top for top in range(len(column) - size[0]) if np.array_equal(column[top : top + size[0]], tile)]
-        assert len(found) == 1, f"epoch {10 * place} is not in its column"
+        np.testing.assert_array_equal(mask[:before], without.masks[name])
+        assert not mask[before:].any()
+    assert len(scenes) == (2 if rank == 3 else 1)
+    inner = 840 - 12
+    across = (inner - 8 * (len(scenes) - 1)) // len(scenes)
+    step, legend = (across + 4) // COLUMNS, 30
+    strip = drawn.pixels[before - legend : before - legend + high]
+    for side, scene in enumerate(scenes.values()):
+        extents = [scene.extent(plane) for plane in scene.planes]
+        wide, tall = max(w for _, w in extents), max(h for h, _ in extents)
+        zoom = min((step - 4) / wide, 1.5 * (step - 4) / tall)
+        below = 0
+        for plane, (down, right) in zip(scene.planes, extents, strict=True):
+            size = int(down * zoom), int(right * zoom)
+            found = []
+            for place, share in enumerate(shares):
+                tile = scene.tile(plane, size, scene.orient(values * share), scale=2.0)
+                left = 6 + side * (across + 8) + place * step
+                found += placed(strip, tile, range(below, len(strip)), range(left, left + size[1]))
+            assert len(found) == len(shares), f"{plane}: not each epoch in its column"
+            assert len({top for top, _ in found}) == 1  # a row of its own
+            below = found[0][0] + size[0]
+
+
+def test_only_the_last_epochs_have_a_place(chest):
+    scene = next(iter(case_scenes(chest[0], {"m": peaked()}, chest[1]).values()))
+    epochs = {f"epoch {place}": peaked() * place for place in range(COLUMNS + 3)}
+    last = dict(list(epochs.items())[3:])
+    many, few = (epoch_strip(scene, "m", shown, 9.0, 410) for shown in (epochs, last))
+    np.testing.assert_array_equal(many, few)
+    assert many.shape[1] == 410
 
 
 def test_the_names_below_narrow_tiles_are_whole():
     image = np.random.default_rng(0).random((24, 128, 20))
-    scenes = case_scenes(image, {"m": np.ones((2, 4, 2))})
-    plane = resting_plane(scenes, np.ones((2, 4, 2)))
+    scenes, ones = case_scenes(image, {"m": np.ones((2, 4, 2))}), np.ones((2, 4, 2), np.float32)
     given = {"caption": "", "scale": {"m": 1.0}}
-    drawn = draw_case(scenes, {"m": np.ones((2, 4, 2))}, **given, past={"m": {"epoch 100": plane}})
-    other = draw_case(scenes, {"m": np.ones((2, 4, 2))}, **given, past={"m": {"poch 100": plane}})
+    drawn = draw_case(scenes, {"m": ones}, **given, past={"m": {"epoch 100": ones}})
+    other = draw_case(scenes, {"m": ones}, **given, past={"m": {"poch 100": ones}})
     apart = np.argwhere((drawn.pixels != other.pixels).any(-1))
     assert apart[:, 1].min() >= 6  # not cut at the page's margin
     written = np.argwhere(drawn.pixels[apart[:, 0].min() : apart[:, 0].max() + 1, :200].max(-1) > 60)
