@@ -15,7 +15,7 @@ from camtrain._batch import Batch
 from camtrain.callbacks._choice import Choice
 from camtrain.callbacks._fine_maps import Floats, Measured, coarse, is_fine, on_host
 from camtrain.reporting import CasePicture, geometry, window_of
-from camtrain.reporting.case_picture import case_scenes, draw_case
+from camtrain.reporting.case_picture import SEPARATOR, case_scenes, draw_case
 from camtrain.reporting.epoch_strip import Past
 from camtrain.reporting.scene import Scene
 
@@ -71,7 +71,7 @@ class PanelEntry:
                 found.append(f"energy inside {self.energy_inside[method]:.2f}")
             if found:
                 scores.append(", ".join(found) + (f" ({method})" if len(self.maps) > 1 else ""))
-        return "  ·  ".join([f"{self.case}", f"{self.label}: {truth}, p = {self.probability:.2f}", *scores])
+        return SEPARATOR.join([f"{self.case}", f"{self.label}: {truth}, p = {self.probability:.2f}", *scores])
 
     @property
     def brief(self) -> str:

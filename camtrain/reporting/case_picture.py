@@ -27,6 +27,7 @@ _EDGES = [
 ]
 _CLASSES = np.array([1, 2, 0, 3, 4], dtype=np.uint8)
 _GAP, _MARGIN = 4, 6
+SEPARATOR = "  ·  "  # between the parts of a caption, which may then stand on two lines
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def compose_case(
         allowed: (*S) or (*S') bool, or None.
         spacing: Voxel size in mm; default: cubes.
         axes: Where the image's axes run, such as `"RAS"`; None = unknown: no R/L letters.
-        caption: First line.
+        caption: First line; at a `SEPARATOR` it goes on in a second one where the page ends.
         scale: Title -> map value with the strongest colour, the same for every epoch.
         window: Image values shown as black and white; default: quantiles of the image.
         width: Width in pixels.
@@ -272,7 +273,7 @@ def _framed(drawn: Sequence[_Side], scene: Scene, ends: Mapping[str, float], cap
     """Sides beside each other, between caption and legend; the masks go where the sides went."""
     body = _draw.stack([side.pixels for side in drawn], 2 * _GAP, down=False)
     common = next(iter(ends.values())) if len(set(ends.values())) == 1 else None
-    parts = [_draw.headline(caption, width, 14)] if caption else []
+    parts = [_draw.headline(line, width, 14) for line in _lines(caption, width)]
     above = sum(len(part) + 2 for part in parts) + _MARGIN
     parts += [body, _draw.legend(width, common, region_note(scene.allowed), own="each map on its own scale")]
     page = _draw.stack(parts, 2, down=True, margin=_MARGIN)
@@ -283,6 +284,18 @@ def _framed(drawn: Sequence[_Side], scene: Scene, ends: Mapping[str, float], cap
             masks[name] = masks.get(name, np.zeros(page.shape[:2], np.uint8)) | _placed(mask, page, above, left)
         left += side.pixels.shape[1] + 2 * _GAP
     return CasePicture(page, masks, drawn[-1].tile)
+
+
+def _lines(caption: str, width: int) -> list[str]:
+    """The caption in as few lines as its parts need: with two methods it is wider than the page."""
+    lines: list[str] = []
+    for part in caption.split(SEPARATOR) if caption else ():
+        longer = f"{lines[-1]}{SEPARATOR}{part}" if lines else part
+        if lines and _draw.text_width(_draw.plain(longer), 14) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
 
 
 def _placed(mask: Pixels, page: Pixels, top: int, left: int) -> Pixels:

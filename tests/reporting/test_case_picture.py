@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from camtrain._errors import InputError
 from camtrain.reporting import CasePicture, _draw, compose_case, compose_overview
 from camtrain.reporting._draw import fitted, text_width
-from camtrain.reporting.case_picture import case_scenes, draw_case
+from camtrain.reporting.case_picture import SEPARATOR, _lines, case_scenes, draw_case
 from camtrain.reporting.epoch_strip import COLUMNS, epoch_strip
 from camtrain.reporting.overlays import OUTLINE
 
@@ -134,6 +134,27 @@ def test_a_caption_drawn_word_by_word_is_the_caption_drawn_at_once(text, size):
     _draw._lay(wanted, np.asarray(line)[..., None], 0, 0, _draw.INK)
     drawn = _draw.write(_draw.sheet(24, 1200), [(text, (0.0, 12.0), "lm", size, _draw.INK)])
     np.testing.assert_array_equal(drawn, wanted)
+
+
+def test_a_caption_of_two_methods_stands_on_two_lines_and_nothing_of_it_is_cut(chest):
+    image, lungs = chest
+    parts = ["case 7", "finding: present, p = 0.47", *["OrganIoU 0.71 (above 0.25), energy inside 0.17 (hirescam)"] * 2]
+    caption = SEPARATOR.join(parts)
+    given = {"scale": {"m": 1.0}}
+    whole, short = (
+        compose_case(image, {"m": peaked()}, lungs, caption=text, **given)
+        for text in (caption, SEPARATOR.join(parts[:2]))
+    )
+    assert len(whole.pixels) - len(short.pixels) == round(1.5 * 14) + 2
+    added = len(whole.pixels) - len(short.pixels)
+    for name, mask in whole.masks.items():
+        np.testing.assert_array_equal(mask[added:], short.masks[name])
+    lines = _lines(caption, 828)
+    assert SEPARATOR.join(lines) == caption
+    assert len(lines) == 2
+    assert all(fitted(line, 14, 828) == line for line in lines)
+    assert _lines("", 828) == []
+    assert _lines("a word as wide as that " * 9, 100) == ["a word as wide as that " * 9]  # `fitted` cuts it
 
 
 def test_masks_are_made_where_they_are_wanted_only():
