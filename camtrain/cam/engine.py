@@ -12,6 +12,7 @@ from torch import Tensor
 
 from camtrain._errors import InputError
 from camtrain.cam.affine_head import is_source, slopes
+from camtrain.cam.by_cells import cheaper_by_cells, hires_cam_by_cells
 from camtrain.cam.capture import reading_graph
 from camtrain.cam.method_table import Method, find_method
 from camtrain.cam.selection import Labels, Selection, select
@@ -91,16 +92,42 @@ def attention_maps_by(
             weights = weights if samples is None or len(weights) == 1 else weights[samples]
             maps = {row.name: _closed_form(activations, weights.to(activations), row, chosen) for row in rows}
         else:
-            if create_graph:
-                _refuse_compiled(logits, source)
-            each = {row.name: _Stack(passes.picks.shape[1], create_graph) for row in rows}
-            for gradient in label_gradients(logits, source, passes, create_graph):
-                on_grid = precise(spatial(gradient, reshape))
-                on_grid = on_grid if samples is None else on_grid[samples]
-                for row in rows:
-                    each[row.name].append(row.function()(activations, on_grid))
-            maps = {name: chosen.arrange(found.whole(activations)) for name, found in each.items()}
-    return maps if create_graph else {name: found.detach() for name, found in maps.items()}
+            cheap = not create_graph and reshape is None and {row.name for row in rows} == {"hirescam"}
+            found = _cell_by_cell(source, logits, chosen, samples) if cheap else None
+            if found is None:
+                found = _label_by_label(source, logits, activations, rows, passes, create_graph, reshape, samples)
+            maps = {name: chosen.arrange(each) for name, each in found.items()}
+    return maps if create_graph else {name: each.detach() for name, each in maps.items()}
+
+
+def _cell_by_cell(source: Tensor, logits: Tensor, chosen: Selection, samples: slice | None) -> dict[str, Tensor] | None:
+    """HiResCAM where few cells make it cheap and certain; None elsewhere."""
+    if not cheaper_by_cells(source, logits, chosen.picks.shape[1]):
+        return None
+    maps = hires_cam_by_cells(source, logits, chosen, samples)
+    return None if maps is None else {"hirescam": maps}
+
+
+def _label_by_label(
+    source: Tensor,
+    logits: Tensor,
+    activations: Tensor,
+    rows: Sequence[Method],
+    passes: Selection,
+    create_graph: bool,
+    reshape: Reshape | None,
+    samples: slice | None,
+) -> dict[str, Tensor]:
+    """One backward pass per label, which all methods share; `activations` and maps are those of `samples`."""
+    if create_graph:
+        _refuse_compiled(logits, source)
+    each = {row.name: _Stack(passes.picks.shape[1], create_graph) for row in rows}
+    for gradient in label_gradients(logits, source, passes, create_graph):
+        on_grid = precise(spatial(gradient, reshape))
+        on_grid = on_grid if samples is None else on_grid[samples]
+        for row in rows:
+            each[row.name].append(row.function()(activations, on_grid))
+    return {name: found.whole(activations) for name, found in each.items()}
 
 
 def _of_all(labels: Labels, samples: slice, logits: Tensor) -> Tensor:

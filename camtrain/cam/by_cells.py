@@ -1,0 +1,180 @@
+"""HiResCAM of all labels, cell by cell: for few cells and many labels cheaper than one backward pass per label.
+
+The map is M[b, l, s] = sum_k dlogit[b, l] / dA[b, k, s] * A[b, k, s]. Of one cell s it is J times the activations of
+that cell alone, J the Jacobian of the logits: one product gives all labels. In reverse mode: g(u) = J^T u is linear in
+u, so its derivative, applied to a v on the layer's grid, is J v. That takes operators that can be differentiated twice.
+
+The loop over labels is the definition. Whatever could make another number of it than the cells is looked for, in the
+graph and in numbers, and then there is no map from here:
+
+- Samples that mix (BatchNorm in training mode, attention over the batch): a pass of the loop adds up one label of all
+  samples. It keeps samples apart if and only if J^T (w u) = w J^T u, w a weight per sample that differs between them.
+  Powers of two scale every operator to the last bit.
+- A backward that is not linear, or lacks a part of its own derivative (a user's hook, a constant in a custom function):
+  the maps, summed over labels with other weights u, must be what one ordinary backward pass from these weights gives.
+- NaN and Inf: zero times either is NaN in cells that the loop leaves alone. No comparison holds with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camtrain.cam.graph import nodes_between, operator_of
+from camtrain.cam.selection import Selection
+
+_log = logging.getLogger(__name__)
+
+# In backward passes to the layer, measured on DenseNet, ResNet, EfficientNet and MLP heads: one cell, and what comes
+# before the first. The second derivative of a convolution computes that of its kernel too, which nobody asked for.
+_WITH_CONVOLUTION = (4, 6)
+_WITHOUT = (2, 12)
+_MOST = 2**25  # numbers that the gradient's graph may keep: behind few cells there can still be a large decoder
+_ROUNDING = 32  # sums that a device takes in any order, in units of the last place of a sample's largest number
+_AGREEMENT = 1024  # the same for the maps against an ordinary pass: two ways through the network
+_TWICE = frozenset({"SwishImplementationBackward"})  # MONAI's Swish: made of operators with a derivative
+# What allocators say beside torch.OutOfMemoryError: those who call know what to give up then.
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "not enough memory", "can't allocate memory", "std::bad_alloc")
+
+
+def cheaper_by_cells(source: Tensor, logits: Tensor, passes: int) -> bool:
+    """Do the maps cost less cell by cell than so many backward passes to the layer?
+
+    Never but on a CPU, where it was measured: GPUs round products of float32 to TF32 by default, and then two ways
+    through a network agree less than `hires_cam_by_cells` asks for.
+
+    Args:
+        source: (B, K, *S'), what the layer returned.
+        logits: (B, L), with a graph down to `source`.
+        passes: Labels per sample.
+
+    Example:
+        >>> import torch
+        >>> A = torch.rand(2, 3, 4, requires_grad=True)
+        >>> logits = torch.nn.Linear(3, 80)(A.mean(dim=2).tanh())
+        >>> cheaper_by_cells(A, logits, passes=80), cheaper_by_cells(A, logits, passes=10)
+        (True, False)
+    """
+    cells = source.shape[2:].numel()
+    if source.device.type != "cpu" or _cost(cells, _WITHOUT) >= passes:
+        return False
+    with_convolution = "Convolution" in map(operator_of, nodes_between([logits], [source]))
+    return not with_convolution or _cost(cells, _WITH_CONVOLUTION) < passes
+
+
+def _cost(cells: int, price: tuple[int, int]) -> int:
+    return price[0] * cells + price[1]
+
+
+def hires_cam_by_cells(
+    source: Tensor, logits: Tensor, chosen: Selection, samples: slice | None = None
+) -> Tensor | None:
+    """HiResCAM maps without a pass per label, where they are those of one pass per label.
+
+    Args:
+        source: (B, K, *S'), what the layer returned.
+        logits: (B, L), with a graph down to `source`, which stays usable.
+        chosen: Columns of the wanted samples.
+        samples: The wanted samples; None = all.
+
+    Returns:
+        (b, n, *S') in the order of `chosen.picks`, detached; None where the loop over labels must be asked.
+
+    Raises:
+        RuntimeError: Memory has ended.
+
+    Example:
+        >>> import torch
+        >>> from camtrain.cam.selection import select
+        >>> A = torch.rand(2, 3, 4, requires_grad=True)
+        >>> logits = torch.nn.Linear(3, 7)(A.mean(dim=2).tanh())
+        >>> hires_cam_by_cells(A, logits, select([0, 5], 2, 7, A.device)).shape
+        torch.Size([2, 2, 4])
+    """
+    try:
+        found = _unsuited(source, logits) or _maps(source, logits, chosen, samples or slice(None))
+    except RuntimeError as error:
+        # No second derivative, or no graph at all, of which the loop tells in its own words.
+        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            raise
+        found = str(error)
+    if isinstance(found, Tensor):
+        return found
+    _log.debug("maps label by label, not cell by cell: %s", found)
+    return None
+
+
+def _unsuited(source: Tensor, logits: Tensor) -> str | None:
+    """Why cells are no way, as far as it can be told before anything is computed."""
+    if logits.ndim != 2 or not source.numel() or not logits.numel():
+        return "no logits (B, L), or nothing in them"
+    if source.dtype != logits.dtype or source.dtype not in (torch.float32, torch.float64):
+        # The loop sums over channels in float32; here this sum would be rounded on its way through the network.
+        return f"activations are {source.dtype} and logits {logits.dtype}"
+    if not bool(source.detach().isfinite().all() & logits.detach().isfinite().all()):
+        return "activations or logits are not finite"
+    return _unsuited_graph(nodes_between([logits], [source]), source.dtype)
+
+
+def _unsuited_graph(nodes: Iterable[Any], dtype: torch.dtype) -> str | None:
+    kept = 0
+    for node in nodes:
+        name = type(node).__name__
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and name not in _TWICE:
+            return f"{name} is no operator of torch"
+        for metadata in node._input_metadata:
+            if metadata.dtype != dtype and (metadata.dtype.is_floating_point or metadata.dtype.is_complex):
+                return f"{name} computes in {metadata.dtype}"
+            kept += math.prod(metadata.shape)
+    return f"the graph has {kept} numbers" if kept > _MOST else None
+
+
+def _maps(source: Tensor, logits: Tensor, chosen: Selection, samples: slice) -> Tensor | str:
+    """The maps, or why they would not be those of the loop."""
+    flat = source.detach().as_subclass(Tensor).flatten(2)
+    first, second = _directions(logits)
+    first.requires_grad_()
+    (gradient,) = torch.autograd.grad(logits, source, first, create_graph=True)
+    if _mixing(source, logits, first.detach(), gradient.detach()):
+        return "samples mix, or the backward pass does not scale"
+    (other,) = torch.autograd.grad(logits, source, second, retain_graph=True)
+    terms = other.as_subclass(Tensor).flatten(2) * flat
+    summed = torch.empty_like(terms[:, 0])
+    maps = flat.new_empty(*chosen.picks.shape, flat.shape[2])
+    size = terms.abs().sum(dim=1).amax(dim=1)
+    cell = torch.zeros_like(flat)
+    for s in range(flat.shape[2]):
+        cell[:, :, s] = flat[:, :, s]
+        (column,) = torch.autograd.grad(gradient, first, cell.view(source.shape), retain_graph=True)
+        cell[:, :, s] = 0
+        maps[:, :, s] = column[samples].gather(1, chosen.picks)
+        summed[:, s] = (column * second).sum(dim=1)
+    if not _small(summed - terms.sum(dim=1), size, _AGREEMENT):
+        return "the maps do not add up to an ordinary backward pass"
+    return maps.view(*maps.shape[:2], *source.shape[2:])
+
+
+def _directions(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sets of weights of the logits, (B, L) each, that nothing in a network is aligned with."""
+    drawn = torch.randn(2, *logits.shape, generator=torch.Generator().manual_seed(0), dtype=logits.dtype)
+    first, second = drawn.to(logits.device)
+    return first, second
+
+
+def _mixing(source: Tensor, logits: Tensor, start: Tensor, gradient: Tensor) -> bool:
+    """Does the gradient of a sample depend on where other samples start, or not scale with where its own does?"""
+    # As far as exponents reach. Samples 32 apart are left to what the maps must add up to.
+    weights = 2.0 ** (torch.arange(len(start), device=start.device) % 32).to(start)
+    (scaled,) = torch.autograd.grad(logits, source, start * weights[:, None], retain_graph=True)
+    wanted = gradient.flatten(1) * weights[:, None]
+    return not _small(scaled.flatten(1) - wanted, wanted.abs().amax(dim=1), _ROUNDING)
+
+
+def _small(difference: Tensor, size: Tensor, units: int) -> bool:
+    """Is (B, n) zero but for rounding, on the scale (B,)? False where anything is NaN."""
+    return bool((difference.abs().amax(dim=1) <= units * torch.finfo(size.dtype).eps * size).all())
