@@ -145,7 +145,7 @@ PARTS = {
     ),
     "maps_256": Part(
         "Maps at 256^3, one case", "at most 1.05 x a forward for affine heads; never slower than torchcam",
-        "maps_cost.py --nets DenseNet121 EfficientNet-B0 --labels 80 --sizes 256 --batch 1 --peers torchcam --rounds 5",
+        f"{MAPS} --nets DenseNet121 EfficientNet-B0 --heads affine --labels 80 --sizes 256 --batch 1 --rounds 4",
         1.05, None, ("| affine |", "| camtrain "),
     ),
     "maps_mid": Part(

@@ -38,8 +38,6 @@ _MOST = 2**25  # numbers that the gradient's graph may keep: behind few cells th
 _ROUNDING = 32  # sums that a device takes in any order, in units of the last place of a sample's largest number
 _AGREEMENT = 1024  # the same for the maps against an ordinary pass: two ways through the network
 _TWICE = frozenset({"SwishImplementationBackward"})  # MONAI's Swish: made of operators with a derivative
-# What allocators say beside torch.OutOfMemoryError: those who call know what to give up then.
-_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "not enough memory", "can't allocate memory", "std::bad_alloc")
 
 
 def cheaper_by_cells(source: Tensor, logits: Tensor, passes: int) -> bool:
@@ -85,9 +83,6 @@ def hires_cam_by_cells(
     Returns:
         (b, n, *S') in the order of `chosen.picks`, detached; None where the loop over labels must be asked.
 
-    Raises:
-        RuntimeError: Memory has ended.
-
     Example:
         >>> import torch
         >>> from camtrain.cam.selection import select
@@ -99,9 +94,8 @@ def hires_cam_by_cells(
     try:
         found = _unsuited(source, logits) or _maps(source, logits, chosen, samples or slice(None))
     except RuntimeError as error:
-        # No second derivative, or no graph at all, of which the loop tells in its own words.
-        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY):
-            raise
+        # No second derivative; no graph at all, of which the loop tells in its own words; no memory for a way that
+        # needs more of it than the loop.
         found = str(error)
     if isinstance(found, Tensor):
         return found
