@@ -340,9 +340,9 @@ def test_state_is_plain(kit, tmp_path):
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     states = [monitor_.state_dict() for monitor_ in (added, other)]
     thresholds = [state.pop("thresholds") for state in states]
-    planes = [state["past"].pop("planes") for state in states]
-    assert len(planes[0]) == len(planes[1]) > 0
-    for one, same in zip(*planes, strict=True):
+    maps = [state["past"].pop("maps") for state in states]
+    assert len(maps[0]) == len(maps[1]) > 0
+    for one, same in zip(*maps, strict=True):
         assert one[:4] == same[:4]
         torch.testing.assert_close(one[4], same[4], rtol=0, atol=0)
     assert states[0] == states[1]
