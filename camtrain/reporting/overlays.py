@@ -209,8 +209,9 @@ def blend(base: Pixels, values: npt.NDArray[np.floating], scale: float) -> Pixel
         >>> blend(base, np.array([[0.0, 1.0]]), 1.0)[0].tolist()
         [[100, 100, 100], [232, 202, 58]]
     """
-    share = np.asarray(values, dtype=np.float32).clip(-scale, scale)
-    share *= np.float32(_HALF / scale)
+    with np.errstate(over="ignore", invalid="ignore"):  # of a map far beyond the scale, or on one next to zero
+        share = np.asarray(values, dtype=np.float32) * np.float32(_HALF / scale)
+    np.clip(share, -_HALF, _HALF, out=share)
     if np.isnan(share.sum()):
         share[np.isnan(share)] = 0.0
     np.rint(share, out=share)

@@ -105,6 +105,23 @@ def test_many_cells_or_few_labels_take_the_loop():
     assert cheaper_by_cells(few, with_convolution(few), passes=40)
 
 
+@pytest.mark.parametrize(("groups", "cheaper"), [(1, True), (2, False), (8, True)])
+def test_convolutions_in_groups_of_several_channels_take_the_loop(groups, cheaper):
+    """Those of ResNeXt cost up to sixteen passes for each cell; depthwise ones do not."""
+    source = torch.rand(2, 8, 2, 2, 2, requires_grad=True)
+    features = torch.nn.Conv3d(8, 8, 3, padding=1, groups=groups)(source).tanh()
+    logits = torch.nn.Linear(8, 80)(features.flatten(2).mean(dim=2))
+    assert cheaper_by_cells(source, logits, passes=80) == cheaper
+
+
+def test_what_is_no_product_has_its_price():
+    source = torch.rand(2, 8, 2, 2, 2, requires_grad=True)
+    tail = torch.nn.LSTM(8, 8, batch_first=True)
+    logits = torch.nn.Linear(8, 80)(tail(source.flatten(2).transpose(1, 2))[0][:, -1])
+    assert not cheaper_by_cells(source, logits, passes=40)
+    assert cheaper_by_cells(source, torch.nn.Linear(8, 80)(source.flatten(2).mean(dim=2).tanh()), passes=40)
+
+
 @pytest.mark.parametrize(
     "asked",
     [{"methods": ["gradcam"]}, {"methods": ["hirescam", "layercam"]}, {"create_graph": True}, {"reshape": lambda a: a}],

@@ -60,7 +60,43 @@ def test_samples_are_told_apart_in_large_batches():
         assert_loop_is_taken(source, tail(source + 0.1 * source.roll(32, dims=0)))
 
 
+@pytest.mark.parametrize("far", [1, 25, 32, 39])
+def test_no_shift_of_a_large_batch_is_overlooked(far):
+    source = activations(2, batch=80)
+    assert_loop_is_taken(source, Tail("mlp", 1).double()(source + 1e-6 * source.roll(far, 0)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_labels_of_a_small_scale_are_not_overlooked(dtype):
+    """Samples mix, or the backward is wrong, in some labels only, a ten thousandth of the others."""
+    source = activations(2, 2, dtype=dtype)
+    hidden = source.flatten(2).mean(dim=2).tanh()
+    small = 1e-4 * hidden.detach().softmax(dim=0) * hidden.sum(dim=0)
+    assert_loop_is_taken(source, torch.cat([Tail("mlp").to(dtype)(source), small], dim=1))
+    hooked = hidden * 1e-4
+    hooked.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
+    assert_loop_is_taken(source, torch.cat([Tail("mlp").to(dtype)(source), hooked], dim=1))
+
+
+def test_labels_of_any_scale_are_mapped():
+    source = activations(2, 2)
+    scales = torch.tensor([1e-9, 1e-6, 1e-3, 1.0, 1e3, 0.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    assert_cells_equal_loop(source, Tail("mlp").double()(source) * scales)
+
+
 # Backward passes without a derivative, or with a wrong one
+
+
+@pytest.mark.parametrize("error", [TypeError, AssertionError, ValueError])
+def test_a_hook_that_takes_no_gradient_with_a_graph_takes_the_loop(error):
+    def hook(gradient):
+        if gradient.requires_grad:
+            raise error
+
+    source = activations()
+    value = source * 1.0
+    value.register_hook(hook)
+    assert_loop_is_taken(source, Tail("mlp").double()(value))
 
 
 class Once(torch.autograd.Function):

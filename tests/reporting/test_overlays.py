@@ -83,6 +83,27 @@ def test_colour_grows_with_the_value_and_stops_at_the_scale():
     )
 
 
+@pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-37, 1.0, 1e37, 3e38])
+@pytest.mark.parametrize("colours", [False, True])
+def test_colours_of_any_scale_are_those_of_one(scale, colours):
+    """The maps of a saturated network are all but nothing, and are drawn all the same."""
+    base = np.arange(9, dtype=np.uint8).reshape(3, 3) * 20
+    base = np.repeat(base[..., None], 3, axis=2) if colours else base
+    values = np.array([[1.0, -1.0, 0.0], [9.0, -9.0, np.nan], [np.inf, -np.inf, 0.0]])
+    with np.errstate(over="ignore"):
+        drawn = overlays.blend(base, values * scale, scale)
+    np.testing.assert_array_equal(drawn, overlays.blend(base, values, 1.0))
+
+
+def test_several_maps_are_laid_over_one_picture():
+    rng = np.random.default_rng(0)
+    base, maps = rng.integers(0, 256, (5, 7), dtype=np.uint8), rng.standard_normal((4, 5, 7))
+    for one in (base, np.repeat(base[..., None], 3, axis=2)):
+        np.testing.assert_array_equal(
+            overlays.blend(one, maps, 0.7), np.stack([overlays.blend(one, each, 0.7) for each in maps])
+        )
+
+
 def test_outline_is_where_allowed_changes():
     inside = np.zeros((20, 30), bool)
     inside[5:12, 8:20] = True
