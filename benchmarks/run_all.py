@@ -183,7 +183,8 @@ PARTS = {
     ),
     "monitor_256": Part(
         "The same at 256^3", "at most 1.10 x a plain one",
-        "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --sizes 256 --pairs 3 --batch 1 --seconds 40", 1.10, pairs=0,
+        "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --sizes 256 --pairs 3 --batch 1 --seconds 40", 1.10,
+        pairs=0,
     ),
     "monitor_memory": Part(
         "Peak memory of a validation epoch with the monitor", "at most 1.05 x that of a plain one",
