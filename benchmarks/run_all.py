@@ -116,8 +116,9 @@ PARTS = {
         "step_cost.py --memory --nets DenseNet121 --sizes 256 --batch 1 --processes 2", 1.03,
     ),
     "memory_mid": Part(
-        "Peak memory at 32^3 and at a middle layer", "no figure: the graph of a backward pass per label is kept",
-        "step_cost.py --memory --nets DenseNet121 --layers last mid --labels 1 16 80 --sizes 32 64 --processes 2",
+        "Peak memory at 32^3 and at a middle layer, 16 labels",
+        "no figure: the graph of a backward pass per label is kept",
+        "step_cost.py --memory --nets DenseNet121 --layers last mid --labels 16 --sizes 32 64 --processes 1",
     ),
     "maps": Part(
         "Maps of all labels, beside other libraries",
