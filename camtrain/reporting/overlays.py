@@ -17,7 +17,7 @@ OUTLINE = (70, 240, 110)
 _HALF = 255  # entries of the colour table on either side of zero
 HOUNSFIELD = (-1000.0, 400.0)
 _AIR_BELOW = -700.0  # no other unit of images goes there
-_REMEMBERED, _KEPT = 1 << 18, 96  # bytes of a plane, planes: a picture has twelve, and a case several labels
+_REMEMBERED = 1 << 18  # bytes
 _STRONGEST = 0.85  # opacity at the end of the scale: the anatomy stays visible under the strongest attention
 
 
@@ -73,7 +73,7 @@ def grey(pixels: npt.NDArray[np.generic], window: tuple[float, float], size: tup
     return _grey_again(values.tobytes(), values.shape, window, size)
 
 
-@functools.lru_cache(maxsize=_KEPT)
+@functools.lru_cache(maxsize=32)
 def _grey_again(values: bytes, shape: tuple[int, ...], window: tuple[float, float], size: tuple[int, int]) -> Pixels:
     """The labels of a case are drawn one after the other, often on the same planes; of small ones the last are kept."""
     made = _grey(np.frombuffer(values, np.float32).reshape(shape), window, size)
@@ -244,7 +244,7 @@ def region(allowed: Bools, size: tuple[int, int], smooth: bool) -> Bools:
     return _region_again(allowed.tobytes(), allowed.shape, size, smooth)
 
 
-@functools.lru_cache(maxsize=_KEPT)
+@functools.lru_cache(maxsize=32)
 def _region_again(allowed: bytes, shape: tuple[int, ...], size: tuple[int, int], smooth: bool) -> Bools:
     """As `_grey_again`: labels share organs, and a label its region over the epochs."""
     made = _region(np.frombuffer(allowed, np.bool_).reshape(shape), size, smooth)
@@ -276,7 +276,7 @@ def outline(inside: Bools, width: int = 1) -> Bools:
     return _outline_again(inside.tobytes(), inside.shape, width)
 
 
-@functools.lru_cache(maxsize=_KEPT)
+@functools.lru_cache(maxsize=32)
 def _outline_again(inside: bytes, shape: tuple[int, ...], width: int) -> Bools:
     made = _outline(np.frombuffer(inside, np.bool_).reshape(shape), width)
     made.setflags(write=False)

@@ -118,6 +118,15 @@ def test_overview(chest):
     assert coloured(sheet).any()
 
 
+@pytest.mark.parametrize(("cell", "shown"), [(60, 60), (120, 120), (130, 120), (200, 200)])
+def test_a_tile_fills_its_cell_in_an_overview_unless_it_would_grow_by_little(cell, shown):
+    tile = np.random.default_rng(0).integers(40, 256, (90, 120, 3), dtype=np.uint8)
+    sheet = compose_overview([tile], [""], cell=cell)
+    columns = np.flatnonzero((sheet > 30).all(-1).sum(0) > 20)
+    assert np.ptp(columns) + 1 == shown
+    assert len(placed(sheet, tile, range(len(sheet)), range(sheet.shape[1]))) == (shown == 120)
+
+
 @pytest.mark.parametrize("size", [11, 14])
 @pytest.mark.parametrize(
     "text",
