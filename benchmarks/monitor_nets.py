@@ -1,11 +1,13 @@
 """What a validation epoch costs with the monitor, for every network: interleaved pairs of epochs with and without it.
 
     python benchmarks/monitor_nets.py                                          # five networks, 80 labels, 64^3
-    python benchmarks/monitor_nets.py --nets DenseNet121 --labels 1 16 80 --sizes 32 64 --heads affine mlp
+    python benchmarks/monitor_nets.py --nets DenseNet121 --labels 1 16 80 --heads affine mlp
+    python benchmarks/monitor_nets.py --layers mid --map-budget none           # maps of all labels, whatever they cost
 
 The monitor scores HiResCAM on the layer that `layer=None` finds (`--layers mid`: on a middle one) against the organs of
 each label, with every free measure; pictures and alarms are off. An epoch has as many cases as a plain one of about
-`--seconds` needs, in batches of `--batch`. Processor time; the interval is that of the median, 90 %.
+`--seconds` needs, in batches of `--batch`: where maps take backward passes, a second of them is free in any epoch, so
+that the share of `map_budget` shows from 25 seconds on. Processor time; the interval is that of the median, 90 %.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def compare(net: str, head: str, layer: str, labels: int, size: int, args: argpa
     image = torch.rand(batch, 1, *network.shape(size))
     found = next(row.name for row in ct.layers(model, image, seen=False) if row.default)
     # EfficientNet's last activation is a module that runs several times: the last run counts.
-    monitor = monitor_of(labels, f"net.{network.mid if layer == 'mid' else found}", every_n_epochs=0, call=-1)
+    watched_layer = f"net.{network.mid if layer == 'mid' else found}"
+    monitor = monitor_of(labels, watched_layer, every_n_epochs=0, call=-1, **args.map_budget)
     with torch.no_grad():
         model(image)
         start = time.process_time()
@@ -54,6 +57,10 @@ def compare(net: str, head: str, layer: str, labels: int, size: int, args: argpa
         return interleaved(plain, watched, args.pairs, warm=1)
 
 
+def _budget(word: str) -> dict[str, float | None]:
+    return {"map_budget": None if word == "none" else float(word)}
+
+
 def main() -> None:
     """Print a line per setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,6 +73,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--map-budget", type=_budget, default={}, metavar="SHARE", help="none: maps of all labels")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -166,14 +166,32 @@ PARTS = {
         pairs=0,
     ),
     "monitor_heads": Part(
-        "The same with 1, 16 and 80 labels and both heads (at 32^3 the last map of several cells lies mid-way)",
+        "The same with 1, 16 and 80 labels and both heads",
         "at most 1.10 x a plain one (affine), 1.25 x (hidden layer)",
-        "monitor_nets.py --nets DenseNet121 --labels 1 16 80 --sizes 32 64 --heads affine mlp --pairs 5 --seconds 3",
+        "monitor_nets.py --nets DenseNet121 --labels 1 16 80 --heads affine mlp --pairs 5 --seconds 3",
         1.10, None, ("| affine |",), pairs=0,
     ),
+    "monitor_passes": Part(
+        "The same at 32^3, where the last map of several cells lies mid-way: as much as map_budget=0.04 holds",
+        "at most 1.10 x a plain one",
+        "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --labels 1 16 80 --sizes 32 --pairs 3 --seconds 26",
+        1.10, pairs=0,
+    ),
     "monitor_mid": Part(
-        "The same on a middle layer", "no figure: a backward pass per label that is present in a batch",
-        "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --layers mid --labels 1 16 80 --pairs 3 --seconds 3",
+        "The same on a middle layer at 64^3", "at most 1.10 x a plain one",
+        "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --layers mid --labels 1 16 80 --pairs 3 --seconds 26",
+        1.10, pairs=0,
+    ),
+    "monitor_whole": Part(
+        "What map_budget=None takes, maps of all present labels: 32^3",
+        "no figure: a backward pass per label that is present in a batch",
+        "monitor_nets.py --nets DenseNet121 --labels 1 16 80 --sizes 32 --heads affine mlp --map-budget none "
+        "--pairs 3 --seconds 3",
+    ),
+    "monitor_whole_mid": Part(
+        "The same on a middle layer", "no figure",
+        "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --layers mid --labels 1 16 80 --map-budget none "
+        "--pairs 3 --seconds 3",
     ),
     "monitor_32": Part(
         "The same at 32^3 on the last layer (one cell in DenseNet121)", "at most 1.10 x a plain one",

@@ -43,6 +43,10 @@ class Batch:
     original_affine: Tensor | None = None
     allowed_organs: Tensor | None = None
 
+    def names(self, batch_idx: int) -> list[str]:
+        """The cases' names, or their places where they have none."""
+        return self.ids or [f"case_{batch_idx}_{row}" for row in range(len(self.has_organs))]
+
     def rows(self, rows: slice) -> Batch:
         """Some of the cases."""
         given: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -74,15 +75,37 @@ class RunContext:
         return self._loaded is not None
 
     @property
+    def outputs(self) -> int | None:
+        """The number of outputs, once the labels are resolved."""
+        return None if self.names is None else len(self.names)
+
+    @property
     def selected(self) -> OrganTable:
         """The table of the labels that `resolve` found."""
         if self._selected is None:
             raise InputError("there is no organ table: pass table=, or use a data module that has one")
         return self._selected
 
-    def read(self, batch: Any, outputs: int) -> Batch:
+    def read(self, batch: Any, outputs: int | None) -> Batch:
         """The user's batch in camtrain's words."""
         return read_batch(batch, self.keys, self.adapter, outputs)
+
+    def labelled(self, batch: Any, outputs: int, who: str) -> tuple[Batch, Tensor]:
+        """The same, and its labels (B, L).
+
+        Raises:
+            InputError: It has none, which `who` cannot do without.
+        """
+        words = self.read(batch, outputs)
+        if words.label is None:
+            raise InputError(
+                f"{who} needs labels, but the batch has no key 'label': name yours with keys={{'label': ...}}"
+            )
+        return words, words.label
+
+    def segmented(self, words: Batch) -> Tensor:
+        """(B,) bool: cases whose maps are scored; without a table all are."""
+        return words.has_organs if self.has_table else torch.ones_like(words.has_organs)
 
     def image(self, batch: Any) -> Tensor | None:
         """The image alone; class indices as labels cannot be read before the number of outputs is known."""
@@ -94,8 +117,8 @@ class RunContext:
 
     def expected(self, trainer: Any, pl_module: nn.Module) -> int | None:
         """The number of outputs that the label names speak of, where there are any."""
-        if self.names is not None:
-            return len(self.names)
+        if self.outputs is not None:
+            return self.outputs
         _, names = next(self._sources(trainer, pl_module), ("", None))
         return None if names is None else len(names)
 

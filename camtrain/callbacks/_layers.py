@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from camtrain._errors import InputError
 from camtrain.callbacks._context import tell_once
 from camtrain.cam.layer_lookup import INPUT, LayerSpec, default_layer, find_layer, plain_name
 from camtrain.cam.several import Layers, find_layers, listed
-from camtrain.cam.watch import LogitsFrom
+from camtrain.cam.watch import LogitsFrom, ModuleWatch
 
 
 def check_layers(pl_module: nn.Module, layer: LayerSpec | Layers, logits: LogitsFrom) -> None:
@@ -67,6 +68,31 @@ def unnamed(layer: LayerSpec | Layers) -> list[bool]:
         [False, True]
     """
     return [one is None for one in listed(layer)]
+
+
+def new_watch(
+    trainer: Any,
+    pl_module: nn.Module,
+    layer: LayerSpec | Layers,
+    image: Callable[[], Tensor | None],
+    logits: LogitsFrom,
+    call: int | None,
+) -> ModuleWatch:
+    """The watch of an evaluation.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: The user's module.
+        layer: As given.
+        image: Gives the batch's image, where a layer has to be found.
+        logits: As given.
+        call: As given.
+
+    Raises:
+        InputError: As `resolve_layers`.
+    """
+    layers = resolve_layers(trainer, pl_module, layer, image() if needs_image(layer) else None)
+    return ModuleWatch(pl_module, layers, logits, call, cut=True, found=unnamed(layer))
 
 
 def _last_map(trainer: Any, pl_module: nn.Module, image: Tensor | None) -> str:

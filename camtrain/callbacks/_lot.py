@@ -23,7 +23,7 @@ class Lot:
     Attributes:
         words: The rows in camtrain's words.
         logits: (b, L) detached.
-        label: (b, L), NaN = unknown or a repeat.
+        label: (b, L), NaN = unknown, a repeat, or beyond the budget.
         segmented: (b,) bool.
         cases: b names.
         drawn: Row -> labels that the panel draws.
@@ -104,6 +104,8 @@ class Counting:
             asked = first_only(present)
         elif lot.recorded is not None:
             asked |= lot.recorded
+        if self.kind != "sanity" and not bool(asked.any()):
+            return
         step = self.step if lot.draws else self.step.free()
         made = step.make(present & asked, asked, lot.recorded is not None, lot.rows)
         maps = made.by_method

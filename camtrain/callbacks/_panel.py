@@ -154,6 +154,10 @@ class Panel:
                 rows[row] = [index for index in pairs[case] if index < label.shape[1]]
         return rows
 
+    def may_draw(self, cases: Sequence[str]) -> bool:
+        """May one of these cases be drawn? Before the first pass is over, any may."""
+        return not self.complete or any(case in self.choice.pairs and case not in self._drawn for case in cases)
+
     def collect(
         self,
         rows: Mapping[int, Sequence[int]],

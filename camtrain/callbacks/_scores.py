@@ -15,6 +15,7 @@ from camtrain._errors import InputError
 from camtrain._label_rates import label_rates
 from camtrain.callbacks._alarm_seen import ALL
 from camtrain.callbacks._memory import out_of_memory
+from camtrain.callbacks._scored_share import ScoredShare
 from camtrain.callbacks._waiting_rows import WaitingRows
 from camtrain.metrics import (
     ClassSensitivity,
@@ -53,6 +54,7 @@ MEASURES: dict[str, bool | None] = {
     "inside_pull": True,
     "mid_energy_inside": True,
     "last_energy_inside": True,
+    "scored_share": True,
 }
 
 
@@ -118,6 +120,7 @@ class ScoreBook:
         self.methods = list(methods)
         count = len(self.names)
         self.auroc = LabelAUROC(count, average="none").to(device)
+        self.share = ScoredShare(count, average="none").to(device)
         self.maps: dict[str, dict[str, Any]] = {}
         for method in self.methods if with_organs else []:
             frozen = None if thresholds is None else thresholds.get(method)
@@ -214,7 +217,7 @@ class ScoreBook:
     def reset(self) -> None:
         """Begin anew."""
         self._waiting.cut()
-        for metric in [self.auroc, *self._of_maps()]:
+        for metric in [self.auroc, self.share, *self._of_maps()]:
             metric.reset()
 
     def kept(self) -> tuple[int, list[dict[str, Any]]]:
@@ -277,7 +280,7 @@ class ScoreBook:
         for method in self.methods:
             if method in methods:
                 scores += self._of_method(method)
-        return scores
+        return [*scores, *self._of_share()]
 
     def _of_logits(self, logits: Tensor, label: Tensor) -> list[Score]:
         probability = logits.to(sum_dtype()).sigmoid()
@@ -297,6 +300,15 @@ class ScoreBook:
         if metrics:
             yield from self._single("organ_iou_micro", method, metrics["organ_iou"].averaged("micro"))
             yield from self._single("energy_inside_chance", method, metrics["energy_inside"].chance("macro"))
+
+    def _of_share(self) -> Iterator[Score]:
+        """Where not all present labels were scored: what share of all of them, and of each."""
+        each, whole = self.share.averaged("none").double().cpu(), float(self.share.averaged("micro"))
+        if whole < 1:
+            yield Score("scored_share", None, None, whole)
+            for name, share in zip(self.names, each.tolist(), strict=True):
+                if share == share:
+                    yield Score("scored_share", None, name, share)
 
     def _spread(self, measure: str, method: str | None, values: Tensor) -> Iterator[Score]:
         numbers = values.double().cpu()

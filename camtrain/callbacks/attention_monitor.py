@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from camtrain._batch import Adapter
-from camtrain._errors import InputError
 from camtrain._lightning import Callback
 from camtrain.callbacks._after_fit import print_need
 from camtrain.callbacks._alarms import Alarms
 from camtrain.callbacks._case_scores import scored
 from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._engines import refuse_engine
-from camtrain.callbacks._layers import check_layers, needs_image, resolve_layers, unnamed
+from camtrain.callbacks._layers import check_layers, new_watch
 from camtrain.callbacks._logger_guard import LoggerGuard, OpensLoggers
 from camtrain.callbacks._lot import Counting, Lot
+from camtrain.callbacks._map_budget import MapBudget
 from camtrain.callbacks._methods import read_methods, refuse_never
 from camtrain.callbacks._nifti import NiftiMaps
 from camtrain.callbacks._panel import Panel
@@ -40,9 +41,8 @@ from camtrain.cam.watch import LogitsFrom, ModuleWatch
 class AttentionMonitor(Callback):
     """Scores attention maps against organs in every validation and test epoch, and draws a fixed panel of cases.
 
-    Works on an unmodified module. Scores add no forward: hooks on the layers and on the modules around them see the
-    user's own validation step, under `no_grad` and inference mode alike. Maps are made of present labels only; of
-    several layers the map is the mean of theirs, on the finest of their grids.
+    Works on an unmodified module. Scores add no forward: hooks on layers and the modules around them see the user's own
+    validation step, also under inference mode. Maps are made of present labels only; of several layers their mean.
 
     Methods beyond the gradient family (`scorecam`, `relevancecam`, `lrp`, `guided_backprop`, `guided_gradcam`) are paid
     for with forwards of their own, in eval mode, of the module that the step called, of samples that have a present
@@ -95,6 +95,8 @@ class AttentionMonitor(Callback):
             these names, which then join the panel.
         nifti_epochs: Only in these epochs; None: in every pass with pictures.
         guard_loggers: A logger that fails (disk, network, service) gives one warning instead of ending the run.
+        map_budget: Maps that take a backward pass (docs/monitor_price.md) may cost so much of a validation's forwards;
+            beyond, some present labels are scored, the same ones each time, and `<split>/scored_share`. None = all.
 
     Raises:
         InputError: Unknown layer, method or option, batches that break the contract, a key that the module logs too.
@@ -132,6 +134,7 @@ class AttentionMonitor(Callback):
         nifti_cases: int | list[str] = 0,
         nifti_epochs: list[int] | None = None,
         guard_loggers: bool = True,
+        map_budget: float | None = 0.04,
     ) -> None:
         self.given = given(locals())
         self._asked = read_methods(methods)
@@ -139,7 +142,6 @@ class AttentionMonitor(Callback):
         refuse_never(self._asked, every_n_epochs)
         self.layer, self.name, self.call, self.logits, self.reshape = layer, name, call, logits, reshape
         self.context = RunContext(table, keys, adapter, names, mode)
-        self.panels: dict[str, Panel] = {}
         self.recorder = Recorder(self.context, panel_cases) if report else None
         nifti, budget = NiftiMaps(nifti_cases, nifti_epochs), round(wandb_budget_mb * 1e6)
         facts = partial(monitor_facts, self.context, layer, self._asked, name)
@@ -150,9 +152,9 @@ class AttentionMonitor(Callback):
         self.table_after_fit = table_after_fit
         self.scores, self.thresholds = dict[str, list[Score]](), dict[str, Tensor]()
         self._limits: dict[str, dict[str, Tensor]] = {}
-        self._new_panel = partial(Panel, panel_cases, labels_per_case, nifti.named, nifti.number)
+        self.panels = defaultdict[str, Panel](partial(Panel, panel_cases, labels_per_case, nifti.named, nifti.number))
         self._books: dict[str, ScoreBook] = {}
-        self._repeats, self.relief, self._at = Repeats(), Relief(), (0, 0)
+        self._repeats, self.relief, self._at, self.budget = Repeats(), Relief(), (0, 0), MapBudget(map_budget)
         self._due, self._wrapped = list[Asked](), list[WrappedStep]()
         self._watch: ModuleWatch | None = None
 
@@ -172,7 +174,7 @@ class AttentionMonitor(Callback):
         """Continue an earlier run."""
         self.thresholds = dict(state_dict.get("thresholds", {}))
         for split, state in state_dict.get("panels", {}).items():
-            self._panel(split).load(state)
+            self.panels[split].load(state)
         self.alarms.load(state_dict.get("alarms", {}))
         if self.recorder is not None:
             self.recorder.load(state_dict.get("shown", []))
@@ -240,8 +242,6 @@ class AttentionMonitor(Callback):
         if self.table_after_fit and trainer.is_global_zero and "val" in self.scores:
             print_need(self.scores["val"], self.methods[0], self.alarms, self.publisher.run_dir)
 
-    # What they do -----------------------------------------------------------------------------------------------------
-
     def _begin(self, trainer: Any) -> None:
         due = self.publisher.begin(trainer)
         self._due = [asked for asked in self._asked if due or not asked.paid]
@@ -249,6 +249,7 @@ class AttentionMonitor(Callback):
             for book in self._books.values():
                 book.reset()
         self._repeats.begin()
+        self.budget.begin()
         self.alarms.begin(trainer)
         for panel in self.panels.values():
             panel.begin()
@@ -276,17 +277,16 @@ class AttentionMonitor(Callback):
         if self.relief.blind:
             return self._blindly(trainer, pl_module, batch, partial(original, *args, **kwargs))
         watch = self._watching(trainer, pl_module, batch)
-        watch.start()
+        watch.start(graph=not self._rests(trainer, watch, batch))
         try:
-            with self.relief.watching(partial(self._unfinished, trainer, watch)) as ended:
+            with self.relief.watching(partial(self._unfinished, trainer, watch)) as ended, self.budget.counting(watch):
                 output = original(*args, **kwargs)
             if ended:
                 self.relief.entry = watch.entry
                 watch.stop()
                 return self._blindly(trainer, pl_module, batch, partial(original, *args, **kwargs))
             with self.relief.counting(partial(self._unfinished, trainer)):
-                outputs = None if self.context.names is None else len(self.context.names)
-                sources, logits = watch.take_all(outputs, self.context.expected(trainer, pl_module))
+                sources, logits = watch.take_all(self.context.outputs, self.context.expected(trainer, pl_module))
                 names = self.context.resolve(trainer, pl_module, logits.shape[1])
                 made = StepMaps(self._due, watch, sources, logits, self.reshape)
                 self._count(trainer, batch, made, logits.detach(), names)
@@ -313,32 +313,36 @@ class AttentionMonitor(Callback):
         return inside and (trainer.world_size == 1 or split in self._books)
 
     def _watching(self, trainer: Any, pl_module: nn.Module, batch: Any) -> ModuleWatch:
-        if self._watch is None:
-            image = self.context.image(batch) if needs_image(self.layer) else None
-            layers = resolve_layers(trainer, pl_module, self.layer, image)
-            found = unnamed(self.layer)
-            self._watch = ModuleWatch(pl_module, layers, self.logits, self.call, cut=True, found=found)
+        image = partial(self.context.image, batch)
+        self._watch = self._watch or new_watch(trainer, pl_module, self.layer, image, self.logits, self.call)
         return self._watch
+
+    def _draws(self, trainer: Any) -> bool:
+        return self.publisher.draws(trainer) and self.relief.draws
+
+    def _rests(self, trainer: Any, watch: ModuleWatch, batch: Any) -> bool:
+        """Is there no map to be made of this batch, neither within the budget nor for a picture?"""
+        if not self.budget.saves(trainer, watch):
+            return False
+        words, split = self.context.read(batch, self.context.outputs), split_name(trainer, self._at[1])
+        if self._draws(trainer) and self.panels[split].may_draw(words.names(self._at[0])):
+            return False
+        return self.budget.rests(trainer, self._at[1], words.label, self.context.segmented(words))
 
     def _count(self, trainer: Any, batch: Any, step: StepMaps, logits: Tensor, names: list[str]) -> None:
         book = self._open_book(trainer, names, logits.device)
-        words = self.context.read(batch, len(names))
-        if words.label is None:
-            raise InputError(
-                "AttentionMonitor needs labels, but the batch has no key 'label': name yours with keys={'label': ...}"
-            )
-        batch_idx, dataloader_idx = self._at
-        label = self._repeats.unknown(trainer, words.label.to(logits.device), words.ids, *self._at)
+        words, label = self.context.labelled(batch, len(names), "AttentionMonitor")
+        label = self._repeats.unknown(trainer, label.to(logits.device), words.ids, *self._at)
         book.update_logits(logits, label)
-        known = words.has_organs if self.context.has_table else torch.ones_like(words.has_organs)
-        segmented, split = known.to(logits.device), split_name(trainer, dataloader_idx)
-        cases = words.ids or [f"case_{batch_idx}_{row}" for row in range(len(label))]
+        segmented, split = self.context.segmented(words).to(logits.device), split_name(trainer, self._at[1])
+        cases = words.names(self._at[0])
         drawn: dict[int, list[int]] = {}
-        if self.publisher.draws(trainer) and self.relief.draws:
-            drawn = self._panel(split).wanted(cases, label, segmented, logits.float().sigmoid())
+        if self._draws(trainer):
+            drawn = self.panels[split].wanted(cases, label, segmented, logits.float().sigmoid())
         recorded = self.recorder.wanted(split, drawn, cases, label, logits) if self.recorder and drawn else None
-        self.alarms.questions.collect(step.watch, words, logits, label, segmented, cases, dataloader_idx)
-        lot = Lot(words, logits, label, segmented, cases, drawn, recorded)
+        self.alarms.questions.collect(step.watch, words, logits, label, segmented, cases, self._at[1])
+        scored = self.budget.thin(trainer, step, label, segmented, self._at[1], book)
+        lot = Lot(words, logits, scored, segmented, cases, drawn, recorded)
         panel, kind = self.panels.get(split), "sanity" if trainer.sanity_checking else trainer.state.fn
         self.relief.through(lot, book, Counting(self.context, step, book, panel, self.recorder, split, names, kind))
 
@@ -353,9 +357,6 @@ class AttentionMonitor(Callback):
         one_layer = not isinstance(self.layer, list | tuple)
         self._books[split] = ScoreBook(names, self.methods, self.context.has_table, device, frozen, one_layer)
         return self._books[split]
-
-    def _panel(self, split: str) -> Panel:
-        return self.panels.setdefault(split, self._new_panel())
 
     def _finish(self, trainer: Any, pl_module: Any, original: Callable[..., Any]) -> Any:
         """Log the scores, but not those of the sanity check, which has seen a batch or two.

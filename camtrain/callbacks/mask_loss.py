@@ -206,17 +206,12 @@ class MaskLossCallback(Callback):
 
     def _parts(self, trainer: Any, pl_module: nn.Module, watch: ModuleWatch, batch: Any) -> dict[str, MaskLossParts]:
         """The loss of every layer; under DDP every process comes here in every step, for every layer."""
-        outputs = None if self.context.names is None else len(self.context.names)
-        sources, logits = watch.take_all(outputs, self.context.expected(trainer, pl_module))
+        sources, logits = watch.take_all(self.context.outputs, self.context.expected(trainer, pl_module))
         names = self.context.resolve(trainer, pl_module, logits.shape[1])
-        words = self.context.read(batch, len(names))
-        if words.label is None:
-            raise InputError(
-                "the mask loss needs labels, but the batch has no key 'label': name yours with keys={'label': ...}"
-            )
+        words, label = self.context.labelled(batch, len(names), "the mask loss")
         if not self._checked:
             self._tell_price(trainer, sources, logits)
-        label = known_truths(trainer, words.label.to(logits.device))
+        label = known_truths(trainer, label.to(logits.device))
         chosen = label == 1 if self.loss_fn.labels == "present" else None
         maps = maps_of_layers(sources, logits, self.method, chosen, True, self.reshape)
         return {layer: self._loss(each, words, label) for layer, each in maps.items()}

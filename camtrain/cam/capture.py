@@ -105,10 +105,16 @@ class LayerCapture:
         self.outputs: list[Tensor] = []
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         self.level = 0
+        self._idle = False
 
-    def attach(self, module: nn.Module) -> None:
-        """Put the hook on the layer."""
-        self.level = level()
+    def attach(self, module: nn.Module, idle: bool = False) -> None:
+        """Put the hook on the layer.
+
+        Args:
+            module: The layer.
+            idle: Of what it gives keep nothing but that it ran, and begin no graph.
+        """
+        self.level, self._idle = level(), idle
         self._handle = module.register_forward_hook(eager(self._hook))
 
     def detach(self) -> None:
@@ -127,8 +133,9 @@ class LayerCapture:
                 "choose a layer inside it"
             )
         repeated = recomputing()
-        if self.cut and not repeated and len(self.outputs) < self.begin:
-            self.outputs.append(output.new_empty(0))
+        if self._idle or (self.cut and not repeated and len(self.outputs) < self.begin):
+            if not repeated:
+                self.outputs.append(output.new_empty(len(output), 0))
             return None
         if self.cut and not repeated:
             # From here to the logits gradients are needed, under no_grad as under Lightning's validation.

@@ -24,6 +24,7 @@ from camtrain.cam.recordable import recordable
 from camtrain.cam.rerun import Rerun
 from camtrain.cam.several import Layers, find_layers, key_of, listed, unreached
 from camtrain.cam.tap import chosen_call
+from camtrain.cam.user_modes import USER_MODES
 
 LogitsFrom = str | PickLogits | None
 
@@ -96,6 +97,7 @@ class ModuleWatch:
         self._giver: nn.Module | None = None
         self._holds_modes = False
         self._first = True
+        self.graph = True
         self._level = 0
 
     @property
@@ -119,12 +121,17 @@ class ModuleWatch:
         made = [output for module, output in self._outputs if module is self.entry]
         return len(self._entered) == 1 and all(output is None for output in made)
 
-    def start(self) -> None:
-        """Attach the hooks. Calling it twice is calling it once."""
+    def start(self, graph: bool = True) -> None:
+        """Attach the hooks. Calling it twice is calling it once.
+
+        Args:
+            graph: Of a cut watch: are there maps to be made of this step? Without, only the logits are taken.
+        """
         if self._handles:
             return
+        self.graph = graph or not self.cut
         for capture, layer in zip(self._captures, self._layers, strict=True):
-            capture.attach(layer)
+            capture.attach(layer, idle=not self.graph)
         for module in {id(m): m for m in [*self._bracketed, self._head] if m is not None}.values():
             self._handles.append(module.register_forward_pre_hook(eager(self._enter), with_kwargs=True))
             self._handles.append(module.register_forward_hook(eager(self._leave), always_call=True))
@@ -165,14 +172,16 @@ class ModuleWatch:
                 smaller one that gives another number (pooled features).
 
         Returns:
-            The layers' outputs, by name as it was written, and the logits (B, L).
+            The layers' outputs, by name as it was written, and the logits (B, L). Of a step without a graph the outputs
+            are empty.
 
         Raises:
             InputError: A layer did not run or ran several times, no module around all of them gives logits, or the
                 logits do not depend on one of several layers.
         """
         self._restore()
-        self._ask_again()
+        if self.graph:
+            self._ask_again()
         sources = {
             key: chosen_call(capture.outputs, call, plain_name(capture.name))
             for key, capture, call in zip(self.keys, self._captures, self._calls(), strict=True)
@@ -180,6 +189,9 @@ class ModuleWatch:
         # Views made under no_grad or inference mode would lose the graph.
         with torch.inference_mode(False), torch.enable_grad():
             logits = self._logits(next(iter(sources.values())), outputs, prefer if outputs is None else outputs)
+            logits = logits if self.graph else logits.clone()
+        if not self.graph:
+            return sources, logits
         if len(sources) > 1:
             _refuse_other_branches(sources, logits)
         if self._first and self.cut and self.call == -1 and len(self._entered) == 1 and self._can_ask():
@@ -317,11 +329,11 @@ class ModuleWatch:
         if first and module is not self._head:
             before = tuple(len(capture.outputs) for capture in self._captures)
             self._entered.append(_Entered(module, args, kwargs, before))
-        if not (self.cut and first):
+        if not (self.cut and first and self.graph):
             return None
         if not self._holds_modes and (torch.is_inference_mode_enabled() or not torch.is_grad_enabled()):
             self._holds_modes = True
-            _MODES.leave()
+            USER_MODES.leave()
         return recordable(args), recordable(kwargs)
 
     def _leave(self, module: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
@@ -344,43 +356,7 @@ class ModuleWatch:
         if not self._holds_modes:
             return False
         self._holds_modes = False
-        return _MODES.give_back()
-
-
-class _UserModes:
-    """Inference and grad mode of the user's forward: the first watch that enters leaves them, the last restores them.
-
-    Trainer.validate and Trainer.test run under inference mode, where no gradient can ever be taken.
-    """
-
-    def __init__(self) -> None:
-        self._holders = 0
-        self._context: torch.inference_mode | None = None
-        self._grad_enabled = False
-
-    def leave(self) -> None:
-        self._holders += 1
-        if self._holders > 1:
-            return
-        self._grad_enabled = torch.is_grad_enabled()
-        if torch.is_inference_mode_enabled():
-            self._context = torch.inference_mode(False)
-            self._context.__enter__()
-        torch.set_grad_enabled(False)
-
-    def give_back(self) -> bool:
-        """Was this the last holder?"""
-        self._holders -= 1
-        if self._holders:
-            return False
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = None
-        torch.set_grad_enabled(self._grad_enabled)
-        return True
-
-
-_MODES = _UserModes()
+        return USER_MODES.give_back()
 
 
 def _refuse_other_branches(sources: dict[str, Tensor], logits: Tensor) -> None:

@@ -1,0 +1,191 @@
+"""Which present labels of an evaluation are scored, where the map of each takes a backward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camtrain._errors import InputError
+from camtrain.callbacks._context import tell_once
+from camtrain.callbacks._scores import ScoreBook
+from camtrain.callbacks._splits import split_name
+from camtrain.callbacks._step_maps import StepMaps
+from camtrain.cam.engine import takes_backward
+from camtrain.cam.layer_lookup import INPUT, find_layer
+from camtrain.cam.price import WorkCount
+from camtrain.cam.watch import ModuleWatch
+
+SECOND = 1.0
+"""Passes of about one second of one core are made in every pass over a split, however short it is."""
+_EACH = 2e-4  # seconds of a pass that do not depend on the network
+_TOGETHER = 2  # labels of a case at least: class_sensitivity compares them with each other
+
+
+class MapBudget:
+    """Paces the backward passes of an evaluation: evenly over its batches, the same pairs in every epoch.
+
+    Passes and forwards are counted (`camtrain.cam.price`), not timed, so that two runs, or a run that is resumed, score
+    the same pairs. Where a batch has more present labels than the budget holds, those of each case come first that have
+    been scored least in this pass over the split: a rare label is scored as often as a common one, as far as it can be.
+
+    Args:
+        share: Seconds of passes per second of the plain evaluation's forwards, at least `SECOND` per split; None = all.
+
+    Raises:
+        InputError: Not a positive number.
+    """
+
+    def __init__(self, share: float | None) -> None:
+        if share is not None and (
+            isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf
+        ):
+            raise InputError(
+                f"map_budget= expects a positive number, such as 0.04 of the forwards of an evaluation, or None for "
+                f"maps of all present labels, got {share!r}"
+            )
+        self.share = share
+        self._watched: ModuleWatch | None = None
+        self._count: WorkCount | None = None
+        self._price: tuple[float, float] | None = None
+        self._told = False
+        self.begin()
+
+    def begin(self) -> None:
+        """A pass over the splits begins."""
+        self._credit: dict[str, float] = {}
+        self._scored: dict[str, list[int]] = {}
+
+    @contextmanager
+    def counting(self, watch: ModuleWatch) -> Iterator[None]:
+        """Around the user's step: the work of the first one that is watched is counted."""
+        if self.share is None or self._watched is watch:
+            yield
+            return
+        count = WorkCount(watch.model, [find_layer(watch.model, name)[1] for name in watch.names])
+        with count.counting():
+            yield
+        self._watched, self._count, self._price = watch, count, None
+
+    def saves(self, trainer: Any, watch: ModuleWatch) -> bool:
+        """Is a step cheaper of which no graph is recorded? Known once a step has been counted."""
+        return self._watched is watch and self._price is not None and min(self._price) > 0 and self._paces(trainer)
+
+    def rests(self, trainer: Any, loader: int, label: Tensor | None, segmented: Tensor) -> bool:
+        """Is a batch without a present label, or too little left for a map of it?"""
+        if label is None or self._price is None:
+            return False
+        rows = ((label == 1) & segmented[:, None]).tolist()
+        return not self._passes(rows, self._credit_for(trainer, loader), split_name(trainer, loader))
+
+    def thin(
+        self, trainer: Any, step: StepMaps, label: Tensor, segmented: Tensor, loader: int, book: ScoreBook
+    ) -> Tensor:
+        """(B, L) truths of a batch, with NaN for present labels that are not scored.
+
+        A test, which is run once, scores all.
+
+        Args:
+            trainer: The Trainer.
+            step: What the step can be asked for.
+            label: (B, L), NaN = unknown.
+            segmented: (B,) bool.
+            loader: Index of the DataLoader.
+            book: Is told what share is scored.
+        """
+        if self._count is None or not self._paces(trainer):
+            return label
+        self._price = self._price or self._priced(step, self._count)
+        if not min(self._price):
+            return label
+        present, split = (label == 1) & segmented[:, None], split_name(trainer, loader)
+        rows, credit = present.tolist(), self._credit_for(trainer, loader)
+        passes = self._passes(rows, credit, split) if step.watch.graph else 0
+        self._credit[split] = credit - passes * self._price[0]
+        scored = self._chosen(present, rows, passes, split)
+        book.share.update(present, scored)
+        if bool((scored == present).all()):
+            return label
+        if not self._told:
+            self._told = True
+            self._tell(trainer, step, self._price[0] / self._price[1])
+        return label.masked_fill(present & ~scored, torch.nan)
+
+    def _passes(self, rows: list[list[bool]], credit: float, split: str) -> int:
+        """How many passes a batch may have; what it does not need, later ones may.
+
+        One that shows a label which is behind the others may borrow from those to come: else a label that is rare could
+        always fall between two batches that have passes.
+        """
+        price, most = self._dear, max(map(sum, rows), default=0)
+        if most * price <= credit:
+            return most
+        scored = self._scored.get(split) or [0] * len(rows[0])
+        mean = sum(scored) / len(scored)
+        behind = max(sum(there and 2 * done < mean for there, done in zip(row, scored, strict=True)) for row in rows)
+        passes = int(credit / price)
+        if behind or not mean:
+            passes = max(passes, min(max(behind, _TOGETHER), int((credit + self._loan) / price)))
+        passes = min(passes, most)
+        return 0 if passes < min(_TOGETHER, most) else passes
+
+    def _paces(self, trainer: Any) -> bool:
+        return self.share is not None and not trainer.testing and not trainer.sanity_checking
+
+    @property
+    def _dear(self) -> float:
+        """Seconds of a pass."""
+        return 0.0 if self._price is None else self._price[0]
+
+    @property
+    def _loan(self) -> float:
+        """Seconds that may be borrowed: by so much more than the budget, at most, is spent in the end."""
+        return max(SECOND / 4, _TOGETHER * self._dear)
+
+    def _credit_for(self, trainer: Any, loader: int) -> float:
+        """Seconds that the next batch may take: its own part, and what batches before it have left."""
+        batches, each = _batches(trainer, loader), (self.share or 0.0) * (self._price or (0.0, 0.0))[1]
+        if not math.isinf(batches):
+            each = max(each, SECOND / batches) - SECOND / 2 / batches
+        return self._credit.get(split_name(trainer, loader), SECOND / 2) + each
+
+    def _chosen(self, present: Tensor, rows: list[list[bool]], passes: int, split: str) -> Tensor:
+        """(B, L) bool: of each case at most so many labels, those first that have been scored least."""
+        chosen, scored = torch.zeros_like(present), self._scored.setdefault(split, [0] * present.shape[1])
+        if passes:
+            for row, there in enumerate(rows):
+                wanted = [label for label, is_there in enumerate(there) if is_there]
+                wanted = sorted(wanted, key=scored.__getitem__)[:passes]
+                chosen[row, wanted] = True
+                for label in wanted:
+                    scored[label] += 1
+        return chosen
+
+    def _priced(self, step: StepMaps, count: WorkCount) -> tuple[float, float]:
+        """Seconds of one pass to all layers that need one, 0 where none does, and of a forward."""
+        call = -1 if step.watch.call is None else step.watch.call
+        dear = [
+            count.behind(place, call).backward + _EACH
+            for place, (key, source) in enumerate(step.sources.items())
+            if takes_backward(step.logits, source, None if key == INPUT else step.reshape)
+        ]
+        return sum(dear), count.whole.forward
+
+    def _tell(self, trainer: Any, step: StepMaps, share: float) -> None:
+        layers = ", ".join(step.layers())
+        tell_once(
+            trainer,
+            f"camtrain: a map of {layers} takes a backward pass, of about {share:.2g} of a forward. Within "
+            f"map_budget={self.share} not all present labels are scored: the same ones in every validation, and all in "
+            "a test; <split>/scored_share says how many. map_budget=None scores all, a layer nearer to the logits "
+            "(camtrain layers, or ct.layers, lists them) takes less",
+        )
+
+
+def _batches(trainer: Any, loader: int) -> float:
+    counts = trainer.num_val_batches
+    return float(counts[loader]) if isinstance(counts, list) and loader < len(counts) and counts[loader] else math.inf
