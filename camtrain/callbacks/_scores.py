@@ -54,7 +54,7 @@ MEASURES: dict[str, bool | None] = {
     "inside_pull": True,
     "mid_energy_inside": True,
     "last_energy_inside": True,
-    "scored_share": True,
+    "scored_share": None,
 }
 
 

@@ -95,8 +95,8 @@ class AttentionMonitor(Callback):
             these names, which then join the panel.
         nifti_epochs: Only in these epochs; None: in every pass with pictures.
         guard_loggers: A logger that fails (disk, network, service) gives one warning instead of ending the run.
-        map_budget: Maps that take a backward pass (docs/monitor_price.md) may cost so much of a validation's forwards;
-            beyond, some present labels are scored, the same ones each time, and `<split>/scored_share`. None = all.
+        map_budget: Backward passes for maps (docs/loggers.md says where) may take so much of a validation's forwards;
+            beyond, some present labels are not scored, the same each time: `<split>/scored_share`. None = score all.
 
     Raises:
         InputError: Unknown layer, method or option, batches that break the contract, a key that the module logs too.

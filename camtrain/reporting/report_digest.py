@@ -70,7 +70,7 @@ MEASURES = {
         "inside pull", True, "how far the logit follows what comes in inside the organs; 1 = all the way", False
     ),
     "scored_share": ReportMeasure(
-        "scored", True, "share of the present labels that were scored within map_budget", False
+        "scored", None, "share of the present labels that were scored within map_budget", False
     ),
 }
 _STATES = {"outside": "mostly outside", "partly": "partly outside", "inside": "inside", "free": "may be read anywhere"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_cases
 
 SCRIPT = """
 import importlib.util, os, sys
@@ -51,10 +52,17 @@ if bare == "several":  # layers and methods; the second process may see no prese
     layers, methods = ["features.3", "features.1"], ["hirescam", "lrp", {"name": "scorecam", "channels": 3}]
     for case in held_out[1::2]:
         case["label"] = torch.zeros(3)
+paced = {}
+if bare == "paced":  # each process scores as many labels as its own budget holds; the second has none to score
+    from camtrain.callbacks import _map_budget
+
+    _map_budget.SECOND, layers, paced = 1e-9, "features.1", {"map_budget": 0.5}
+    for case in held_out[1::2]:
+        case["label"] = torch.zeros(3)
 loss = ct.MaskLossCallback(layers, kit.TABLE, weight=2.0)
 # Alarms ask a few cases of each process: with two these are others.
 monitor = ct.AttentionMonitor(
-    layers, kit.TABLE, methods=methods, every_n_epochs=2 if bare == "several" else 1, alarms=[]
+    layers, kit.TABLE, methods=methods, every_n_epochs=2 if bare == "several" else 1, alarms=[], **paced
 )
 if bare == "memory" and os.environ.get("LOCAL_RANK") == "1":  # one process has less memory than the other
     from camtrain.callbacks._step_maps import StepMaps
@@ -132,3 +140,17 @@ def test_a_process_without_memory_for_maps_does_not_stop_the_other(tmp_path):
     assert {"val/auroc", "val/organ_iou", "val/energy_inside"} <= set(one)
     assert "memory ended in AttentionMonitor in process 1" in said
     assert "in process 0" not in said
+
+
+@pytest.mark.slow
+def test_processes_that_score_what_their_budgets_hold_count_together(tmp_path):
+    pair, _ = launch(tmp_path, 2, "net", "paced")
+    for stage in ("fitted", "again", "tested"):
+        one, two = (numbers(result[stage]) for result in pair)
+        assert one == two, stage
+    # The first process has cases 0, 2, 4 and 6 of the held out ones.
+    truths = torch.stack([case["label"] for case in make_cases(7, seed=5)[::2]])
+    pairs = numbers(pair[0]["fitted"])["val/scored_share"] * int(truths.sum())
+    assert round(pairs, 4) in range(1, int(truths.sum()))
+    assert "test/scored_share" not in pair[0]["tested"]
+    assert pair[0]["hooks"] == pair[1]["hooks"] == {}
