@@ -6,8 +6,10 @@
 
 The monitor scores HiResCAM on the layer that `layer=None` finds (`--layers mid`: on a middle one) against the organs of
 each label, with every free measure; pictures and alarms are off. An epoch has as many cases as a plain one of about
-`--seconds` needs, in batches of `--batch`: where maps take backward passes, a second of them is free in any epoch, so
-that the share of `map_budget` shows from 25 seconds on. Processor time; the interval is that of the median, 90 %.
+`--seconds` needs, in batches of `--batch`, under no_grad as the validations of a fit are. Where maps take backward
+passes, a second of them is free in any epoch; `--free 0` shows what `map_budget` alone takes.
+
+Processor time; the interval is that of the median, 90 %.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ from torch.utils.data import DataLoader
 from validation_cost import Lit, cases, monitor_of, trainer_in
 
 import camtrain as ct
+from camtrain.callbacks import _map_budget
 
 HEADER = "| network | head | layer | labels | volume | epoch with / without | ms more | ms plain | pairs |"
+AS_IN_A_FIT = {"inference_mode": False}  # Lightning validates under no_grad there
 FIVE = ["DenseNet121", "EfficientNet-B0", "ResNet18", "ResNet50", "AxialNet"]
 
 
@@ -52,7 +56,7 @@ def compare(net: str, head: str, layer: str, labels: int, size: int, args: argpa
     with tempfile.TemporaryDirectory() as folder:
         plain, watched = (
             partial(trainer.validate, module, loader, verbose=False)
-            for trainer in (trainer_in(folder), trainer_in(folder, monitor))
+            for trainer in (trainer_in(folder, **AS_IN_A_FIT), trainer_in(folder, monitor, **AS_IN_A_FIT))
         )
         return interleaved(plain, watched, args.pairs, warm=1)
 
@@ -74,12 +78,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--map-budget", type=_budget, default={}, metavar="SHARE", help="none: maps of all labels")
+    parser.add_argument("--free", type=float, default=_map_budget.SECOND, help="seconds of passes that any epoch has")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     for talker in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(talker).setLevel(logging.ERROR)
     torch.set_num_threads(args.threads)
+    _map_budget.SECOND = args.free
     print(f"{HEADER}\n" + "|---" * HEADER.count(" | ") + "|---|")
     for net, head, layer, labels, size in itertools.product(
         args.nets, args.heads, args.layers, args.labels, args.sizes

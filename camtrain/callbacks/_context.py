@@ -90,6 +90,21 @@ class RunContext:
         """The user's batch in camtrain's words."""
         return read_batch(batch, self.keys, self.adapter, outputs)
 
+    def ahead(self, batch: Any, batch_idx: int) -> tuple[Tensor | None, list[str]]:
+        """Labels and names of a batch before the user's step has had it; None where labels cannot be told yet.
+
+        What is wrong with them is said when the batch is read behind the step, which may repair labels; an adapter is
+        called there alone.
+        """
+        if self.adapter is not None or not isinstance(batch, Mapping):
+            return None, []
+        keys = {word: (self.keys or {}).get(word, word) for word in ("label", "id")}
+        try:
+            words = read_batch({word: batch[key] for word, key in keys.items() if key in batch}, outputs=self.outputs)
+        except (InputError, TypeError, ValueError, RuntimeError):
+            return None, []
+        return words.label, words.names(batch_idx)
+
     def labelled(self, batch: Any, outputs: int, who: str) -> tuple[Batch, Tensor]:
         """The same, and its labels (B, L).
 

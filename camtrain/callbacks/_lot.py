@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from camtrain._batch import Batch
@@ -23,7 +24,8 @@ class Lot:
     Attributes:
         words: The rows in camtrain's words.
         logits: (b, L) detached.
-        label: (b, L), NaN = unknown, a repeat, or beyond the budget.
+        label: (b, L), NaN = unknown or a repeat.
+        within: (b, L) bool: present labels that the budget holds; None = all.
         segmented: (b,) bool.
         cases: b names.
         drawn: Row -> labels that the panel draws.
@@ -35,6 +37,7 @@ class Lot:
     words: Batch
     logits: Tensor
     label: Tensor
+    within: Tensor | None
     segmented: Tensor
     cases: Sequence[str]
     drawn: Mapping[int, list[int]]
@@ -44,8 +47,18 @@ class Lot:
 
     @property
     def present(self) -> Tensor:
-        """(b, L) bool: pairs that are scored."""
+        """(b, L) bool: pairs that can be scored."""
         return (self.label == 1) & self.segmented[:, None]
+
+    @property
+    def scored(self) -> Tensor:
+        """(b, L) bool: pairs that are scored."""
+        return self.present if self.within is None else self.within
+
+    @property
+    def truth(self) -> Tensor:
+        """(b, L): the labels, NaN also for present ones that are not scored."""
+        return self.label if self.within is None else self.label.masked_fill(self.present & ~self.within, torch.nan)
 
     def each(self) -> list[Lot]:
         """The rows one by one."""
@@ -63,6 +76,7 @@ class Lot:
             words=self.words.rows(rows),
             logits=self.logits[rows],
             label=self.label[rows],
+            within=None if self.within is None else self.within[rows],
             segmented=self.segmented[rows],
             cases=self.cases[rows],
             drawn={0: self.drawn[row]} if row in self.drawn else {},
@@ -84,6 +98,8 @@ class Counting:
         split: Name of the split.
         names: L label names.
         kind: `fit`, `validate`, `test`, or `sanity`: the few batches before a fit.
+        first: Is this the first batch of a pass? Maps are made of it even where none is asked for: what does not fit is
+            told before an epoch is spent.
     """
 
     context: RunContext
@@ -94,24 +110,27 @@ class Counting:
     split: str
     names: list[str]
     kind: str
+    first: bool = False
 
     def __call__(self, lot: Lot) -> None:
         """Make the maps of a lot, score them, and copy to the host what is shown."""
-        present = lot.present
-        asked = asked_too(lot.drawn, present)
+        scored = lot.scored
+        asked = asked_too(lot.drawn, scored)
         if self.kind == "sanity":
             # This only shows that a method works here; one map does, and K forwards of a Score-CAM are long.
-            asked = first_only(present)
+            asked = first_only(scored)
         elif lot.recorded is not None:
             asked |= lot.recorded
-        if self.kind != "sanity" and not bool(asked.any()):
+        if not (self.first or self.kind == "sanity" or bool(asked.any())):
             return
         step = self.step if lot.draws else self.step.free()
-        made = step.make(present & asked, asked, lot.recorded is not None, lot.rows)
+        made = step.make(lot.present & asked, asked, lot.recorded is not None, lot.rows)
         maps = made.by_method
-        allowed = self.context.allowed_on_grids(lot.words, maps, present)
+        allowed = self.context.allowed_on_grids(lot.words, maps, scored)
         # What only the panel shows is not scored.
-        self.book.update(only(maps, present, asked), allowed, lot.label, lot.segmented, lot.logits)
+        self.book.update(only(maps, scored, asked), allowed, lot.truth, lot.segmented, lot.logits)
+        if lot.within is not None:
+            self.book.share.score(scored)
         if lot.drawn and self.panel is not None:
             region = partial(self.context.region, lot.words)
             self.panel.collect(lot.drawn, lot.cases, lot.words, maps, lot.logits, self.names, region, allowed)

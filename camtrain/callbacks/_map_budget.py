@@ -45,14 +45,15 @@ class MapBudget:
             isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf
         ):
             raise InputError(
-                f"map_budget= expects a positive number, such as 0.04 of the forwards of an evaluation, or None for "
+                f"map_budget= expects a positive number, such as 0.03 of the forwards of an evaluation, or None for "
                 f"maps of all present labels, got {share!r}"
             )
         self.share = share
         self._watched: ModuleWatch | None = None
         self._count: WorkCount | None = None
         self._price: tuple[float, float] | None = None
-        self._told = False
+        self._planned: int | None = None
+        self._told: ModuleWatch | None = None
         self.begin()
 
     def begin(self) -> None:
@@ -71,60 +72,63 @@ class MapBudget:
             yield
         self._watched, self._count, self._price = watch, count, None
 
-    def saves(self, trainer: Any, watch: ModuleWatch) -> bool:
-        """Is a step cheaper of which no graph is recorded? Known once a step has been counted."""
-        return self._watched is watch and self._price is not None and min(self._price) > 0 and self._paces(trainer)
+    def paces(self, watch: ModuleWatch) -> bool:
+        """Do maps of what it watches take passes? Known once a step has been priced."""
+        return self._watched is watch and self._price is not None and min(self._price) > 0
 
-    def rests(self, trainer: Any, loader: int, label: Tensor | None, segmented: Tensor) -> bool:
-        """Is a batch without a present label, or too little left for a map of it?"""
-        if label is None or self._price is None:
-            return False
-        rows = ((label == 1) & segmented[:, None]).tolist()
-        return not self._passes(rows, self._credit_for(trainer, loader), split_name(trainer, loader))
+    def plan(self, trainer: Any, label: Tensor | None, loader: int) -> int | None:
+        """How many passes the next step may have, by the labels as they are before it; None = told behind the step.
 
-    def thin(
-        self, trainer: Any, step: StepMaps, label: Tensor, segmented: Tensor, loader: int, book: ScoreBook
-    ) -> Tensor:
-        """(B, L) truths of a batch, with NaN for present labels that are not scored.
+        Args:
+            trainer: The Trainer.
+            label: (B, L), NaN = unknown; None where they cannot be told yet.
+            loader: Index of the DataLoader.
+        """
+        self._planned = None if label is None else self._passes(trainer, label, loader)
+        return self._planned
+
+    def within(
+        self, trainer: Any, step: StepMaps, label: Tensor, present: Tensor, loader: int, book: ScoreBook
+    ) -> Tensor | None:
+        """(B, L) bool: the present labels of a batch that are scored; None = all, and nothing is paced.
 
         A test, which is run once, scores all.
 
         Args:
             trainer: The Trainer.
             step: What the step can be asked for.
-            label: (B, L), NaN = unknown.
-            segmented: (B,) bool.
+            label: (B, L) as the batch has it.
+            present: (B, L) bool: those that can be scored.
             loader: Index of the DataLoader.
-            book: Is told what share is scored.
+            book: Is told what there is to be scored.
         """
-        if self._count is None or not self._paces(trainer):
-            return label
-        self._price = self._price or self._priced(step, self._count)
-        if not min(self._price):
-            return label
-        present, split = (label == 1) & segmented[:, None], split_name(trainer, loader)
-        rows, credit = present.tolist(), self._credit_for(trainer, loader)
-        passes = self._passes(rows, credit, split) if step.watch.graph else 0
-        self._credit[split] = credit - passes * self._price[0]
-        scored = self._chosen(present, rows, passes, split)
-        book.share.update(present, scored)
-        if bool((scored == present).all()):
-            return label
-        if not self._told:
-            self._told = True
+        if self._count is None or self.share is None or trainer.testing or trainer.sanity_checking:
+            return None
+        if self._price is None and step.watch.graph:
+            self._price = self._priced(step, self._count)
+        if self._price is None or not min(self._price):
+            return None
+        passes = self._passes(trainer, label, loader) if self._planned is None else self._planned
+        split = split_name(trainer, loader)
+        chosen, used = self._chosen(present, passes if step.watch.graph else 0, split)
+        self._credit[split] = self._credit_for(trainer, loader) - used * self._price[0]
+        book.share.update(present)
+        if self._told is not step.watch and bool((present & ~chosen).any()):
+            self._told = step.watch
             self._tell(trainer, step, self._price[0] / self._price[1])
-        return label.masked_fill(present & ~scored, torch.nan)
+        return chosen
 
-    def _passes(self, rows: list[list[bool]], credit: float, split: str) -> int:
+    def _passes(self, trainer: Any, label: Tensor, loader: int) -> int:
         """How many passes a batch may have; what it does not need, later ones may.
 
         One that shows a label which is behind the others may borrow from those to come: else a label that is rare could
         always fall between two batches that have passes.
         """
-        price, most = self._dear, max(map(sum, rows), default=0)
-        if most * price <= credit:
+        rows, credit, price = (label == 1).tolist(), self._credit_for(trainer, loader), self._dear
+        most = max(map(sum, rows), default=0)
+        if most * price <= credit or not most:
             return most
-        scored = self._scored.get(split) or [0] * len(rows[0])
+        scored = self._scored.get(split_name(trainer, loader)) or [0] * len(rows[0])
         mean = sum(scored) / len(scored)
         behind = max(sum(there and 2 * done < mean for there, done in zip(row, scored, strict=True)) for row in rows)
         passes = int(credit / price)
@@ -132,9 +136,6 @@ class MapBudget:
             passes = max(passes, min(max(behind, _TOGETHER), int((credit + self._loan) / price)))
         passes = min(passes, most)
         return 0 if passes < min(_TOGETHER, most) else passes
-
-    def _paces(self, trainer: Any) -> bool:
-        return self.share is not None and not trainer.testing and not trainer.sanity_checking
 
     @property
     def _dear(self) -> float:
@@ -153,17 +154,18 @@ class MapBudget:
             each = max(each, SECOND / batches) - SECOND / 2 / batches
         return self._credit.get(split_name(trainer, loader), SECOND / 2) + each
 
-    def _chosen(self, present: Tensor, rows: list[list[bool]], passes: int, split: str) -> Tensor:
-        """(B, L) bool: of each case at most so many labels, those first that have been scored least."""
+    def _chosen(self, present: Tensor, passes: int, split: str) -> tuple[Tensor, int]:
+        """(B, L) bool: of each case at most so many labels, those first that have been scored least; and the passes."""
         chosen, scored = torch.zeros_like(present), self._scored.setdefault(split, [0] * present.shape[1])
-        if passes:
-            for row, there in enumerate(rows):
-                wanted = [label for label, is_there in enumerate(there) if is_there]
-                wanted = sorted(wanted, key=scored.__getitem__)[:passes]
-                chosen[row, wanted] = True
-                for label in wanted:
-                    scored[label] += 1
-        return chosen
+        used = 0
+        for row, there in enumerate(present.tolist() if passes else []):
+            wanted = [label for label, is_there in enumerate(there) if is_there]
+            wanted = sorted(wanted, key=scored.__getitem__)[:passes]
+            chosen[row, wanted] = True
+            used = max(used, len(wanted))
+            for label in wanted:
+                scored[label] += 1
+        return chosen, used
 
     def _priced(self, step: StepMaps, count: WorkCount) -> tuple[float, float]:
         """Seconds of one pass to all layers that need one, 0 where none does, and of a forward."""

@@ -156,7 +156,9 @@ class Panel:
 
     def may_draw(self, cases: Sequence[str]) -> bool:
         """May one of these cases be drawn? Before the first pass is over, any may."""
-        return not self.complete or any(case in self.choice.pairs and case not in self._drawn for case in cases)
+        if not self.complete:
+            return bool(self.choice.cases or self._always)
+        return any(case in self.choice.pairs and case not in self._drawn for case in cases)
 
     def collect(
         self,

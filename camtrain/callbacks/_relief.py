@@ -63,6 +63,11 @@ class Relief:
         return self.level < Level.FEWER
 
     @property
+    def maps(self) -> bool:
+        """Are there still maps?"""
+        return self.level < Level.NO_MAPS
+
+    @property
     def blind(self) -> bool:
         """Are steps left alone?"""
         return self.level == Level.BLIND
@@ -167,7 +172,7 @@ class Relief:
         each = lot.each()
         if self.level == Level.ONE_BY_ONE:
             return each
-        return [one.undrawn() for one in each if bool(one.present.any())][:1]
+        return [one.undrawn() for one in each if bool(one.scored.any())][:1]
 
     @contextmanager
     def _caught(self, may: Callable[[], bool] | bool = True) -> Iterator[list[str]]:

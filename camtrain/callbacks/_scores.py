@@ -217,7 +217,7 @@ class ScoreBook:
     def reset(self) -> None:
         """Begin anew."""
         self._waiting.cut()
-        for metric in [self.auroc, self.share, *self._of_maps()]:
+        for metric in [self.auroc, *self._of_maps()]:
             metric.reset()
 
     def kept(self) -> tuple[int, list[dict[str, Any]]]:
@@ -243,7 +243,8 @@ class ScoreBook:
 
     def _of_maps(self) -> list[Any]:
         of_maps = [metric for metrics in self.maps.values() for metric in metrics.values()]
-        return [*of_maps, *self.alone.values(), *self.sums.values(), *([] if self.places is None else [self.places])]
+        places = [] if self.places is None else [self.places]
+        return [self.share, *of_maps, *self.alone.values(), *self.sums.values(), *places]
 
     def thresholds(self, methods: Sequence[str]) -> dict[str, Tensor]:
         """Method -> (L,) OrganIoU thresholds of this split (all processes must call it together)."""

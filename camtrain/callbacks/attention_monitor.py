@@ -134,7 +134,7 @@ class AttentionMonitor(Callback):
         nifti_cases: int | list[str] = 0,
         nifti_epochs: list[int] | None = None,
         guard_loggers: bool = True,
-        map_budget: float | None = 0.04,
+        map_budget: float | None = 0.03,
     ) -> None:
         self.given = given(locals())
         self._asked = read_methods(methods)
@@ -322,29 +322,27 @@ class AttentionMonitor(Callback):
 
     def _rests(self, trainer: Any, watch: ModuleWatch, batch: Any) -> bool:
         """Is there no map to be made of this batch, neither within the budget nor for a picture?"""
-        if not self.budget.saves(trainer, watch):
-            return False
-        words, split = self.context.read(batch, self.context.outputs), split_name(trainer, self._at[1])
-        if self._draws(trainer) and self.panels[split].may_draw(words.names(self._at[0])):
-            return False
-        return self.budget.rests(trainer, self._at[1], words.label, self.context.segmented(words))
+        label, cases = self.context.ahead(batch, self._at[0]) if self.budget.paces(watch) else (None, [])
+        if self.budget.plan(trainer, label, self._at[1]) != 0:
+            return not self.relief.maps
+        return not (self._draws(trainer) and self.panels[split_name(trainer, self._at[1])].may_draw(cases))
 
     def _count(self, trainer: Any, batch: Any, step: StepMaps, logits: Tensor, names: list[str]) -> None:
         book = self._open_book(trainer, names, logits.device)
-        words, label = self.context.labelled(batch, len(names), "AttentionMonitor")
-        label = self._repeats.unknown(trainer, label.to(logits.device), words.ids, *self._at)
+        words, truth = self.context.labelled(batch, len(names), "AttentionMonitor")
+        label = self._repeats.unknown(trainer, truth.to(logits.device), words.ids, *self._at)
         book.update_logits(logits, label)
         segmented, split = self.context.segmented(words).to(logits.device), split_name(trainer, self._at[1])
-        cases = words.names(self._at[0])
-        drawn: dict[int, list[int]] = {}
-        if self._draws(trainer):
-            drawn = self.panels[split].wanted(cases, label, segmented, logits.float().sigmoid())
+        cases, likely = words.names(self._at[0]), logits.float().sigmoid()
+        drawn = self.panels[split].wanted(cases, label, segmented, likely) if self._draws(trainer) else {}
         recorded = self.recorder.wanted(split, drawn, cases, label, logits) if self.recorder and drawn else None
         self.alarms.questions.collect(step.watch, words, logits, label, segmented, cases, self._at[1])
-        scored = self.budget.thin(trainer, step, label, segmented, self._at[1], book)
-        lot = Lot(words, logits, scored, segmented, cases, drawn, recorded)
+        within = self.budget.within(trainer, step, truth, (label == 1) & segmented[:, None], self._at[1], book)
         panel, kind = self.panels.get(split), "sanity" if trainer.sanity_checking else trainer.state.fn
-        self.relief.through(lot, book, Counting(self.context, step, book, panel, self.recorder, split, names, kind))
+        if step.watch.graph:
+            lot = Lot(words, logits, label, within, segmented, cases, drawn, recorded)
+            made = Counting(self.context, step, book, panel, self.recorder, split, names, kind, self._at[0] == 0)
+            self.relief.through(lot, book, made)
 
     def _open_book(self, trainer: Any, names: list[str], device: torch.device) -> ScoreBook:
         """Validation chooses thresholds on its own cases, each loader for itself; test takes those of `val`."""

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -66,8 +67,20 @@ def eager(hook: Callable[..., Any]) -> Callable[..., Any]:
     """
     if "torch._dynamo" not in sys.modules:
         return hook
-    disabled: Callable[..., Any] = torch._dynamo.disable(hook)  # type: ignore[no-untyped-call]
-    return disabled
+    if not isinstance(hook, MethodType):
+        return _disabled(hook)
+    if hook.__func__ not in _methods:  # wrapping takes the compiler its time, and hooks come and go in every step
+        _methods[hook.__func__] = _disabled(hook.__func__)
+    return MethodType(_methods[hook.__func__], hook.__self__)
+
+
+_methods: dict[Callable[..., Any], Callable[..., Any]] = {}
+"""Of our own classes, so they are few."""
+
+
+def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
+    found: Callable[..., Any] = torch._dynamo.disable(function)  # type: ignore[no-untyped-call]
+    return found
 
 
 # Layer -> how often it ran in the latest forward of camtrain's own. Only how fast maps are depends on it.

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from camtrain.cam.capture import eager, level, recomputing
+from camtrain.cam.capture import eager, level, recomputing, run_eagerly
 
 
 class Work(NamedTuple):
@@ -47,13 +48,14 @@ class Work(NamedTuple):
 
 _FORWARD = Work(1.8e-11, 1.0e-9, 0.4e-9, 15e-6)
 _BACKWARD = Work(1.25e-11, 4.5e-9, 1.1e-9, 20e-6)
+_CALLS_A_STEP = 4  # of a recurrent layer: gates are several operations
 
 
 class WorkCount:
     """Counts the work of one forward, and how much of it lies behind given layers.
 
     Args:
-        model: All of it is counted; what is compiled, or no module, is not seen.
+        model: All of it is counted, run eagerly; what is no module, or scripted, is not seen.
         layers: Modules in it.
 
     Example:
@@ -77,9 +79,11 @@ class WorkCount:
         """While the forward runs. Hooks look at shapes alone, and are gone afterwards."""
         self._level = level()
         hook = eager(self._hook)
-        handles = [module.register_forward_hook(hook) for module in _once([*_leaves(self._model), *self._layers])]
+        handles = [module.register_forward_hook(hook) for module in _once([*_counted(self._model), *self._layers])]
         try:
-            yield
+            # Hooks inside of what is compiled now would break its graphs for good.
+            with run_eagerly():
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -97,7 +101,7 @@ class WorkCount:
     def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if recomputing() or level() != self._level:
             return
-        if next(module.children(), None) is None:
+        if _counts(module):
             self.whole = self.whole.plus(_work(module, args, output))
         for layer, marks in zip(self._layers, self._marks, strict=True):
             if layer is module:
@@ -105,14 +109,20 @@ class WorkCount:
 
 
 def _work(module: nn.Module, args: tuple[Any, ...], output: Any) -> Work:
+    given = args[0] if args and isinstance(args[0], Tensor) else None
     numbers = float(output.numel()) if isinstance(output, Tensor) else 0.0
+    if isinstance(module, nn.RNNBase) and given is not None:
+        weights = float(sum(parameter.numel() for parameter in module.parameters()))
+        steps = given.shape[1 if module.batch_first else 0] if given.ndim == 3 else given.shape[0]
+        calls = steps * module.num_layers * (1 + module.bidirectional) * _CALLS_A_STEP
+        return Work(given.numel() / module.input_size * weights, 0.0, weights, float(calls))
     if not isinstance(module, _ConvNd | nn.Linear) or not isinstance(output, Tensor):
         return Work(numbers=numbers, calls=1.0)
     weights = float(module.weight.numel())
     if isinstance(module, nn.Linear):
         places = numbers / module.out_features
-    elif module.transposed and args and isinstance(args[0], Tensor):
-        places = args[0].numel() / module.in_channels
+    elif module.transposed and given is not None:
+        places = given.numel() / module.in_channels
     else:
         places = numbers / module.out_channels
     return Work(places * weights, numbers, weights, 1.0)
@@ -122,8 +132,15 @@ def _priced(work: Work, prices: Work) -> float:
     return sum(amount * price for amount, price in zip(work, prices, strict=True))
 
 
-def _leaves(model: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in model.modules() if next(module.children(), None) is None)
+def _counted(model: nn.Module) -> Iterator[nn.Module]:
+    scripted = [m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)]  # they take no hooks
+    hidden = {id(part) for module in scripted for part in module.modules()}
+    return (module for module in model.modules() if _counts(module) and id(module) not in hidden)
+
+
+def _counts(module: nn.Module) -> bool:
+    """Is it one that computes? Spectral and weight norm put modules into a convolution."""
+    return next(module.children(), None) is None or isinstance(module, _ConvNd | nn.Linear | nn.RNNBase)
 
 
 def _once(modules: Iterable[nn.Module]) -> list[nn.Module]:

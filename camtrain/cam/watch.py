@@ -189,7 +189,6 @@ class ModuleWatch:
         # Views made under no_grad or inference mode would lose the graph.
         with torch.inference_mode(False), torch.enable_grad():
             logits = self._logits(next(iter(sources.values())), outputs, prefer if outputs is None else outputs)
-            logits = logits if self.graph else logits.clone()
         if not self.graph:
             return sources, logits
         if len(sources) > 1:
@@ -329,7 +328,7 @@ class ModuleWatch:
         if first and module is not self._head:
             before = tuple(len(capture.outputs) for capture in self._captures)
             self._entered.append(_Entered(module, args, kwargs, before))
-        if not (self.cut and first and self.graph):
+        if not (self.cut and first):
             return None
         if not self._holds_modes and (torch.is_inference_mode_enabled() or not torch.is_grad_enabled()):
             self._holds_modes = True

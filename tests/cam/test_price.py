@@ -99,8 +99,47 @@ def test_it_leaves_nothing_and_sees_neither_repeats_nor_forwards_of_our_own():
 
 
 def test_outputs_that_are_no_tensor_are_calls():
-    net = nn.Sequential(nn.LSTM(3, 4, batch_first=True))
-    assert counted(net, [], torch.rand(2, 5, 3)).whole == Work(calls=1)
+    net = nn.Sequential(nn.MaxPool1d(2, return_indices=True))
+    assert counted(net, [], torch.rand(2, 5, 4)).whole == Work(calls=1)
+
+
+@pytest.mark.parametrize(("first", "shape"), [(True, (2, 5, 3)), (False, (5, 2, 3))])
+def test_recurrent_layers_multiply_at_every_step(first, shape):
+    net = nn.Sequential(nn.LSTM(3, 4, num_layers=2, batch_first=first))
+    weights = sum(p.numel() for p in net.parameters())
+    whole = counted(net, [], torch.rand(shape)).whole
+    assert whole.products == 2 * 5 * weights
+    assert whole.calls == 5 * 2 * 4
+
+
+def test_a_layer_whose_weight_is_made_of_others_is_counted_all_the_same():
+    plain, normed = nn.Conv1d(2, 6, 3), nn.utils.parametrizations.spectral_norm(nn.Conv1d(2, 6, 3))
+    image = torch.rand(5, 2, 9)
+    whole = [counted(nn.Sequential(layer), [], image).whole for layer in (plain, normed)]
+    assert whole[0].products == whole[1].products == 5 * 7 * 36
+
+
+def test_scripted_modules_are_passed_over():
+    net = nn.Sequential(nn.Conv1d(1, 2, 1), torch.jit.script(nn.Sequential(nn.Conv1d(2, 2, 1), nn.ReLU())))
+    assert counted(net, [net[0]], torch.rand(1, 1, 4)).whole.calls == 1
+    assert hooks_of(net) == []
+
+
+def test_compiled_modules_keep_their_graphs():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(len([node for node in graph.graph.nodes if node.op not in ("placeholder", "output")]))
+        return graph.forward
+
+    net = nn.Sequential(nn.Conv1d(1, 2, 1), nn.ReLU(), nn.Conv1d(2, 2, 1)).eval()
+    whole = nn.Sequential(torch.compile(net, backend=backend), nn.Flatten())
+    count = counted(whole, [whole[1]], torch.rand(1, 1, 4))
+    assert graphs == []  # the step that is counted runs eagerly, and is seen
+    assert count.whole.calls == 4
+    with torch.no_grad():
+        whole(torch.rand(1, 1, 4))
+    assert len(graphs) == 1 and graphs[0] >= 3  # noqa: PT018
 
 
 @pytest.mark.parametrize(("net", "size", "layer", "share"), [
