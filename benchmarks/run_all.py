@@ -55,6 +55,7 @@ class Part(NamedTuple):
 MONAI = "DenseNet121 EfficientNet-B0 ResNet18 ResNet50"
 FIVE = f"{MONAI} AxialNet"
 MAPS = "maps_cost.py --peers torchcam"
+MONITOR = "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --labels 1 16 80"
 PARTS = {
     "step": Part(
         "Training step, affine head, 80 labels",
@@ -173,13 +174,13 @@ PARTS = {
     ),
     "monitor_passes": Part(
         "The same at 32^3, where the last map of several cells lies mid-way: as much as map_budget=0.03 holds",
-        "at most 1.10 x a plain one (epochs of under half a minute may take a second more: the free one is left out here)",
-        "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --labels 1 16 80 --sizes 32 --pairs 5 --seconds 10 --free 0",
+        "at most 1.10 x a plain one (without the free second, which shows in epochs of under half a minute)",
+        f"{MONITOR} --sizes 32 --pairs 5 --seconds 10 --free 0",
         1.10, pairs=0,
     ),
     "monitor_mid": Part(
         "The same on a middle layer at 64^3", "at most 1.10 x a plain one",
-        "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --layers mid --labels 1 16 80 --pairs 3 --seconds 10 --free 0",
+        f"{MONITOR} --layers mid --pairs 3 --seconds 10 --free 0",
         1.10, pairs=0,
     ),
     "monitor_whole": Part(
@@ -190,8 +191,7 @@ PARTS = {
     ),
     "monitor_whole_mid": Part(
         "The same on a middle layer", "no figure",
-        "monitor_nets.py --nets DenseNet121 EfficientNet-B0 --layers mid --labels 1 16 80 --map-budget none "
-        "--pairs 3 --seconds 3",
+        f"{MONITOR} --layers mid --map-budget none --pairs 3 --seconds 3",
     ),
     "monitor_32": Part(
         "The same at 32^3 on the last layer (one cell in DenseNet121)", "at most 1.10 x a plain one",
