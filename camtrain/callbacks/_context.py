@@ -101,7 +101,7 @@ class RunContext:
         keys = {word: (self.keys or {}).get(word, word) for word in ("label", "id")}
         try:
             words = read_batch({word: batch[key] for word, key in keys.items() if key in batch}, outputs=self.outputs)
-        except (InputError, TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError):  # an InputError is a ValueError
             return None, []
         return words.label, words.names(batch_idx)
 

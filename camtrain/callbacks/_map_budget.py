@@ -110,7 +110,7 @@ class MapBudget:
             return None
         passes = self._passes(trainer, label, loader) if self._planned is None else self._planned
         split = split_name(trainer, loader)
-        chosen, used = self._chosen(present, passes if step.watch.graph else 0, split)
+        chosen, used = self._chosen(present, passes, split)
         self._credit[split] = self._credit_for(trainer, loader) - used * self._price[0]
         book.share.update(present)
         if self._told is not step.watch and bool((present & ~chosen).any()):

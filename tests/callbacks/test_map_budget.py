@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 import camtrain as ct
 from camtrain import InputError
 from camtrain.callbacks import _map_budget
+from camtrain.callbacks._context import RunContext
 from camtrain.callbacks._map_budget import MapBudget
+from camtrain.callbacks._panel import Panel
 from camtrain.callbacks._scores import ScoreBook
 from camtrain.cam.price import WorkCount
 from camtrain.cam.watch import ModuleWatch
@@ -260,7 +262,11 @@ def test_the_same_pairs_in_every_epoch_and_in_a_run_of_its_own(kit, tmp_path, mo
         assert torch.equal(later, per_epoch[0])
     if pictures:
         entries = [row["case"] for row in monitor.publisher.run_dir.read_panel()["cases"]]
-        assert len(set(entries)) == 3  # all of them drawn, also where the budget had rested
+        assert len(set(entries)) == 3
+        folder = monitor.publisher.run_dir.path / "epochs"
+        drawn = [sorted(file.name for file in (folder / f"{epoch:04d}").glob("case*.*")) for epoch in range(3)]
+        assert len(drawn[0]) >= 3
+        assert drawn[1] == drawn[2] == drawn[0]  # all of them, also where the budget had rested
     assert kit.hooks_of(module) == {}
 
 
@@ -422,11 +428,12 @@ def test_epochs_agree_where_cases_are_shown_twice(kit, tmp_path, monkeypatch, no
 
 def test_each_loader_has_a_budget_of_its_own(kit, tmp_path, no_second):
     cases, net = kit.make_cases(24), kit.make_net("mlp")
-    monitor = ct.AttentionMonitor(MID, kit.TABLE, every_n_epochs=0, alarms=[], map_budget=price_of(kit, net) / 2)
+    other, budget = kit.make_cases(36, seed=3), price_of(kit, net)
+    monitor = ct.AttentionMonitor(MID, kit.TABLE, every_n_epochs=0, alarms=[], map_budget=budget)
     trainer = kit.make_trainer(tmp_path, monitor)
-    trainer.validate(kit.make_lit(net), [kit.loader(cases), kit.loader(cases[:12])], verbose=False)
+    trainer.validate(kit.make_lit(net), [kit.loader(cases), kit.loader(other)], verbose=False)
     both = {key: value.item() for key, value in trainer.callback_metrics.items()}
-    alone, *_ = validate(kit, tmp_path, cases[:12], kit.make_net("mlp"), map_budget=price_of(kit, net) / 2)
+    alone, *_ = validate(kit, tmp_path, other, kit.make_net("mlp"), map_budget=budget)
     share = {key: value for key, value in both.items() if key.startswith("val_1/scored_share")}
     assert share
     assert {key.replace("val_1", "val"): value for key, value in share.items()} == pytest.approx(
@@ -559,6 +566,41 @@ def test_pictures_of_paid_methods_are_whole(kit, tmp_path, no_second):
         drawn[budget] = sorted(",".join(row.split(",")[3:8:2]) for row in rows)
     assert any("scorecam" in row for row in drawn[None])
     assert drawn[1e-6] == drawn[None]
+
+
+def test_what_was_planned_holds_where_fewer_labels_turn_out_to_be_there():
+    budget = MapBudget(0.5)
+    budget._price, budget._count = (1.0, 1.0), object()
+    budget._scored, budget._credit = {"val": [3, 3, 3]}, {"val": 0.7}
+    trainer = SimpleNamespace(testing=False, sanity_checking=False, num_val_batches=[1e9], datamodule=None)
+    book = SimpleNamespace(share=SimpleNamespace(update=lambda *_: None))
+    step, label = SimpleNamespace(watch=SimpleNamespace(graph=True)), torch.tensor([[1.0, 1, 1], [0, 1, 0]])
+    budget._told = step.watch
+    assert budget.plan(trainer, label, 0) == 0  # one pass of three, and labels of a case come together
+    shown_before = torch.tensor([[False] * 3, [False, True, False]])
+    assert not budget.within(trainer, step, label, shown_before, 0, book).any()
+    assert budget.plan(trainer, torch.tensor([[0.0, 1, 0]]), 0) == 1
+
+
+def test_an_adapter_has_the_last_word_on_labels(kit):
+    batch = {"label": torch.ones(2, 3), "id": ["a", "b"]}
+    label, cases = RunContext(None, None, None, kit.LABELS, "fill").ahead(batch, 0)
+    assert label.shape == (2, 3)
+    assert cases == ["a", "b"]
+    assert RunContext(None, None, lambda batch: batch, kit.LABELS, "fill").ahead(batch, 0) == (None, [])
+    assert RunContext(None, None, None, kit.LABELS, "fill").ahead((1, 2), 0) == (None, [])
+
+
+def test_what_memory_undid_is_scored_once(kit, tmp_path, monkeypatch, no_second):
+    def collect(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Panel, "collect", collect)
+    spy, cases = Spy(monkeypatch), kit.make_cases(24)
+    with pytest.warns(RuntimeWarning, match="memory ended"):
+        found, *_ = validate(kit, tmp_path, cases, map_budget=1.0, every_n_epochs=1)
+    present = sum(int(case["label"].sum()) for case in cases)
+    assert found["val/scored_share"] == pytest.approx(int(spy.pairs().sum()) / present)
 
 
 def test_a_batch_without_cases_and_one_without_labels_take_nothing():
