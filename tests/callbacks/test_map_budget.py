@@ -241,7 +241,7 @@ def test_maps_that_need_no_pass_are_all_scored(kit, tmp_path, monkeypatch, no_se
 @pytest.mark.parametrize("pictures", [0, 1])
 def test_the_same_pairs_in_every_epoch_and_in_a_run_of_its_own(kit, tmp_path, monkeypatch, no_second, pictures):
     cases, spy = kit.make_cases(24), Spy(monkeypatch)
-    price = price_of(kit, kit.make_net("mlp"))
+    price = price_of(kit, kit.make_net("mlp")) / (8 if pictures else 1)
     options = {"every_n_epochs": pictures, "panel_cases": 3, "alarms": [], "map_budget": price}
     monitor = ct.AttentionMonitor(MID, kit.TABLE, **options)
     trainer = kit.make_trainer(tmp_path, monitor, max_epochs=3, num_sanity_val_steps=2)
@@ -580,6 +580,20 @@ def test_what_was_planned_holds_where_fewer_labels_turn_out_to_be_there():
     shown_before = torch.tensor([[False] * 3, [False, True, False]])
     assert not budget.within(trainer, step, label, shown_before, 0, book).any()
     assert budget.plan(trainer, torch.tensor([[0.0, 1, 0]]), 0) == 1
+
+
+def test_a_case_of_the_panel_is_drawn_once_and_its_other_patches_may_rest():
+    panel, truth = Panel(2, 1), torch.tensor([[1.0, 0], [0, 1]])
+    assert panel.may_draw(["c"])  # the choice is yet to be made
+    panel.wanted(["a", "b"], truth, torch.ones(2, dtype=torch.bool), torch.full((2, 2), 0.5))
+    panel.end()
+    assert panel.may_draw(["c", "a"])
+    assert not panel.may_draw(["c"])
+    panel.wanted(["a"], truth[:1], torch.ones(1, dtype=torch.bool), torch.full((1, 2), 0.5))
+    assert not panel.may_draw(["a", "c"])
+    assert panel.may_draw(["b"])
+    panel.begin()
+    assert panel.may_draw(["a"])
 
 
 def test_an_adapter_has_the_last_word_on_labels(kit):
