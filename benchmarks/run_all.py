@@ -193,6 +193,10 @@ PARTS = {
         "The same on a middle layer", "no figure",
         f"{MONITOR} --layers mid --map-budget none --pairs 3 --seconds 3",
     ),
+    "pass_price": Part(
+        "What a pass takes beside a forward: as the clock says, and as map_budget counts it", "no figure",
+        "pass_price.py",
+    ),
     "monitor_32": Part(
         "The same at 32^3 on the last layer (one cell in DenseNet121)", "at most 1.10 x a plain one",
         "validation_cost.py --size 32 --pairs 6 --cases 100",
