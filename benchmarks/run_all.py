@@ -169,13 +169,13 @@ PARTS = {
     "monitor_heads": Part(
         "The same with 1, 16 and 80 labels and both heads",
         "at most 1.10 x a plain one (affine), 1.25 x (hidden layer)",
-        "monitor_nets.py --nets DenseNet121 --labels 1 16 80 --heads affine mlp --pairs 5 --seconds 3",
+        "monitor_nets.py --nets DenseNet121 --labels 1 16 80 --heads affine mlp --pairs 3 --seconds 3",
         1.10, None, ("| affine |",), pairs=0,
     ),
     "monitor_passes": Part(
         "The same at 32^3, where the last map of several cells lies mid-way: as much as map_budget=0.03 holds",
         "at most 1.10 x a plain one (without the free second, which shows in epochs of under half a minute)",
-        f"{MONITOR} --sizes 32 --pairs 5 --seconds 10 --free 0",
+        f"{MONITOR} --sizes 32 --pairs 3 --seconds 10 --free 0",
         1.10, pairs=0,
     ),
     "monitor_mid": Part(

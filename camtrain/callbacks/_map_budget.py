@@ -171,11 +171,12 @@ class MapBudget:
         """Seconds of one pass to all layers that need one, 0 where none does, and of a forward."""
         call = -1 if step.watch.call is None else step.watch.call
         dear = [
-            count.behind(place, call).backward + _EACH
+            count.behind(place, call)
             for place, (key, source) in enumerate(step.sources.items())
             if takes_backward(step.logits, source, None if key == INPUT else step.reshape)
         ]
-        return sum(dear), count.whole.forward
+        # Recording the graph takes time too, once for all passes of a batch, which are two or more.
+        return sum(work.backward + work.forward / 2 + _EACH for work in dear), count.whole.forward
 
     def _tell(self, trainer: Any, step: StepMaps, share: float) -> None:
         layers = ", ".join(step.layers())

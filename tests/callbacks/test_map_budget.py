@@ -40,7 +40,7 @@ def price_of(kit, net, layer=MID, size=None, batch=3):
     with count.counting(), torch.no_grad():
         net(torch.rand(batch, 1, *(size or kit.SIZE)))
     net.calls = 0
-    return count.behind(0).backward / count.whole.forward
+    return (count.behind(0).backward + count.behind(0).forward / 2) / count.whole.forward
 
 
 class Spy:
@@ -476,7 +476,8 @@ def test_the_pass_goes_down_to_the_run_that_counts(kit, tmp_path, call):
     with count.counting(), torch.no_grad():
         net(torch.stack([case["image"] for case in cases[:3]]))
     _, monitor, _ = validate(kit, tmp_path, cases, net, layer="act", call=call)
-    expected = count.behind(0, call).backward + _map_budget._EACH
+    behind = count.behind(0, call)
+    expected = behind.backward + behind.forward / 2 + _map_budget._EACH
     assert monitor.budget._price == pytest.approx((expected, count.whole.forward))
     assert count.behind(0, 0).backward > 1.5 * count.behind(0, -1).backward
 
