@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 import camtrain as ct
@@ -13,13 +12,6 @@ from camtrain.cam.watch import ModuleWatch
 
 MID = "features.1"
 SECOND = _map_budget.SECOND
-
-
-@pytest.fixture
-def no_second(monkeypatch):
-    """Nothing for short passes: what is spent is the share alone."""
-    monkeypatch.setattr(_map_budget, "SECOND", 1e-9)
-    monkeypatch.setattr(_map_budget, "_EACH", 0.0)
 
 
 def price_of(kit, net, layer=MID, size=None, batch=3):

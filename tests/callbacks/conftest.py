@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import camtrain as ct
+from camtrain.callbacks import _map_budget
 
 SIZE = (12, 16, 20)
 LABELS = ["nodule", "stent", "effusion"]
@@ -168,3 +169,10 @@ def one_thread():
 @pytest.fixture
 def table():
     return ct.OrganTable.load(TABLE)
+
+
+@pytest.fixture
+def no_second(monkeypatch):
+    """Nothing for short passes: what is spent is the share alone."""
+    monkeypatch.setattr(_map_budget, "SECOND", 1e-9)
+    monkeypatch.setattr(_map_budget, "_EACH", 0.0)
