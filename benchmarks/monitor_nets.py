@@ -29,7 +29,6 @@ from torch.utils.data import DataLoader
 from validation_cost import Lit, cases, monitor_of, trainer_in
 
 import camtrain as ct
-from camtrain.callbacks import _map_budget
 
 HEADER = "| network | head | layer | labels | volume | epoch with / without | ms more | ms plain | pairs |"
 AS_IN_A_FIT = {"inference_mode": False}  # Lightning validates under no_grad there
@@ -47,6 +46,7 @@ def compare(net: str, head: str, layer: str, labels: int, size: int, args: argpa
     # EfficientNet's last activation is a module that runs several times: the last run counts.
     watched_layer = f"net.{network.mid if layer == 'mid' else found}"
     monitor = monitor_of(labels, watched_layer, every_n_epochs=0, call=-1, **args.map_budget)
+    monitor.budget.free = args.free
     with torch.no_grad():
         model(image)
         start = time.process_time()
@@ -78,14 +78,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--map-budget", type=_budget, default={}, metavar="SHARE", help="none: maps of all labels")
-    parser.add_argument("--free", type=float, default=_map_budget.SECOND, help="seconds of passes that any epoch has")
+    parser.add_argument("--free", type=float, default=1.0, help="seconds of passes that any epoch has")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     for talker in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(talker).setLevel(logging.ERROR)
     torch.set_num_threads(args.threads)
-    _map_budget.SECOND = args.free
     print(f"{HEADER}\n" + "|---" * HEADER.count(" | ") + "|---|")
     for net, head, layer, labels, size in itertools.product(
         args.nets, args.heads, args.layers, args.labels, args.sizes

@@ -34,7 +34,8 @@ class MapBudget:
     been scored least in this pass over the split: a rare label is scored as often as a common one, as far as it can be.
 
     Args:
-        share: Seconds of passes per second of the plain evaluation's forwards, at least `SECOND` per split; None = all.
+        share: Seconds of passes per second of the plain forwards, at least `free` of them, which is one, in
+            each pass over a split; None = all.
 
     Raises:
         InputError: Not a positive number.
@@ -48,7 +49,7 @@ class MapBudget:
                 f"map_budget= expects a positive number, such as 0.03 of the forwards of an evaluation, or None for "
                 f"maps of all present labels, got {share!r}"
             )
-        self.share = share
+        self.share, self.free = share, SECOND
         self._watched: ModuleWatch | None = None
         self._count: WorkCount | None = None
         self._price: tuple[float, float] | None = None
@@ -145,14 +146,14 @@ class MapBudget:
     @property
     def _loan(self) -> float:
         """Seconds that may be borrowed: by so much more than the budget, at most, is spent in the end."""
-        return max(SECOND / 4, _TOGETHER * self._dear)
+        return max(self.free / 4, _TOGETHER * self._dear)
 
     def _credit_for(self, trainer: Any, loader: int) -> float:
         """Seconds that the next batch may take: its own part, and what batches before it have left."""
         batches, each = _batches(trainer, loader), (self.share or 0.0) * (self._price or (0.0, 0.0))[1]
         if not math.isinf(batches):
-            each = max(each, SECOND / batches) - SECOND / 2 / batches
-        return self._credit.get(split_name(trainer, loader), SECOND / 2) + each
+            each = max(each, self.free / batches) - self.free / 2 / batches
+        return self._credit.get(split_name(trainer, loader), self.free / 2) + each
 
     def _chosen(self, present: Tensor, passes: int, split: str) -> tuple[Tensor, int]:
         """(B, L) bool: of each case at most so many labels, those first that have been scored least; and the passes."""
