@@ -120,6 +120,19 @@ def test_wrong_organs(organs, words):
         read_batch(a_batch(organs=organs))
 
 
+@pytest.mark.parametrize("kind", ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"])
+@pytest.mark.parametrize("value", [1, 255, -1, 256, 32768])
+def test_any_id_is_an_organ_whatever_its_type(kind, value):
+    dtype = getattr(torch, kind)
+    organs = torch.zeros(B, 1, *GRID, dtype=torch.int64)
+    organs[1, 0, -1, -1, -1] = value
+    held = organs.to(dtype)
+    expected = [any(one.flatten().tolist()) for one in held]
+    assert read_batch(a_batch(organs=held)).has_organs.tolist() == expected
+    if dtype == torch.int64:
+        assert expected == [row == 1 for row in range(B)]
+
+
 def test_has_organs_is_derived_or_taken():
     organs = a_batch()["organs"]
     organs[1] = 0

@@ -56,7 +56,7 @@ class Lot:
         return self.present if self.within is None else self.within
 
     @property
-    def truth(self) -> Tensor:
+    def judged(self) -> Tensor:
         """(b, L): the labels, NaN also for present ones that are not scored."""
         return self.label if self.within is None else self.label.masked_fill(self.present & ~self.within, torch.nan)
 
@@ -128,7 +128,7 @@ class Counting:
         maps = made.by_method
         allowed = self.context.allowed_on_grids(lot.words, maps, scored)
         # What only the panel shows is not scored.
-        self.book.update(only(maps, scored, asked), allowed, lot.truth, lot.segmented, lot.logits)
+        self.book.update(only(maps, scored, asked), allowed, lot.judged, lot.segmented, lot.logits)
         if lot.within is not None:
             self.book.share.score(scored)
         if lot.drawn and self.panel is not None:

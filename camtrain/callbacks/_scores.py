@@ -303,13 +303,10 @@ class ScoreBook:
             yield from self._single("energy_inside_chance", method, metrics["energy_inside"].chance("macro"))
 
     def _of_share(self) -> Iterator[Score]:
-        """Where not all present labels were scored: what share of all of them, and of each."""
-        each, whole = self.share.averaged("none").double().cpu(), float(self.share.averaged("micro"))
-        if whole < 1:
-            yield Score("scored_share", None, None, whole)
-            for name, share in zip(self.names, each.tolist(), strict=True):
-                if share == share:
-                    yield Score("scored_share", None, name, share)
+        """Of the present labels, which part was scored; nothing where all were."""
+        share = self.share.averaged("none")
+        if bool((share < 1).any()):
+            yield from self._spread("scored_share", None, share)
 
     def _spread(self, measure: str, method: str | None, values: Tensor) -> Iterator[Score]:
         numbers = values.double().cpu()

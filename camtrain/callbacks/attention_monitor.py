@@ -329,15 +329,16 @@ class AttentionMonitor(Callback):
 
     def _count(self, trainer: Any, batch: Any, step: StepMaps, logits: Tensor, names: list[str]) -> None:
         book = self._open_book(trainer, names, logits.device)
-        words, truth = self.context.labelled(batch, len(names), "AttentionMonitor")
-        label = self._repeats.unknown(trainer, truth.to(logits.device), words.ids, *self._at)
+        words, given = self.context.labelled(batch, len(names), "AttentionMonitor")
+        label = self._repeats.unknown(trainer, given.to(logits.device), words.ids, *self._at)
         book.update_logits(logits, label)
         segmented, split = self.context.segmented(words).to(logits.device), split_name(trainer, self._at[1])
-        cases, likely = words.names(self._at[0]), logits.float().sigmoid()
-        drawn = self.panels[split].wanted(cases, label, segmented, likely) if self._draws(trainer) else {}
+        cases, drawn = words.names(self._at[0]), dict[int, list[int]]()
+        if self._draws(trainer):
+            drawn = self.panels[split].wanted(cases, label, segmented, logits.float().sigmoid())
         recorded = self.recorder.wanted(split, drawn, cases, label, logits) if self.recorder and drawn else None
         self.alarms.questions.collect(step.watch, words, logits, label, segmented, cases, self._at[1])
-        within = self.budget.within(trainer, step, truth, (label == 1) & segmented[:, None], self._at[1], book)
+        within = self.budget.within(trainer, step, given, (label == 1) & segmented[:, None], self._at[1], book)
         panel, kind = self.panels.get(split), "sanity" if trainer.sanity_checking else trainer.state.fn
         if step.watch.graph:
             lot = Lot(words, logits, label, within, segmented, cases, drawn, recorded)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_cases
+from conftest import LABELS, make_cases
 
 SCRIPT = """
 import importlib.util, os, sys
@@ -149,8 +149,12 @@ def test_processes_that_score_what_their_budgets_hold_count_together(tmp_path):
         one, two = (numbers(result[stage]) for result in pair)
         assert one == two, stage
     # The first process has cases 0, 2, 4 and 6 of the held out ones.
-    truths = torch.stack([case["label"] for case in make_cases(7, seed=5)[::2]])
-    pairs = numbers(pair[0]["fitted"])["val/scored_share"] * int(truths.sum())
-    assert round(pairs, 4) in range(1, int(truths.sum()))
+    truths = torch.stack([case["label"] for case in make_cases(7, seed=5)[::2]]).sum(0)
+    found = numbers(pair[0]["fitted"])
+    shares = {key: value for key, value in found.items() if key.startswith("val/scored_share/")}
+    pairs = [found[f"val/scored_share/{name}"] * int(n) for name, n in zip(LABELS, truths, strict=True) if n]
+    assert len(shares) == len(pairs) > 0
+    assert pairs == pytest.approx([round(n) for n in pairs], abs=1e-4)
+    assert 0 < sum(pairs) < int(truths.sum())
     assert "test/scored_share" not in pair[0]["tested"]
     assert pair[0]["hooks"] == pair[1]["hooks"] == {}
