@@ -175,7 +175,7 @@ PARTS = {
     "monitor_passes": Part(
         "The same at 32^3, where the last map of several cells lies mid-way: as much as map_budget=0.03 holds",
         "at most 1.10 x a plain one (without the free second, which shows in epochs of under half a minute)",
-        f"{MONITOR} --sizes 32 --pairs 3 --seconds 10 --free 0",
+        f"{MONITOR} --sizes 32 --pairs 9 --seconds 10 --free 0",
         1.10, pairs=0,
     ),
     "monitor_mid": Part(

@@ -100,6 +100,11 @@ class FixedQuestions:
             ):
                 self._due.append(rule.name)
 
+    @property
+    def due(self) -> bool:
+        """Is the network asked in this pass, so that steps must tell how?"""
+        return bool(self._due)
+
     def collect(
         self,
         watch: ModuleWatch,

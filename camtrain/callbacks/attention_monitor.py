@@ -277,7 +277,7 @@ class AttentionMonitor(Callback):
         if self.relief.blind:
             return self._blindly(trainer, pl_module, batch, partial(original, *args, **kwargs))
         watch = self._watching(trainer, pl_module, batch)
-        watch.start(graph=not self._rests(trainer, watch, batch))
+        watch.start(not self._rests(trainer, watch, batch), self.alarms.questions.due)
         try:
             with self.relief.watching(partial(self._unfinished, trainer, watch)) as ended, self.budget.counting(watch):
                 output = original(*args, **kwargs)

@@ -99,6 +99,10 @@ class ModuleWatch:
         self._first = True
         self.graph = True
         self._level = 0
+        # The modules whose hooks see the logits, as the last step with a graph told, and were there as many logits as
+        # runs of a layer? Hooks on these alone take a third of the time of all.
+        self._enough: list[nn.Module] = []
+        self._alone = self._paired = False
 
     @property
     def name(self) -> str:
@@ -121,18 +125,21 @@ class ModuleWatch:
         made = [output for module, output in self._outputs if module is self.entry]
         return len(self._entered) == 1 and all(output is None for output in made)
 
-    def start(self, graph: bool = True) -> None:
+    def start(self, graph: bool = True, again: bool = True) -> None:
         """Attach the hooks. Calling it twice is calling it once.
 
         Args:
             graph: Of a cut watch: are there maps to be made of this step? Without, only the logits are taken.
+            again: May `rerun` be asked of a step without a graph? If not, fewer hooks do.
         """
         if self._handles:
             return
         self.graph = graph or not self.cut
-        for capture, layer in zip(self._captures, self._layers, strict=True):
+        self._alone = not (self.graph or again) and bool(self._enough)
+        for capture, layer in zip(self._captures, [] if self._alone else self._layers, strict=False):
             capture.attach(layer, idle=not self.graph)
-        for module in {id(m): m for m in [*self._bracketed, self._head] if m is not None}.values():
+        around = self._enough if self._alone else [*self._bracketed, self._head]
+        for module in {id(m): m for m in around if m is not None}.values():
             self._handles.append(module.register_forward_pre_hook(eager(self._enter), with_kwargs=True))
             self._handles.append(module.register_forward_hook(eager(self._leave), always_call=True))
 
@@ -173,7 +180,7 @@ class ModuleWatch:
 
         Returns:
             The layers' outputs, by name as it was written, and the logits (B, L). Of a step without a graph the outputs
-            are empty.
+            are empty, or left out.
 
         Raises:
             InputError: A layer did not run or ran several times, no module around all of them gives logits, or the
@@ -185,12 +192,14 @@ class ModuleWatch:
         sources = {
             key: chosen_call(capture.outputs, call, plain_name(capture.name))
             for key, capture, call in zip(self.keys, self._captures, self._calls(), strict=True)
+            if not (self._alone and self._outputs)
         }
         # Views made under no_grad or inference mode would lose the graph.
         with torch.inference_mode(False), torch.enable_grad():
-            logits = self._logits(next(iter(sources.values())), outputs, prefer if outputs is None else outputs)
+            logits = self._logits(next(iter(sources.values()), None), outputs, prefer if outputs is None else outputs)
         if not self.graph:
             return sources, logits
+        self._enough = self._that_suffice()
         if len(sources) > 1:
             _refuse_other_branches(sources, logits)
         if self._first and self.cut and self.call == -1 and len(self._entered) == 1 and self._can_ask():
@@ -198,6 +207,15 @@ class ModuleWatch:
                 capture.begin = len(capture.outputs) - 1
         self._first = False
         return sources, logits
+
+    def _that_suffice(self) -> list[nn.Module]:
+        """The giver and the modules around it, where the step called one of these and no layer is needed to tell B."""
+        if not self.cut or self._giver is None or self._head is not None or self._pick is not None:
+            return []
+        outer, entered = self._around[self._around.index(self._giver) :], [each.module for each in self._entered]
+        self._paired = self._as_often_as_layers(self._giver)
+        told = find_logits(self._given(self._giver)) is not None
+        return outer if told and entered and all(module in outer for module in entered) else []
 
     def _can_ask(self) -> bool:
         """Are the layers and the head inside the module that the step called last, so that it can run once more?"""
@@ -260,8 +278,8 @@ class ModuleWatch:
         for capture in self._captures:
             capture.level = to
 
-    def _logits(self, source: Tensor, outputs: int | None, wanted: int | None) -> Tensor:
-        batch = self._batch(source)
+    def _logits(self, source: Tensor | None, outputs: int | None, wanted: int | None) -> Tensor:
+        batch = None if source is None else self._batch(source)
         if self._head is not None or self._pick is not None:
             ran = self._head if self._head is not None else self._outermost()
             given = None if ran is None else self._given(ran)
@@ -279,7 +297,7 @@ class ModuleWatch:
         self._giver = ran
         return found
 
-    def _smallest(self, batch: int, wanted: int | None) -> tuple[nn.Module | None, Tensor | None]:
+    def _smallest(self, batch: int | None, wanted: int | None) -> tuple[nn.Module | None, Tensor | None]:
         """Logits of the smallest module around the layers that gives (B, L); of the wanted width, if one does."""
         each = [(module, find_logits(self._given(module), batch)) for module in self._around]
         found = [(module, logits) for module, logits in each if logits is not None]
@@ -299,6 +317,8 @@ class ModuleWatch:
         return own[(self.call or 0) % len(own) if self._as_often_as_layers(module) else -1] if own else None
 
     def _as_often_as_layers(self, module: nn.Module | None) -> bool:
+        if self._alone:
+            return self._paired
         count = sum(m is module for m, _ in self._outputs)
         return any(len(capture.outputs) == count for capture in self._captures)
 

@@ -38,9 +38,9 @@ class Spy:
             self.scored[-1] = (label == 1) & has_organs[:, None]
             update(book, maps, allowed, label, has_organs, logits)
 
-        def started(watch, graph=True):
+        def started(watch, graph=True, again=True):
             self.graphs.append(graph)
-            start(watch, graph)
+            start(watch, graph, again)
 
         monkeypatch.setattr(ScoreBook, "update_logits", counted)
 

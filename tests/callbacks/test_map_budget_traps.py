@@ -295,3 +295,18 @@ def test_a_wrong_layer_is_told_though_no_label_is_present(kit, tmp_path, head):
         case["label"][:] = 0
     with pytest.raises(InputError, match=r"expected \(B, K, \*S\) with spatial axes"):
         validate(kit, tmp_path, cases, kit.make_net(head), layer="head.1")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_steps_that_rest_tell_how_the_network_is_asked_where_it_is(kit, tmp_path, monkeypatch, no_second, asked):
+    alarms = [{"name": "reliance", "every_n_epochs": 1, "replacement": "blur", "cases": 9}] if asked else []
+    spy, had, cases = Spy(monkeypatch), [], kit.make_cases(24)
+    monitor = ct.AttentionMonitor(MID, kit.TABLE, every_n_epochs=0, alarms=alarms, map_budget=1e-6)
+    net = kit.make_net("mlp")
+    net.register_forward_pre_hook(lambda net, _: had.append(bool(net.features[1]._forward_hooks)))
+    trainer = kit.make_trainer(tmp_path, monitor, max_epochs=1, num_sanity_val_steps=0)
+    trainer.fit(kit.make_lit(net), kit.loader(cases[:3]), kit.loader(cases))
+    assert spy.graphs == [True] + [False] * 7
+    # One forward of training, then those of the validation: hooks on the layer itself only where they are needed.
+    assert had[2:9] == [asked] * 7
+    assert ("val/outside_share" in trainer.callback_metrics) == asked
