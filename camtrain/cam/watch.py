@@ -210,7 +210,7 @@ class ModuleWatch:
 
     def _that_suffice(self) -> list[nn.Module]:
         """The giver and the modules around it, where the step called one of these and no layer is needed to tell B."""
-        if not self.cut or self._giver is None or self._head is not None or self._pick is not None:
+        if self._giver is None or self._head is not None or self._pick is not None:
             return []
         outer, entered = self._around[self._around.index(self._giver) :], [each.module for each in self._entered]
         self._paired = self._as_often_as_layers(self._giver)

@@ -151,6 +151,15 @@ def test_where_the_user_says_where_logits_are_all_hooks_stay(logits):
     assert alone[2] == every[2]
 
 
+def test_what_a_callable_is_given_may_differ_from_step_to_step():
+    module = Module().eval()
+    watch = ModuleWatch(module, "net.features.1", lambda output: output, cut=True)
+    with torch.no_grad():
+        a_step(watch, lambda: module(images()))
+        logits, given, _ = a_step(watch, lambda: module.net(images()), graph=False, again=False)
+    assert torch.equal(logits, given)
+
+
 def test_a_step_that_calls_the_parts_keeps_all_hooks():
     class Parts(Module):
         def forward(self, image):
