@@ -100,7 +100,7 @@ class ModuleWatch:
         self.graph = True
         self._level = 0
         # The modules whose hooks see the logits, as the last step with a graph told, and were there as many logits as
-        # runs of a layer? Hooks on these alone take a third of the time of all.
+        # runs of a layer? In EfficientNet-B0 hooks on these alone take 0.6 of the time of all.
         self._enough: list[nn.Module] = []
         self._alone = self._paired = False
 
@@ -136,10 +136,11 @@ class ModuleWatch:
             return
         self.graph = graph or not self.cut
         self._alone = not (self.graph or again) and bool(self._enough)
-        for capture, layer in zip(self._captures, [] if self._alone else self._layers, strict=False):
-            capture.attach(layer, idle=not self.graph)
-        around = self._enough if self._alone else [*self._bracketed, self._head]
-        for module in {id(m): m for m in around if m is not None}.values():
+        around = [module for module in (*self._bracketed, self._head) if module is not None]
+        if not self._alone:
+            for capture, layer in zip(self._captures, self._layers, strict=True):
+                capture.attach(layer, idle=not self.graph)
+        for module in self._enough if self._alone else {id(m): m for m in around}.values():
             self._handles.append(module.register_forward_pre_hook(eager(self._enter), with_kwargs=True))
             self._handles.append(module.register_forward_hook(eager(self._leave), always_call=True))
 
