@@ -5,6 +5,7 @@
     python benchmarks/step_cost.py --memory           # peak memory instead, each step in processes of its own
     python benchmarks/step_cost.py --null             # the plain step against itself: the noise of the machine
     python benchmarks/step_cost.py --naive --pairs 5  # what the same loss costs with a backward pass per label
+    python benchmarks/step_cost.py --sizes 256 --allocator jemalloc  # without the page faults, which are half of a step
 
 A step is forward, task loss, backward and optimizer step; the mask loss adds what `MaskLossCallback` does: the watch,
 the maps of all labels, the organs brought to the grid, the loss, and one backward of the sum. Pairs take turns, and
@@ -27,6 +28,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from _jemalloc import loaded, start_anew_under_jemalloc
 from _networks import NETWORKS, with_mlp_head
 from _pairs import interleaved, machine
 from torch import Tensor, nn
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=math.inf, help="for a row; three pairs at least")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--allocator", choices=["system", "jemalloc"], default="system", help="see _jemalloc.py")
     parser.add_argument("--wall", action="store_true", help="wall time; the machine must be idle")
     parser.add_argument("--naive", action="store_true", help="a backward pass per label instead of camtrain's maps")
     parser.add_argument("--null", action="store_true", help="the plain step against itself: what noise makes of 1")
@@ -157,6 +160,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=5, help="of each kind, for --memory")
     parser.add_argument("--one", choices=["plain", "mask"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.allocator == "jemalloc":
+        start_anew_under_jemalloc()
     torch.set_num_threads(args.threads)
     clock = time.perf_counter if args.wall else time.process_time
     grid = list(itertools.product(args.nets, args.heads, args.layers, args.labels, args.sizes))
@@ -185,7 +190,7 @@ def main() -> None:
     how = f"{'wall' if args.wall else 'processor'} time"
     if args.memory:
         how = f"median (lowest-highest) of 3 and of {args.processes} pairs of processes"
-    print(f"\n{how}, batch {args.batch}, {machine()}")
+    print(f"\n{how}, batch {args.batch}, {'jemalloc, ' * loaded()}{machine()}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,19 @@ def test_the_step_cost_benchmark_runs(tmp_path):
     assert f"| {net} | affine | mid | 5 | 32^3 | " in text
     assert text.count(" | 1 |\n") == 2  # pairs
     assert "processor time, batch 2, 1 thread of" in text
+
+
+@pytest.mark.slow
+def test_the_step_cost_benchmark_runs_under_jemalloc_or_says_where_to_get_it(tmp_path):
+    words = ["--pairs", "1", "--sizes", "32", "--labels", "5", "--nets", "DenseNet121", "--allocator", "jemalloc"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "step_cost.py"), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    if ctypes.util.find_library("jemalloc") is None:
+        assert done.returncode == 1
+        assert "apt install libjemalloc2, or leave the option out" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "processor time, batch 2, jemalloc, 1 thread of" in done.stdout
 
 
 @pytest.mark.slow
