@@ -160,6 +160,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=5, help="of each kind, for --memory")
     parser.add_argument("--one", choices=["plain", "mask"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.allocator == "jemalloc" and args.memory:
+        parser.error("--memory measures what glibc keeps: leave --allocator out")
     if args.allocator == "jemalloc":
         start_anew_under_jemalloc()
     torch.set_num_threads(args.threads)

@@ -83,9 +83,10 @@ class ModuleWatch:
         chains = [{id(modules[n]): modules[n] for n in around(name)} for name in self.names]
         # Logits depend on all layers, so they come out of a module around all; but the step may enter at any.
         self._around = [m for i, m in chains[0].items() if all(i in chain for chain in chains)]
-        # It may also call a layer itself, and then the head.
-        self._bracketed = list({id(m): m for m in [*self._layers, *(m for c in chains for m in c.values())]}.values())
         self._head = find_layer(model, logits)[1] if isinstance(logits, str) else None
+        # It may also call a layer itself, and then the head.
+        called = [*self._layers, *(m for chain in chains for m in chain.values()), self._head]
+        self._bracketed = list({id(m): m for m in called if m is not None}.values())
         # Of a layer that was found only the last run counts, and the forward that found it saw which that is.
         last = call in (None, -1)
         begins = [last_run(m) if last and at else 0 for m, at in zip(self._layers, self._found, strict=True)]
@@ -136,11 +137,10 @@ class ModuleWatch:
             return
         self.graph = graph or not self.cut
         self._alone = not (self.graph or again) and bool(self._enough)
-        around = [module for module in (*self._bracketed, self._head) if module is not None]
         if not self._alone:
             for capture, layer in zip(self._captures, self._layers, strict=True):
                 capture.attach(layer, idle=not self.graph)
-        for module in self._enough if self._alone else {id(m): m for m in around}.values():
+        for module in self._enough if self._alone else self._bracketed:
             self._handles.append(module.register_forward_pre_hook(eager(self._enter), with_kwargs=True))
             self._handles.append(module.register_forward_hook(eager(self._leave), always_call=True))
 
