@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import platform
 import statistics
@@ -44,6 +45,8 @@ def interleaved(
     clock: Callable[[], float] = time.process_time,
     warm: int = 2,
     seconds: float = math.inf,
+    keep: Path | None = None,
+    row: str = "",
 ) -> Ratio:
     """Time both in every pair, who goes first alternating.
 
@@ -54,11 +57,14 @@ def interleaved(
         clock: Processor time, which others on the machine disturb least; `time.perf_counter` is wall time.
         warm: Pairs before that do not count.
         seconds: Of wall time, after which no other pair begins, once there are three.
+        keep: Every pair is written here as it ends. The pairs of `row` that it already holds count among `pairs`.
+        row: Their name in that file.
     """
     begun = time.perf_counter()
-    ratios, extras, plains = [], [], []
-    for pair in range(warm + pairs):
-        if len(ratios) >= 3 and time.perf_counter() - begun > seconds:
+    found = kept(keep, row) if keep else []
+    missing = max(0, pairs - len(found))
+    for pair in range(missing and warm + missing):
+        if len(found) >= 3 and time.perf_counter() - begun > seconds:
             break
         spent = {}
         for piece in (without, with_it) if pair % 2 else (with_it, without):
@@ -66,12 +72,30 @@ def interleaved(
             piece()
             spent[piece] = clock() - start
         if pair >= warm:
-            ratios.append(spent[with_it] / spent[without])
-            extras.append(1000 * (spent[with_it] - spent[without]))
-            plains.append(1000 * spent[without])
-    low, high = median_interval(ratios)
+            found.append((spent[without], spent[with_it]))
+            if keep:
+                with keep.open("a", newline="") as file:
+                    csv.writer(file).writerow((row, *found[-1]))
+    return summary(found)
+
+
+def kept(file: Path, row: str) -> list[tuple[float, float]]:
+    """Seconds without and with, of the pairs of a row that an earlier run wrote into `file`."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        return [(float(without), float(with_it)) for name, without, with_it in csv.reader(lines) if name == row]
+
+
+def summary(found: Sequence[tuple[float, float]]) -> Ratio:
+    """What the pairs (seconds without, seconds with) come to."""
+    ratios = [with_it / without for without, with_it in found]
     return Ratio(
-        statistics.median(ratios), low, high, statistics.median(extras), statistics.median(plains), len(ratios)
+        statistics.median(ratios),
+        *median_interval(ratios),
+        1000 * statistics.median(with_it - without for without, with_it in found),
+        1000 * statistics.median(without for without, _ in found),
+        len(found),
     )
 
 

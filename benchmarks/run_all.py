@@ -91,6 +91,10 @@ PARTS = {
         "The step at 256^3 once more, as glibc keeps memory", "at most 1.03 x a plain step",
         "step_cost.py --nets EfficientNet-B0 --sizes 256 --threads 2 --pairs 30", 1.03, 1.05,
     ),
+    "large_twice": Part(
+        "The step at 256^3 a third time as glibc keeps memory, with twice the pairs", "at most 1.03 x a plain step",
+        "step_cost.py --nets EfficientNet-B0 --sizes 256 --threads 2 --pairs 60", 1.03, 1.05,
+    ),
     "null": Part(
         "The plain step against itself at 128^3: what the machine's noise makes of 1", "no figure",
         "step_cost.py --nets DenseNet121 EfficientNet-B0 --sizes 128 --null --seconds 180",
@@ -230,7 +234,7 @@ PARTS = {
 
 
 def measure(name: str, out: Path) -> None:
-    """Run one part and keep what it printed."""
+    """Run one part and keep what it printed; a training step's pairs as they end, so that a stopped part goes on."""
     part = PARTS[name]
     start = time.perf_counter()
     print(f"{name}: {part.python or 'python'} benchmarks/{part.command}", flush=True)
@@ -238,13 +242,17 @@ def measure(name: str, out: Path) -> None:
     if not python.exists():
         print(f"{name}: left out, there is no {part.python}: make parity", flush=True)
         return
-    command = [str(python), *shlex.split(part.command)]
+    command, file, pairs = [str(python), *shlex.split(part.command)], out / f"{name}.json", out / f"{name}.csv"
+    if part.command.startswith("step_cost.py") and "--memory" not in part.command:
+        command += ["--keep", str(pairs.resolve())]
+    if file.exists():
+        pairs.unlink(missing_ok=True)  # of a part that was done: this one is to begin anew
     done = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{name} failed; parts before it are kept in {out}\n{done.stderr[-2000:]}")
     print(done.stdout, flush=True)
     kept = {"command": part.command, "seconds": round(time.perf_counter() - start), "text": done.stdout}
-    (out / f"{name}.json").write_text(json.dumps(kept))
+    file.write_text(json.dumps(kept))
 
 
 def verdict(part: Part, text: str) -> str:

@@ -6,6 +6,7 @@
     python benchmarks/step_cost.py --null             # the plain step against itself: the noise of the machine
     python benchmarks/step_cost.py --naive --pairs 5  # what the same loss costs with a backward pass per label
     python benchmarks/step_cost.py --sizes 256 --allocator jemalloc  # without the page faults, which are half of a step
+    python benchmarks/step_cost.py --pairs 99 --keep FILE  # goes on where a run with this FILE was stopped
 
 A step is forward, task loss, backward and optimizer step; the mask loss adds what `MaskLossCallback` does: the watch,
 the maps of all labels, the organs brought to the grid, the loss, and one backward of the sum. Pairs take turns, and
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=math.inf, help="for a row; three pairs at least")
+    parser.add_argument("--keep", type=Path, help="CSV of single pairs (seconds): those of a row found there count")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--allocator", choices=["system", "jemalloc"], default="system", help="see _jemalloc.py")
     parser.add_argument("--wall", action="store_true", help="wall time; the machine must be idle")
@@ -173,6 +175,8 @@ def main() -> None:
             (plain if args.one == "plain" else masked)()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
         return
+    how = f"batch {args.batch}, {'jemalloc, ' * loaded()}{machine()}"
+    what = f"{'wall' if args.wall else 'processor'} time, {how}"
     header = HEADERS[args.memory]
     print(f"{header}\n" + "|---" * header.count(" | ") + "|---|")
     for net, head, layer, labels, size in grid:
@@ -187,12 +191,12 @@ def main() -> None:
             continue
         both = steps(net, head, layer, labels, size, args.batch, args.naive)
         both = (both[0], partial(both[0])) if args.null else both
-        ratio = interleaved(*both, args.pairs, clock, seconds=args.seconds)
+        row = f"{first} {'naive, ' * args.naive}{'null, ' * args.null}{what}"
+        ratio = interleaved(*both, args.pairs, clock, seconds=args.seconds, keep=args.keep, row=row)
         print(f"{first} {ratio} | {ratio.extra:.1f} | {ratio.plain:.0f} | {ratio.pairs} |", flush=True)
-    how = f"{'wall' if args.wall else 'processor'} time"
     if args.memory:
-        how = f"median (lowest-highest) of 3 and of {args.processes} pairs of processes"
-    print(f"\n{how}, batch {args.batch}, {'jemalloc, ' * loaded()}{machine()}")
+        what = f"median (lowest-highest) of 3 and of {args.processes} pairs of processes, {how}"
+    print(f"\n{what}")
 
 
 if __name__ == "__main__":
