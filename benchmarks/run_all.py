@@ -40,6 +40,7 @@ class Part(NamedTuple):
         only: Rows that the limit is for hold all of this.
         python: Interpreter, where it is not this one; the part is left out where there is none.
         pairs: How many were asked for; 0: not said.
+        again: Earlier parts that measured the same rows.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Part(NamedTuple):
     only: tuple[str, ...] = ()
     python: str = ""
     pairs: int = PAIRS
+    again: tuple[str, ...] = ()
 
 
 MONAI = "DenseNet121 EfficientNet-B0 ResNet18 ResNet50"
@@ -94,6 +96,7 @@ PARTS = {
     "large_twice": Part(
         "The step at 256^3 a third time as glibc keeps memory, with twice the pairs", "at most 1.03 x a plain step",
         "step_cost.py --nets EfficientNet-B0 --sizes 256 --threads 2 --pairs 60", 1.03, 1.05,
+        again=("large", "large_again"),
     ),
     "null": Part(
         "The plain step against itself at 128^3: what the machine's noise makes of 1", "no figure",
@@ -272,6 +275,22 @@ def verdict(part: Part, text: str) -> str:
     return f" **{len(kept)} of {len(rows)} rows keep it.**{doubt}" if rows else ""
 
 
+def together(texts: list[str]) -> str:
+    """Each row of the last of these, over all runs that hold it: weighted by the inverse squares of the intervals."""
+    runs = [{found["row"]: found for line in text.splitlines() if (found := FIGURE.match(line))} for text in texts]
+    said = []
+    for row in runs[-1]:
+        found = [run[row] for run in runs if row in run]
+        weights = [(float(one["high"]) - float(one["low"])) ** -2 for one in found]
+        mean = sum(weight * float(one["median"]) for weight, one in zip(weights, found, strict=True)) / sum(weights)
+        half = sum(weights) ** -0.5 / 2
+        said.append(
+            f"\n{len(found)} runs on this page hold the row `{row.strip()}`; together, weighted by the\n"
+            f"inverse squares of their intervals' widths: **{mean:.3f} ({mean - half:.3f}-{mean + half:.3f})**."
+        )
+    return "\n".join(said)
+
+
 def page(out: Path) -> str:
     """The text of docs/performance.md."""
     parts = [
@@ -287,6 +306,9 @@ def page(out: Path) -> str:
         kept = json.loads(file.read_text())
         text = kept["text"].strip()
         body = text if text.startswith("|") else f"```\n{text}\n```"
+        files = [file for other in part.again if (file := out / f"{other}.json").exists()]
+        if files:
+            body += "\n" + together([*(json.loads(file.read_text())["text"] for file in files), text])
         parts.append(
             f"## {part.title}\n\nAsked for: {part.asked}.{verdict(part, text)}\n\n"
             f"`{part.python or 'python'} benchmarks/{kept['command']}` ({kept['seconds'] / 60:.0f} min)\n\n{body}\n"

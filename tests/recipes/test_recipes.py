@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes.util
 import json
 import subprocess
@@ -85,6 +86,24 @@ def test_the_step_cost_benchmark_runs(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_step_cost_benchmark_that_stopped_goes_on_with_its_pairs(tmp_path):
+    words = ["--sizes", "32", "--labels", "5", "--nets", "ResNet18", "--keep", "pairs.csv"]
+    kept = tmp_path / "pairs.csv"
+    run(ROOT / "benchmarks" / "step_cost.py", [*words, "--pairs", "1"], tmp_path)
+    first = kept.read_text()
+    other, (name, plain, _) = first.replace("ResNet18", "ResNet50"), next(csv.reader(first.splitlines()))
+    twice = f'"{name}",{plain},{2 * float(plain)}\r\n'  # a pair whose step with the mask loss took twice the time
+    kept.write_text(other + twice * 2)
+    text = run(ROOT / "benchmarks" / "step_cost.py", [*words, "--pairs", "3"], tmp_path)
+    assert " | 2.000 (" in text
+    assert text.count(" | 3 |\n") == 1
+    assert len(kept.read_text().splitlines()) == 4
+    begun = kept.read_text()
+    run(ROOT / "benchmarks" / "step_cost.py", [*words, "--pairs", "2"], tmp_path)
+    assert kept.read_text() == begun
+
+
+@pytest.mark.slow
 def test_the_step_cost_benchmark_runs_under_jemalloc_or_says_where_to_get_it(tmp_path):
     words = ["--pairs", "1", "--sizes", "32", "--labels", "5", "--nets", "DenseNet121", "--allocator", "jemalloc"]
     command = [sys.executable, str(ROOT / "benchmarks" / "step_cost.py"), *words]
@@ -123,6 +142,19 @@ def test_the_driver_of_the_benchmarks_writes_its_page_and_says_what_is_kept(tmp_
     run(ROOT / "benchmarks" / "run_all.py", ["--page", "--out", str(tmp_path), "--to", str(page)], tmp_path)
     assert "1 of 3 rows keep it" in page.read_text()
     assert "Peak memory" not in page.read_text()
+
+
+@pytest.mark.slow
+def test_the_driver_of_the_benchmarks_takes_runs_of_the_same_row_together(tmp_path):
+    row = "| EfficientNet-B0 | affine | last | 80 | 256^3 | {} | 1.0 | 100 | 60 |"
+    for name, ratio in (("large", "1.030 (1.020-1.040)"), ("large_twice", "1.000 (0.990-1.010)")):
+        kept = {"command": "step_cost.py", "seconds": 90, "text": row.format(ratio)}
+        (tmp_path / f"{name}.json").write_text(json.dumps(kept))
+    page = tmp_path / "page.md"
+    run(ROOT / "benchmarks" / "run_all.py", ["--page", "--out", str(tmp_path), "--to", str(page)], tmp_path)
+    # Two intervals of one width: their mean, and a width that is smaller by the root of two.
+    assert "**1.015 (1.008-1.022)**" in page.read_text()
+    assert page.read_text().count("runs on this page") == 1
 
 
 def test_recipes_are_short_and_flat():
