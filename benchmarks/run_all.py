@@ -237,7 +237,10 @@ PARTS = {
 
 
 def measure(name: str, out: Path) -> None:
-    """Run one part and keep what it printed; a training step's pairs as they end, so that a stopped part goes on."""
+    """Run one part and keep what it printed; a training step's pairs as they end, so that a stopped part goes on.
+
+    The pairs of a part that is done lie with what it printed, so that it begins anew when it is run again.
+    """
     part = PARTS[name]
     start = time.perf_counter()
     print(f"{name}: {part.python or 'python'} benchmarks/{part.command}", flush=True)
@@ -248,14 +251,15 @@ def measure(name: str, out: Path) -> None:
     command, file, pairs = [str(python), *shlex.split(part.command)], out / f"{name}.json", out / f"{name}.csv"
     if part.command.startswith("step_cost.py") and "--memory" not in part.command:
         command += ["--keep", str(pairs.resolve())]
-    if file.exists():
-        pairs.unlink(missing_ok=True)  # of a part that was done: this one is to begin anew
     done = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{name} failed; parts before it are kept in {out}\n{done.stderr[-2000:]}")
     print(done.stdout, flush=True)
     kept = {"command": part.command, "seconds": round(time.perf_counter() - start), "text": done.stdout}
+    if pairs.exists():
+        kept["pairs"] = pairs.read_text().splitlines()
     file.write_text(json.dumps(kept))
+    pairs.unlink(missing_ok=True)
 
 
 def verdict(part: Part, text: str) -> str:

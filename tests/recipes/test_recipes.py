@@ -157,6 +157,25 @@ def test_the_driver_of_the_benchmarks_takes_runs_of_the_same_row_together(tmp_pa
     assert page.read_text().count("runs on this page") == 1
 
 
+@pytest.mark.slow
+def test_the_driver_of_the_benchmarks_goes_on_with_a_stopped_part_and_begins_a_done_one_anew(tmp_path):
+    part = "step_cost.py --nets ResNet18 --sizes 32 --labels 5 --pairs {}"
+    code = "import run_all, sys; from pathlib import Path; run_all.PARTS['step'] = run_all.Part('', '', '{}'); "
+    code += "run_all.measure('step', Path(sys.argv[1]))"
+
+    def measure(pairs: int) -> list[str]:
+        command = [sys.executable, "-c", code.format(part.format(pairs)), str(tmp_path)]
+        subprocess.run(command, cwd=ROOT / "benchmarks", check=True, capture_output=True)
+        return json.loads((tmp_path / "step.json").read_text())["pairs"]
+
+    (first,) = measure(1)
+    assert not (tmp_path / "step.csv").exists()
+    (anew,) = measure(1)
+    assert anew != first
+    (tmp_path / "step.csv").write_text(first + "\n")  # as a part that was stopped leaves it, beside an earlier result
+    assert measure(2)[0] == first
+
+
 def test_recipes_are_short_and_flat():
     for path in RECIPES.glob("*.py"):
         text = path.read_text()
